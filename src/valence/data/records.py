@@ -1,0 +1,61 @@
+"""One schema for feedback rows of every layout."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+Shape = Literal["label", "score", "pair", "ranking", "prompt"]
+
+
+class Message(NamedTuple):
+    """One turn of a conversation."""
+
+    role: str
+    content: str
+
+
+Text = str | tuple[Message, ...]
+"""Plain text, or messages to be rendered with the model's chat template."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One unit of feedback.
+
+    Args:
+        shape: what kind of feedback it is.
+        prompt: the context; "" where the row has none.
+        completions: one for a label or score, (chosen, rejected) for a pair, all for a ranking, none for a prompt.
+        values: label: (+1 or -1,) (0 unlabelled) · score: (reward,) · ranking: a score each, higher is better (ranks
+            become their negatives, with `scored` False) · pair: (score_chosen, score_rejected), or () where the row
+            has none.
+        scored: whether `values` are real scores (True) or only an order or a label (False).
+        margin: how much better chosen is, where the row says so and gives no scores.
+        split: the row's own "train" / "heldout" mark, if any.
+        file, line: where it came from (line from 1).
+        columns: the row's other fields, for reward functions.
+    """
+
+    shape: Shape
+    prompt: Text
+    completions: tuple[Text, ...] = ()
+    values: tuple[float, ...] = ()
+    scored: bool = False
+    margin: float | None = None
+    split: str | None = None
+    file: str = ""
+    line: int = 0
+    columns: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A row that could not be used, or not wholly: where and why."""
+
+    file: str
+    line: int
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}: {self.reason}"

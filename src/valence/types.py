@@ -1,0 +1,226 @@
+"""The words of Valence as types: actions, feedback, batches, likelihoods, targets and losses.
+
+Shape legend, used in every docstring:
+    N contexts · K actions per context · T steps per action · V vocabulary · P pairs.
+
+K may be ragged offline: absent actions are masked by `present [N, K]`. Log-probabilities and KLs are in nats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+def select_rows(value: Any, rows: slice) -> Any:
+    """Rows of a context, whatever it is: None, a tensor, a sequence, or anything with `select(rows)`."""
+    if value is None:
+        return None
+    if hasattr(value, "select") and not isinstance(value, Tensor):
+        return value.select(rows)
+    return value[rows]
+
+
+@dataclass(frozen=True)
+class Action:
+    """What the policy did in each context.
+
+    Args:
+        steps: tokens, vectors or latents, `[N, K, T, ...]`.
+        mask: which steps are part of the action, `[N, K, T]`.
+        start: a denoiser's initial latent, `[N, K, ...]`; None elsewhere.
+        output: the decoded text or image of each action, `[N][K]`, for reward functions.
+    """
+
+    steps: Tensor
+    mask: Bool[Tensor, "N K T"]
+    start: Tensor | None = None
+    output: Sequence[Sequence[Any]] | None = None
+
+    def select(self, rows: slice) -> Action:
+        return Action(self.steps[rows], self.mask[rows], select_rows(self.start, rows), select_rows(self.output, rows))
+
+
+@dataclass(frozen=True)
+class Rewards:
+    """Scalar feedback: `value [N, K]`, in the unit of whoever gave it."""
+
+    value: Float[Tensor, "N K"]
+    present: Bool[Tensor, "N K"]
+
+    def select(self, rows: slice) -> Rewards:
+        return Rewards(self.value[rows], self.present[rows])
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Accept / reject feedback: `sign [N, K]` is +1 accepted, -1 rejected, 0 unlabelled (still feeds KL and BC)."""
+
+    sign: Int[Tensor, "N K"]
+    present: Bool[Tensor, "N K"]
+
+    def select(self, rows: slice) -> Labels:
+        return Labels(self.sign[rows], self.present[rows])
+
+
+@dataclass(frozen=True)
+class Preferences:
+    """Comparisons: `win[n, i, j]` is the probability that action i beats j, known where `observed[n, i, j]`.
+
+    `margin [N, K, K]`, where the annotator gave one, is score i minus score j.
+    """
+
+    win: Float[Tensor, "N K K"]
+    observed: Bool[Tensor, "N K K"]
+    present: Bool[Tensor, "N K"]
+    margin: Float[Tensor, "N K K"] | None = None
+
+    def select(self, rows: slice) -> Preferences:
+        return Preferences(self.win[rows], self.observed[rows], self.present[rows], select_rows(self.margin, rows))
+
+
+Feedback = Rewards | Labels | Preferences
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Contexts, actions and what was said of them.
+
+    Args:
+        context: anything the policy understands with N rows; None where there is none.
+        action: the actions, `[N, K, T, ...]`.
+        feedback: rewards, labels or preferences over them.
+        old_log_prob: log pi_t of each step under the policy that collected them, `[N, K, T]`.
+        on_policy: which actions were drawn from pi_t, `[N, K]`.
+        mismatched: KTO's unrelated completions: actions of other contexts, K = 1.
+    """
+
+    context: Any
+    action: Action
+    feedback: Feedback
+    old_log_prob: Float[Tensor, "N K T"] | None = None
+    on_policy: Bool[Tensor, "N K"] | None = None
+    mismatched: Action | None = None
+
+    @property
+    def present(self) -> Bool[Tensor, "N K"]:
+        return self.feedback.present
+
+    @property
+    def num_contexts(self) -> int:
+        return self.present.shape[0]
+
+    def select(self, rows: slice) -> Batch:
+        return Batch(**{item.name: select_rows(getattr(self, item.name), rows) for item in fields(self)})
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """What a policy says of the actions of a batch, per step, zero where an action has no step.
+
+    After `total()` the step dimension is summed away: `[N, K]`, which is what most objectives read.
+
+    Args:
+        log_prob: log pi(y_t | x, y_<t), `[N, K, T]`. Differentiable.
+        ref_log_prob: the same under pi_ref. Constant.
+        ref_kl: KL(pi_ref || pi) of each step's distribution, `[N, K, T]`. Differentiable, exact, >= 0.
+        policy_kl: KL(pi || pi_ref) of each step's distribution, `[N, K, T]`. For reports.
+        value: V, filled by the learner from a critic: per step `[N, K, T]`, per context `[N, 1]`, or a scalar `[]`.
+        mask: which steps exist, `[N, K, T]`.
+    """
+
+    log_prob: Float[Tensor, "N K *T"]
+    ref_log_prob: Float[Tensor, "N K *T"] | None = None
+    ref_kl: Float[Tensor, "N K *T"] | None = None
+    policy_kl: Float[Tensor, "N K *T"] | None = None
+    value: Float[Tensor, "..."] | None = None
+    mask: Bool[Tensor, "N K T"] | None = None
+
+    def total(self) -> Likelihood:
+        """Sum every per-step quantity over steps: log pi(y|x) and KL of the whole action, nats."""
+        per_step = ("log_prob", "ref_log_prob", "ref_kl", "policy_kl")
+        parts = {name: getattr(self, name) for name in per_step}
+        summed = {name: part.sum(-1) for name, part in parts.items() if part is not None}
+        return replace(self, **summed)
+
+    def detach(self) -> Likelihood:
+        parts = {item.name: getattr(self, item.name) for item in fields(self)}
+        return Likelihood(**{name: None if part is None else part.detach() for name, part in parts.items()})
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Comparisons within contexts, which DPO, IPO, RPO and REBEL take.
+
+    Args:
+        index: (better, worse) positions in the flattened `[N * K]` actions, `[P, 2]`; for REBEL the order is
+            arbitrary and `gap` carries the sign.
+        gap: reward (or score) of the first minus the second, `[P]`; a bare preference has gap 2 P(win) - 1.
+    """
+
+    index: Int[Tensor, "P 2"]
+    gap: Float[Tensor, " P"]
+
+    def select(self, rows: slice, num_actions: int, num_contexts: int) -> Pairs:
+        """The pairs of the contexts in `rows`, renumbered from that slice's first context."""
+        start, stop, _ = rows.indices(num_contexts)
+        context = self.index[:, 0] // num_actions
+        keep = (context >= start) & (context < stop)
+        return Pairs(self.index[keep] - start * num_actions, self.gap[keep])
+
+
+@dataclass(frozen=True)
+class Target:
+    """What an objective aims at, made once per *collected* batch, without gradient, so that micro-batches are exact.
+
+    Args:
+        present: which actions exist, `[N, K]`.
+        size: how many elements (actions or pairs) the objective is a mean over: those of the whole collected batch.
+        weight: signed weight of each action, `[N, K]` (PMPO, KTO, supervised).
+        reward: scalar reward of each action, `[N, K]` (DRO).
+        baseline: KTO's KL or DRO's closed-form V: `[N, 1]` or a scalar `[]`.
+        pairs: comparisons (DPO, IPO, RPO, REBEL).
+    """
+
+    present: Bool[Tensor, "N K"]
+    size: float
+    weight: Float[Tensor, "N K"] | None = None
+    reward: Float[Tensor, "N K"] | None = None
+    baseline: Float[Tensor, "..."] | None = None
+    pairs: Pairs | None = None
+
+    def select(self, rows: slice) -> Target:
+        num_contexts, num_actions = self.present.shape
+        pairs = None if self.pairs is None else self.pairs.select(rows, num_actions, num_contexts)
+        per_context = self.baseline is not None and self.baseline.ndim > 0
+        return replace(
+            self,
+            present=self.present[rows],
+            weight=select_rows(self.weight, rows),
+            reward=select_rows(self.reward, rows),
+            baseline=select_rows(self.baseline, rows) if per_context else self.baseline,
+            pairs=pairs,
+        )
+
+
+@dataclass(frozen=True)
+class Loss:
+    """An objective's verdict, unreduced.
+
+    Args:
+        terms: "policy", "value", "dual" -> per-action `[N, K]` or per-pair `[P]` losses, zero where absent. What is
+            minimised is each term's sum over the collected batch divided by `Target.size`.
+        metrics: name -> scalar, constant, a mean over this (micro-)batch.
+    """
+
+    terms: Mapping[str, Tensor]
+    metrics: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def total(self, size: float) -> Tensor:
+        """The scalar to differentiate: all terms summed, divided by `size`."""
+        return torch.stack([term.sum() for term in self.terms.values()]).sum() / size
