@@ -20,6 +20,7 @@ import json
 import math
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -41,7 +42,7 @@ def paragraphs(text: str) -> list[str]:
     return [block for block in folded if len(block.split()) >= 8]
 
 
-def train_tokenizer(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFast:
+def train_tokenizer(texts: list[str], vocab_size: int) -> Any:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -58,7 +59,7 @@ def train_tokenizer(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFas
     )
 
 
-def stream(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> torch.Tensor:
+def stream(tokenizer: Any, texts: list[str]) -> torch.Tensor:
     """All texts as one line of ids, each between <s> and </s>."""
     ids: list[int] = []
     for row in tokenizer(texts, add_special_tokens=True)["input_ids"]:
@@ -78,14 +79,14 @@ def sentence_batch(rows: list[list[int]], count: int, pad: int, generator: torch
     return torch.nn.utils.rnn.pad_sequence(batch, batch_first=True, padding_value=pad)
 
 
-def loss_on(model: LlamaForCausalLM, ids: torch.Tensor, pad: int) -> torch.Tensor:
+def loss_on(model: Any, ids: torch.Tensor, pad: int) -> torch.Tensor:
     with torch.autocast("cpu", torch.bfloat16):  # 1.4x on this processor; the weights stay float32
         logits = model(ids).logits[:, :-1]
     return torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten(), ignore_index=pad)
 
 
 @torch.no_grad()
-def evaluate(model: LlamaForCausalLM, prose: torch.Tensor, rows: list[list[int]], pad: int) -> tuple[float, float]:
+def evaluate(model: Any, prose: torch.Tensor, rows: list[list[int]], pad: int) -> tuple[float, float]:
     """(held-out prose, held-out sentences), nats per token."""
     model.eval()
     generator = torch.Generator().manual_seed(1)
@@ -127,7 +128,7 @@ def main() -> None:
     sentence_ids = stream(tokenizer, sentences)
     print(f"{len(prose_ids):,} prose tokens, {len(sentence_ids):,} review tokens, {len(rows):,} sentences", flush=True)
 
-    model = LlamaForCausalLM(
+    model: Any = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(tokenizer), hidden_size=192, intermediate_size=512, num_hidden_layers=5,
             num_attention_heads=6, num_key_value_heads=6, max_position_embeddings=1024, tie_word_embeddings=True,
@@ -135,7 +136,7 @@ def main() -> None:
         )
     )  # fmt: skip
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters", flush=True)
-    pad = tokenizer.pad_token_id
+    pad = int(tokenizer.convert_tokens_to_ids(PAD))
     total = args.text_steps + args.review_steps
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.95), weight_decay=0.1)
     started, seen, best = time.monotonic(), 0, math.inf

@@ -1,0 +1,29 @@
+"""Valence: make a policy better from feedback of any sign and shape.
+
+from valence import align
+result = align("thumbs.jsonl", model="small-lm", out="runs/first")
+print(result.after)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from valence.data.formats import load_feedback
+    from valence.errors import UserError
+    from valence.runs.align import align
+
+__all__ = ["UserError", "align", "load_feedback"]
+__version__ = "0.1.0"
+
+_HOMES = {"align": "valence.runs.align", "load_feedback": "valence.data.formats", "UserError": "valence.errors"}
+
+
+def __getattr__(name: str) -> Any:
+    """Names are fetched when first used, so that `import valence` stays fast."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'valence' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOMES[name]), name)

@@ -149,8 +149,8 @@ class Likelihood:
         return replace(self, **summed)
 
     def detach(self) -> Likelihood:
-        parts = {item.name: getattr(self, item.name) for item in fields(self)}
-        return Likelihood(**{name: None if part is None else part.detach() for name, part in parts.items()})
+        parts: dict[str, Any] = {item.name: getattr(self, item.name) for item in fields(self)}
+        return replace(self, **{name: part.detach() for name, part in parts.items() if part is not None})
 
 
 @dataclass(frozen=True)
@@ -185,6 +185,7 @@ class Target:
         reward: scalar reward of each action, `[N, K]` (DRO).
         baseline: KTO's KL or DRO's closed-form V: `[N, 1]` or a scalar `[]`.
         pairs: comparisons (DPO, IPO, RPO, REBEL).
+        beta: KL weight read off the collected batch's class fractions, `[]` (PMPO).
     """
 
     present: Bool[Tensor, "N K"]
@@ -193,6 +194,7 @@ class Target:
     reward: Float[Tensor, "N K"] | None = None
     baseline: Float[Tensor, "..."] | None = None
     pairs: Pairs | None = None
+    beta: Float[Tensor, ""] | None = None
 
     def select(self, rows: slice) -> Target:
         num_contexts, num_actions = self.present.shape

@@ -1,0 +1,1 @@
+"""Policies: products of T conditional distributions. `valence.policies.loading` loads language models."""

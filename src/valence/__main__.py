@@ -1,0 +1,5 @@
+"""`python -m valence`."""
+
+from valence.cli.main import main
+
+main()

@@ -1,0 +1,43 @@
+"""`valence reproduce NAME --out DIR [--smoke | --quick]`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+
+import tyro
+
+from valence.errors import UserError
+
+EXPERIMENTS = {"thumbs": "valence.reproduce.thumbs"}
+
+
+@dataclass(frozen=True)
+class Reproduce:
+    """Rerun an experiment and print the paper's figures beside ours. Experiments: thumbs."""
+
+    name: tyro.conf.Positional[str]
+    """Which experiment."""
+    out: str = ""
+    """Folder to write into; runs/NAME where not given."""
+    smoke: bool = False
+    """Seconds: only that it works."""
+    quick: bool = False
+    """A few minutes: one seed."""
+    workers: int = 0
+    """Processes side by side; 0 takes one a core."""
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Parse and run."""
+    options = tyro.cli(
+        Reproduce, args=list(arguments), prog="valence reproduce", config=(tyro.conf.FlagCreatePairsOff,)
+    )
+    if options.name not in EXPERIMENTS:
+        raise UserError(f"there is no experiment {options.name!r}; there are {', '.join(EXPERIMENTS)}")
+    size = "smoke" if options.smoke else "quick" if options.quick else "full"
+    out = Path(options.out or f"runs/{options.name}")
+    path = import_module(EXPERIMENTS[options.name]).run(out, size, options.workers or None)
+    print(f"written: {path}")

@@ -1,0 +1,187 @@
+"""From text to tensors: groups of completions -> token ids -> a `Batch`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from valence.data.groups import Group
+from valence.data.records import Message, Problem, Text
+from valence.policies.language import TokenContext
+from valence.types import Action, Batch, Feedback, Labels, Preferences, Rewards
+
+
+@dataclass(frozen=True)
+class EncodedGroup:
+    """A context and its completions as token ids; a completion that was not cut ends with the end token."""
+
+    prompt: list[int]
+    completions: list[list[int]]
+    group: Group
+
+    @property
+    def num_tokens(self) -> int:
+        """Real prompt and completion tokens, the prompt counted once a completion."""
+        return sum(len(self.prompt) + len(ids) for ids in self.completions)
+
+
+class Encoder:
+    """Turns prompts and completions into token ids for one model.
+
+    Messages go through the model's chat template; without one their contents are joined with blank lines. Plain
+    strings are taken as they are, with `separator` between prompt and completion.
+
+    Args:
+        tokenizer: a transformers tokenizer with an end-of-sequence token.
+        encoder_decoder: whether prompt and completion are two sequences (each within `max_length`) or one.
+        max_length: in tokens.
+    """
+
+    def __init__(
+        self, tokenizer: Any, *, encoder_decoder: bool = False, max_length: int = 1024, separator: str = ""
+    ) -> None:
+        self.tokenizer, self.encoder_decoder = tokenizer, encoder_decoder
+        self.max_length, self.separator = max_length, separator
+
+    def prompt(self, prompt: Text) -> list[int]:
+        """Token ids of a prompt, with the model's own special tokens; never empty."""
+        if isinstance(prompt, str):
+            ids = self.tokenizer(prompt + self.separator if prompt else "")["input_ids"]
+        elif self.tokenizer.chat_template:
+            ids = self._template(prompt, add_generation_prompt=True)
+        else:
+            ids = self.tokenizer("\n\n".join([*(turn.content for turn in prompt), ""]))["input_ids"]
+        end = self.tokenizer.eos_token_id
+        if not self.encoder_decoder:
+            while ids and ids[-1] == end and isinstance(prompt, str):
+                ids = ids[:-1]
+        start = self.tokenizer.bos_token_id
+        return list(ids) or [end if start is None else start]
+
+    def completion(self, prompt: Text, completion: Text) -> list[int]:
+        """Token ids of a completion, ending with the end token."""
+        end = self.tokenizer.eos_token_id
+        if not isinstance(completion, str) and not isinstance(prompt, str) and self.tokenizer.chat_template:
+            before = self._template(prompt, add_generation_prompt=True)
+            whole = self._template((*prompt, *completion), add_generation_prompt=False)
+            ids = whole[len(before) :] if whole[: len(before)] == before else self._plain(completion)
+        else:
+            ids = self._plain(completion)
+        return [*ids[: ids.index(end)], end] if end in ids else [*ids, end]
+
+    def _plain(self, completion: Text) -> list[int]:
+        text = completion if isinstance(completion, str) else "\n\n".join(turn.content for turn in completion)
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _template(self, turns: Sequence[Message], *, add_generation_prompt: bool) -> list[int]:
+        rows = [turn._asdict() for turn in turns]
+        text = self.tokenizer.apply_chat_template(rows, tokenize=False, add_generation_prompt=add_generation_prompt)
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def group(self, group: Group) -> tuple[EncodedGroup | None, Problem | None]:
+        """(the encoded group or None, what was wrong or None)."""
+        prompt = self.prompt(group.prompt)
+        room = self.max_length - (0 if self.encoder_decoder else len(prompt))
+        if room < 1 or len(prompt) > self.max_length:
+            reason = (
+                f"the prompt alone fills the length limit ({len(prompt)} of {self.max_length} tokens): row left out"
+            )
+            return None, Problem(group.file, group.line, f"{reason}; raise --max-length")
+        completions = [self.completion(group.prompt, text) for text in group.completions]
+        longest = max(len(ids) for ids in completions)
+        problem = None
+        if longest > room:
+            reason = f"a completion of {longest} tokens was cut to {room} to fit --max-length {self.max_length}"
+            problem = Problem(group.file, group.line, reason)
+        return EncodedGroup(prompt, [ids[:room] for ids in completions], group), problem
+
+    def groups(self, groups: Sequence[Group]) -> tuple[list[EncodedGroup], list[Problem]]:
+        """Encode all; every row left out or cut is a problem with its line and reason."""
+        results = [self.group(group) for group in groups]
+        return [good for good, _ in results if good is not None], [bad for _, bad in results if bad is not None]
+
+
+def pad_left(rows: Sequence[Sequence[int]], pad: int) -> TokenContext:
+    """Prompts of several lengths as one `TokenContext`."""
+    width = max(len(row) for row in rows)
+    ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows])
+    mask = torch.tensor([[False] * (width - len(row)) + [True] * len(row) for row in rows])
+    return TokenContext(ids, mask)
+
+
+def pad_actions(rows: Sequence[Sequence[Sequence[int]]], pad: int) -> Action:
+    """Completions `[N][K][T]`, ragged in K and T, as one `Action`."""
+    shape = (len(rows), max(len(row) for row in rows), max(len(ids) for row in rows for ids in row))
+    steps, mask = torch.full(shape, pad), torch.zeros(shape, dtype=torch.bool)
+    for n, row in enumerate(rows):
+        for k, ids in enumerate(row):
+            steps[n, k, : len(ids)] = torch.tensor(ids)
+            mask[n, k, : len(ids)] = True
+    return Action(steps, mask)
+
+
+def _table(rows: Sequence[Sequence[float]], shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
+    table = torch.zeros(shape, dtype=dtype)
+    for n, row in enumerate(rows):
+        table[n, : len(row)] = torch.tensor(row, dtype=dtype)
+    return table
+
+
+def pad_feedback(groups: Sequence[Group]) -> Feedback:
+    """The feedback of groups that all have the same kind of it.
+
+    Raises:
+        ValueError: they do not.
+    """
+    shape = (len(groups), max(len(group.completions) for group in groups))
+    present = torch.tensor([[k < len(group.completions) for k in range(shape[1])] for group in groups])
+    signs = [group.sign for group in groups if group.sign is not None]
+    rewards = [group.reward for group in groups if group.reward is not None]
+    wins = [group.wins for group in groups if group.wins is not None]
+    if len(signs) == len(groups):
+        return Labels(_table(signs, shape, torch.long), present)
+    if len(rewards) == len(groups):
+        return Rewards(_table(rewards, shape, torch.float32), present)
+    if len(wins) != len(groups):
+        raise ValueError("the groups of one batch carry different kinds of feedback")
+    win, observed = torch.zeros(*shape, shape[1]), torch.zeros(*shape, shape[1], dtype=torch.bool)
+    margin = torch.zeros(*shape, shape[1])
+    known = all(comparison[3] is not None for row in wins for comparison in row)
+    for n, row in enumerate(wins):
+        for i, j, probability, gap in row:
+            win[n, i, j], win[n, j, i] = probability, 1 - probability
+            observed[n, i, j] = observed[n, j, i] = True
+            if gap is not None:
+                margin[n, i, j], margin[n, j, i] = gap, -gap
+    return Preferences(win, observed, present, margin if known else None)
+
+
+def collate(rows: Sequence[EncodedGroup], *, pad: int, mismatched: bool = False) -> Batch:
+    """Encoded groups as one batch.
+
+    Args:
+        pad: the padding token's id.
+        mismatched: also give each context the first completion of the next one (KTO's unrelated completions).
+    """
+    other = None
+    if mismatched:
+        other = pad_actions([[rows[(n + 1) % len(rows)].completions[0]] for n in range(len(rows))], pad)
+    return Batch(
+        context=pad_left([row.prompt for row in rows], pad),
+        action=pad_actions([row.completions for row in rows], pad),
+        feedback=pad_feedback([row.group for row in rows]),
+        mismatched=other,
+    )
+
+
+def move(value: Any, device: torch.device | str) -> Any:
+    """A batch, or any dataclass of tensors, on another device."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if is_dataclass(value) and not isinstance(value, type):
+        return type(value)(**{item.name: move(getattr(value, item.name), device) for item in fields(value)})
+    return value

@@ -1,0 +1,149 @@
+"""Records made from raw fields: the checks that every layout shares."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+from valence.data.formats.row import Refused
+from valence.data.formats.values import is_blank, number, text
+from valence.data.records import Message, Record, Text
+
+ASKING = ("user", "system", "developer")
+HH_TURN = "\n\nAssistant:"
+
+
+def label(prompt: Any, completion: Any, sign: int) -> Record:
+    """One completion, accepted (+1), rejected (-1) or unlabelled (0)."""
+    context, completions = _parts(prompt, (completion,), ("completion",))
+    return Record("label", context, completions, (float(sign),))
+
+
+def score(prompt: Any, completion: Any, reward: float) -> Record:
+    """One completion with its reward."""
+    context, completions = _parts(prompt, (completion,), ("completion",))
+    return Record("score", context, completions, (reward,), scored=True)
+
+
+def pair(
+    prompt: Any, chosen: Any, rejected: Any, scores: tuple[float, float] | None = None, margin: float | None = None
+) -> Record:
+    """Two completions, the better one first; a prompt of None is the beginning that they share.
+
+    Raises:
+        Refused: the two are the same, or the scores or the margin say that the second is the better one.
+    """
+    if prompt is None and isinstance(chosen, str) and isinstance(rejected, str) and chosen != rejected:
+        prompt, chosen, rejected = shared_text(chosen, rejected)
+    context, completions = _parts(prompt, (chosen, rejected), ("chosen", "rejected"))
+    if completions[0] == completions[1]:
+        raise Refused("chosen and rejected are the same")
+    if scores is not None and scores[0] < scores[1]:
+        raise Refused(f"chosen scores {scores[0]:g}, less than rejected with {scores[1]:g}")
+    if margin is not None and margin < 0:
+        raise Refused(f"margin is {margin:g}: chosen would be the worse one")
+    return Record("pair", context, completions, scores or (), scored=scores is not None, margin=margin)
+
+
+def ranking(prompt: Any, completions: Any, scores: Any = None, ranks: Any = None) -> Record:
+    """Several completions of one prompt, with scores (higher is better) or ranks (1 is best).
+
+    Raises:
+        Refused: lengths that differ, fewer than two, neither or both in contradiction.
+    """
+    if not isinstance(completions, list):
+        raise Refused("completions is not a list")
+    if len(completions) < 2:
+        raise Refused(f"completions has {len(completions)} of them: a ranking needs two or more")
+    if scores is None and ranks is None:
+        raise Refused("completions without scores or ranks")
+    points = None if scores is None else _numbers(scores, "scores", len(completions))
+    places = None if ranks is None else _numbers(ranks, "ranks", len(completions))
+    if points is not None and places is not None and _disagree(points, places):
+        raise Refused("scores and ranks contradict each other")
+    values = points if points is not None else tuple(-place for place in places or ())
+    names = tuple(f"completions[{index}]" for index in range(len(completions)))
+    context, texts = _parts(prompt, tuple(completions), names)
+    return Record("ranking", context, texts, values, scored=points is not None)
+
+
+def prompt_only(prompt: Any) -> Record:
+    """A prompt to be answered."""
+    context = text(prompt, "prompt")
+    if is_blank(context):
+        raise Refused("prompt is empty and there is nothing else")
+    return Record("prompt", context)
+
+
+def shared_text(chosen: str, rejected: str) -> tuple[str, str, str]:
+    """Prompt, chosen and rejected of two texts that begin alike, cut before a space so that no word is torn.
+
+    Transcripts in the Anthropic HH form are cut after the last "Assistant:" that both have.
+    """
+    letters = zip(chosen, rejected, strict=False)
+    apart = next(
+        (index for index, (left, right) in enumerate(letters) if left != right), min(len(chosen), len(rejected))
+    )
+    common = chosen[:apart]
+    turn = common.rfind(HH_TURN)
+    if turn >= 0:
+        cut = turn + len(HH_TURN)
+    else:
+        last = min(apart, len(chosen) - 1, len(rejected) - 1)
+        cut = next((index for index in range(last, 0, -1) if chosen[index].isspace() and rejected[index].isspace()), 0)
+    return chosen[:cut], chosen[cut:], rejected[cut:]
+
+
+def _parts(prompt: Any, completions: Sequence[Any], names: Sequence[str]) -> tuple[Text, tuple[Text, ...]]:
+    """Prompt and completions, all plain text or all messages, with the prompt taken out of whole conversations."""
+    context: Text = "" if prompt is None or prompt == [] else text(prompt, "prompt")
+    texts = tuple(text(value, name) for value, name in zip(completions, names, strict=True))
+    for value, name in zip(texts, names, strict=True):
+        if is_blank(value):
+            raise Refused(f"{name} is empty")
+    if isinstance(context, str) and all(isinstance(value, str) for value in texts):
+        return context, texts
+    turns = [(Message("assistant", value),) if isinstance(value, str) else value for value in texts]
+    if turns[0][0].role in ASKING:
+        context, turns = _separate(context, turns, names)
+    if any(turn[0].role in ASKING for turn in turns):
+        raise Refused(f"{' and '.join(names)} answer different prompts")
+    if isinstance(context, str) and context:
+        context = (Message("user", context),)
+    return context, tuple(turns)
+
+
+def _separate(
+    prompt: Text, conversations: list[tuple[Message, ...]], names: Sequence[str]
+) -> tuple[Text, list[tuple[Message, ...]]]:
+    """The turns that whole conversations share, and what follows in each."""
+    first = conversations[0]
+    if len(conversations) == 1:
+        cut = 1 + max(index for index, turn in enumerate(first) if turn.role in ASKING)
+    else:
+        most = min(len(conversation) for conversation in conversations) - 1
+        alike = (len({conversation[index] for conversation in conversations}) == 1 for index in range(most))
+        cut = next((index for index, same in enumerate(alike) if not same), most)
+    shared, answers = first[:cut], [conversation[cut:] for conversation in conversations]
+    if not all(answers) or any(map(is_blank, answers)):
+        raise Refused(f"no answer follows the prompt in {' and '.join(names)}")
+    known = shared[: len(prompt)] == prompt or any(turn.content == prompt for turn in shared)
+    if prompt and not known:
+        raise Refused(f"{' and '.join(names)} begin with another prompt than the row's")
+    return shared, answers
+
+
+def _numbers(values: Any, what: str, length: int) -> tuple[float, ...]:
+    """A list of `length` finite numbers."""
+    if not isinstance(values, list):
+        raise Refused(f"{what} is not a list")
+    if len(values) != length:
+        raise Refused(f"{length} completions but {len(values)} {what}")
+    return tuple(number(value, f"{what}[{index}]") for index, value in enumerate(values))
+
+
+def _disagree(scores: Sequence[float], ranks: Sequence[float]) -> bool:
+    """Whether a better rank goes with a lower score anywhere."""
+    both = sorted(zip(ranks, (-score for score in scores), strict=True))
+    return any(later[0] > earlier[0] and later[1] < earlier[1] for earlier, later in pairwise(both))

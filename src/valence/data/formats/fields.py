@@ -1,0 +1,49 @@
+"""What layouts share: a row's prompt, its verdict on one completion, its pair with scores or margin."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from valence.data.formats import build
+from valence.data.formats import row as names
+from valence.data.formats.row import Refused, Row
+from valence.data.formats.values import number, sign
+from valence.data.records import Record
+
+
+def prompt_of(row: Row) -> Any:
+    """The row's prompt, with its system prompt before it if it has one; None where it has no prompt."""
+    prompt = row.take(row.first(names.PROMPT))
+    system = row.peek("system")
+    if not isinstance(system, str) or not system.strip() or prompt is None:
+        return prompt
+    row.take("system")
+    turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    return [{"role": "system", "content": system}, *turns] if isinstance(turns, list) else prompt
+
+
+def single_of(row: Row, prompt: Any, completion: Any) -> Record:
+    """One completion, by its thumb if the row has one, else by its score, else unlabelled."""
+    verdicts = {name: sign(row.take(name), name) for name in names.LABEL if row.has(name)}
+    signs = {verdict for verdict in verdicts.values() if verdict}
+    if len(signs) > 1:
+        raise Refused(f"{' and '.join(verdicts)} contradict each other")
+    key = row.first(names.SCORE)
+    if signs or not key or row.peek(key) == "":
+        return build.label(prompt, completion, signs.pop() if signs else 0)
+    return build.score(prompt, completion, number(row.take(key), key))
+
+
+def pair_of(row: Row, prompt: Any, chosen: Any, rejected: Any) -> Record:
+    """Two completions, with the row's scores of them or its margin."""
+    scores = both(row, row.first(names.SCORE_CHOSEN), row.first(names.SCORE_REJECTED))
+    margin = number(row.take("margin"), "margin") if scores is None and row.has("margin") else None
+    return build.pair(prompt, chosen, rejected, scores, margin)
+
+
+def both(row: Row, first: str | None, second: str | None) -> tuple[float, float] | None:
+    """Two scores, or None where the row has neither."""
+    there = [name for name in (first, second) if name and row.has(name)]
+    if len(there) == 1:
+        raise Refused(f"{there[0]} without a score of the other completion")
+    return (number(row.take(first), there[0]), number(row.take(second), there[1])) if there else None

@@ -1,0 +1,100 @@
+"""Valence's own layouts, and the table of all of them, tried in order: the most particular first.
+
+A layout returns a Record, or None where the row is not of its form, or raises Refused where it is but cannot be used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from valence.data.formats import build, tools
+from valence.data.formats import row as names
+from valence.data.formats.fields import pair_of, prompt_of, single_of
+from valence.data.formats.row import Refused, Row
+from valence.data.formats.values import number, sign
+from valence.data.records import Record
+
+
+def ranking(row: Row) -> Record | None:
+    """Several completions with scores or ranks."""
+    key = row.first(names.COMPLETIONS)
+    if key is None:
+        return None
+    scores, ranks = row.take(row.first(names.SCORES)), row.take(row.first(names.RANKS))
+    return build.ranking(prompt_of(row), row.take(key), scores, ranks)
+
+
+def implicit_pair(row: Row) -> Record | None:
+    """TRL's pairs whose prompt is the beginning that both share."""
+    return pair(row) if row.first(names.CHOSEN) and not row.first(names.PROMPT) else None
+
+
+def pair(row: Row) -> Record | None:
+    """chosen and rejected, with a prompt or with one that they share."""
+    chosen, rejected = row.first(names.CHOSEN), row.first(names.REJECTED)
+    if chosen is None and rejected is None:
+        return None
+    if chosen is None or rejected is None:
+        raise Refused(f"{chosen or rejected} without {'chosen' if chosen is None else 'rejected'}")
+    single, judged = row.first(names.COMPLETION), row.first((*names.LABEL, *names.SCORE))
+    if single and judged:
+        raise Refused(f"both a pair and a {single} with {judged}: which is the feedback?")
+    return pair_of(row, prompt_of(row), row.take(chosen), row.take(rejected))
+
+
+def single(row: Row) -> Record | None:
+    """One completion with a thumb, a score or neither."""
+    key = row.first(names.COMPLETION) or (row.first(("text",)) if not row.first(names.PROMPT) else None)
+    if key is None:
+        return None
+    completion = row.take(key)
+    return single_of(row, prompt_of(row), completion)
+
+
+def prompts(row: Row) -> Record | None:
+    """A prompt and nothing said about an answer to it (verl's and everyone's prompt-only rows)."""
+    judged = next((name for name in names.FEEDBACK if row.has(name) and _is_verdict(row.peek(name), name)), None)
+    if judged:
+        raise Refused(f"{judged} without a completion")
+    prompt = prompt_of(row)
+    return None if prompt is None else build.prompt_only(prompt)
+
+
+def _is_verdict(value: Any, name: str) -> bool:
+    """Whether a field judges something; OpenRLHF's prompts keep the right answer in `label`, which does not."""
+    try:
+        return bool(sign(value, name)) if name in names.LABEL else isinstance(value, list) or bool(number(value, name))
+    except Refused:
+        return False
+
+
+LAYOUTS: tuple[tuple[str, Callable[[Row], Record | None]], ...] = (
+    ("hosted service", tools.hosted),
+    ("HALOs", tools.halos),
+    ("torchtune", tools.torchtune),
+    ("REBEL", tools.rebel),
+    ("UltraFeedback", tools.ultrafeedback),
+    ("TRL stepwise", tools.stepwise),
+    ("conversation", tools.conversation),
+    ("LLaMA-Factory alpaca", tools.alpaca),
+    ("", ranking),
+    ("implicit-prompt", implicit_pair),
+    ("", pair),
+    ("", single),
+    ("", prompts),
+)
+
+
+def detect(row: Row) -> tuple[str, Record]:
+    """What the row is ("pair", "HALOs label", ...), by the first layout that it fits, and the row in the one schema.
+
+    Raises:
+        Refused: it fits none, or fits one and cannot be used.
+    """
+    for name, layout in LAYOUTS:
+        record = layout(row)
+        if record is not None:
+            return f"{name} {record.shape}".strip(), record
+    columns = ", ".join(list(row.fields)[:6]) or "none"
+    raise Refused(f"no prompt, completion, pair or ranking among its columns ({columns}): name them with --columns")

@@ -1,0 +1,68 @@
+"""One row as it was read, the names its fields go by, and why it cannot be used."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+PROMPT = ("prompt", "instruction", "input", "query", "question")
+COMPLETION = ("completion", "response", "output")
+COMPLETIONS = ("completions", "responses")
+LABEL = ("label", "accept", "accepted", "kto_tag", "thumb", "sign")
+SCORE = ("reward", "score", "rating", "overall_score")
+SCORES = ("scores", "rewards", "ratings")
+RANKS = ("ranks", "ranking")
+CHOSEN = ("chosen", "chosen_response", "preferred")
+REJECTED = ("rejected", "reject", "rejected_response", "dispreferred", "non_preferred")
+SCORE_CHOSEN = ("score_chosen", "chosen_score", "chosen_rating", "chosen_reward", "reward_chosen", "rating_chosen")
+SCORE_REJECTED = (
+    *("score_rejected", "rejected_score", "rejected_rating", "rejected_reward", "reward_rejected", "rating_rejected"),
+    "reject_reward",
+)
+MARGIN = ("margin",)
+SPLIT = ("split",)
+
+ALIASES = (
+    *(PROMPT, COMPLETION, COMPLETIONS, LABEL, SCORE, SCORES, RANKS, CHOSEN, REJECTED),
+    *(SCORE_CHOSEN, SCORE_REJECTED, MARGIN, SPLIT),
+)
+FEEDBACK = (*LABEL, *SCORE, *SCORES, *RANKS)
+
+
+class Refused(ValueError):
+    """This row cannot be used; the message is the reason."""
+
+
+class Row:
+    """The fields of a row; remembers which of them a layout has read, so that the others can be kept beside it.
+
+    A null field counts as absent: tables that hold rows of several shapes fill the columns of the others with null.
+    """
+
+    def __init__(self, fields: Mapping[str, Any], aside: Mapping[str, Any] | None = None) -> None:
+        self.fields = {name: value for name, value in fields.items() if value is not None}
+        self.aside = dict(aside or {})
+        self.used: set[str] = set()
+
+    def has(self, *names: str) -> bool:
+        """Whether every one of `names` is there."""
+        return all(name in self.fields for name in names)
+
+    def first(self, names: Sequence[str]) -> str | None:
+        """The first of `names` that is there."""
+        return next((name for name in names if name in self.fields), None)
+
+    def peek(self, name: str) -> Any:
+        """A field's value or None, without counting it as read."""
+        return self.fields.get(name)
+
+    def take(self, name: str | None, default: Any = None) -> Any:
+        """A field's value, which then no longer stands in `rest`."""
+        if name is None or name not in self.fields:
+            return default
+        self.used.add(name)
+        return self.fields[name]
+
+    def rest(self) -> dict[str, Any]:
+        """The fields that no layout has read."""
+        return {**{name: value for name, value in self.fields.items() if name not in self.used}, **self.aside}

@@ -1,0 +1,24 @@
+"""The model card that a run writes beside its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+
+def write_model_card(
+    folder: Path, facts: Mapping[str, str], before: Mapping[str, float], after: Mapping[str, float]
+) -> None:
+    """Write `README.md`: what was done to which model with what feedback, and the figures before and after."""
+    lines = ["---", "library_name: transformers", "tags: [valence, alignment]", "---", "", "# Aligned with Valence", ""]
+    lines += [f"- **{name}**: {value}" for name, value in facts.items()]
+    lines += ["", "| measure | before | after |", "|---|---|---|"]
+    lines += [f"| {name} | {before.get(name, float('nan')):.4f} | {after[name]:.4f} |" for name in after]
+    lines += [
+        "",
+        "`kl_policy_ref` is KL(π‖π_ref) and `kl_ref_policy` KL(π_ref‖π), nats a sequence, on fresh samples of the",
+        "first-named policy. `ordinary_text_nll` is nats a token on plain prose: a rise is capability lost.",
+        "`implicit_reward_accuracy` is how often log π/π_ref ranks better held-out feedback above worse.",
+        "",
+    ]
+    (folder / "README.md").write_text("\n".join(lines), encoding="utf-8")

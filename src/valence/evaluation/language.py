@@ -1,0 +1,145 @@
+"""What a person wants to know of an aligned language model: did it learn, how far did it go, what did it lose.
+
+KLs here are estimated on fresh samples (unbiased, PMPO paper Eq. 17), each the sum of its tokens' exact
+full-vocabulary KLs along prefixes drawn from the first-named policy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.resources import files
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from valence.data.collate import EncodedGroup, collate, move, pad_actions, pad_left
+from valence.policies.language import LanguagePolicy
+from valence.protocols import Reference
+from valence.training.learner import signs
+from valence.types import Action, Batch, Labels, Preferences
+
+CHUNK = 64
+
+
+def as_batch(context: Any, action: Action) -> Batch:
+    """Actions without feedback, as a batch to measure."""
+    present = action.mask.any(-1)
+    return Batch(context, action, Labels(torch.zeros_like(present, dtype=torch.long), present))
+
+
+@torch.no_grad()
+def sample_texts(
+    policy: LanguagePolicy, prompts: Sequence[list[int]], *, seed: int, pad: int
+) -> tuple[list[str], list[tuple[Any, Action]]]:
+    """One completion for each prompt: (texts, the chunks they were drawn in)."""
+    generator = torch.Generator().manual_seed(seed)
+    texts, chunks = [], []
+    for start in range(0, len(prompts), CHUNK):
+        context = move(pad_left(prompts[start : start + CHUNK], pad), policy.device)
+        action = policy.sample(context, 1, generator)
+        assert action.output is not None
+        texts += [row[0] for row in action.output]
+        chunks.append((context, action))
+    return texts, chunks
+
+
+@torch.no_grad()
+def sampled_kl(policy: LanguagePolicy, reference: Reference, chunks: Sequence[tuple[Any, Action]], name: str) -> float:
+    """Mean KL a sequence over sampled chunks, nats: `name` is "policy_kl" for KL(pi || pi_ref) on the policy's samples
+    or "ref_kl" for KL(pi_ref || pi) on the reference's."""
+    totals = [
+        getattr(policy.likelihood(as_batch(context, action), reference, frozenset({"log_prob", name})).total(), name)
+        for context, action in chunks
+    ]
+    return float(torch.cat([total.flatten() for total in totals]).mean())
+
+
+@torch.no_grad()
+def implicit_reward_accuracy(
+    policy: LanguagePolicy, reference: Reference, rows: Sequence[EncodedGroup], *, pad: int
+) -> float | None:
+    """How often log pi/pi_ref ranks a better held-out completion above a worse one; a tie counts half.
+
+    Comparisons are made within a context where it has both (pairs, rankings, several scores), else between all
+    better and all worse rows (the area under the ROC curve). None where one side is missing.
+    """
+    within, better, worse = [], [], []
+    for start in range(0, len(rows), CHUNK):
+        chunk = rows[start : start + CHUNK]
+        batch = collate(chunk, pad=pad)
+        total = policy.likelihood(
+            move(batch, policy.device), reference, frozenset({"log_prob", "ref_log_prob"})
+        ).total()
+        assert total.ref_log_prob is not None
+        ratio = (total.log_prob - total.ref_log_prob).cpu()
+        within += _ordered_gaps(ratio, batch)
+        sign = signs(batch.feedback)
+        better.append(ratio[sign > 0])
+        worse.append(ratio[sign < 0])
+    if within:
+        return _share_positive(torch.stack(within))
+    gaps = torch.cat(better)[:, None] - torch.cat(worse)[None, :]
+    return _share_positive(gaps) if gaps.numel() else None
+
+
+def _ordered_gaps(ratio: Tensor, batch: Batch) -> list[Tensor]:
+    """Log-ratio gaps, better minus worse, of every ordered pair within a context."""
+    feedback = batch.feedback
+    if isinstance(feedback, Labels):
+        return []
+    if isinstance(feedback, Preferences):
+        beats = feedback.observed & (feedback.win > 0.5)
+    else:
+        both = feedback.present[:, :, None] & feedback.present[:, None, :]
+        beats = both & (feedback.value[:, :, None] > feedback.value[:, None, :])
+    return [ratio[n, i] - ratio[n, j] for n, i, j in beats.nonzero().tolist()]
+
+
+def _share_positive(gaps: Tensor) -> float:
+    return float(((gaps > 0).double() + 0.5 * (gaps == 0).double()).mean())
+
+
+def ordinary_text() -> list[str]:
+    """Paragraphs of plain English prose (public domain), never trained on, to see what alignment costs."""
+    text = (files("valence") / "assets" / "ordinary-text" / "prose.txt").read_text(encoding="utf-8")
+    return [block.strip() for block in text.split("\n\n") if block.strip()]
+
+
+@torch.no_grad()
+def text_nll(policy: LanguagePolicy, texts: Sequence[str], *, max_tokens: int = 192) -> float:
+    """Mean negative log-likelihood of plain text, nats a token, by teacher forcing from the start token.
+
+    For an encoder-decoder model the paragraph's first half is the prompt and the second the completion.
+    """
+    tokenizer = policy.tokenizer
+    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    contexts, actions = [], []
+    for text in texts:
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"][:max_tokens]
+        half = len(ids) // 2 if policy.encoder_decoder else 0
+        if len(ids) > half:
+            contexts.append(ids[:half] or [start])
+            actions.append([ids[half:]])
+    total, count = 0.0, 0
+    for first in range(0, len(contexts), CHUNK // 4):
+        rows = slice(first, first + CHUNK // 4)
+        batch = as_batch(pad_left(contexts[rows], policy.pad_token_id), pad_actions(actions[rows], policy.pad_token_id))
+        batch = move(batch, policy.device)
+        total -= float(policy.likelihood(batch, None, frozenset({"log_prob"})).log_prob.sum())
+        count += int(batch.action.mask.sum())
+    return total / count
+
+
+def distinct_n(texts: Sequence[str], n: int = 2) -> float:
+    """Share of different n-grams of words among all n-grams of `texts`; 0 where there are none.
+
+    It falls with the amount of text, so compare only sets of as many samples.
+    """
+    grams = [tuple(words[i : i + n]) for words in map(str.split, texts) for i in range(len(words) - n + 1)]
+    return len(set(grams)) / len(grams) if grams else 0.0
+
+
+def mean_words(texts: Sequence[str]) -> float:
+    """Mean length in words."""
+    return sum(len(text.split()) for text in texts) / max(1, len(texts))

@@ -1,0 +1,128 @@
+"""One kind of feedback into another. Each function says whether it is lossy; an impossible one raises.
+
+What stands at absent actions (NaN included) never matters.
+
+Shape legend: see `valence.types`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from valence.types import Labels, Preferences, Rewards
+
+
+def labels_to_rewards(labels: Labels) -> Rewards:
+    """+1 for accepted, -1 for rejected. Lossy only in that unlabelled actions have no reward and are dropped."""
+    present = labels.present & (labels.sign != 0)
+    value = torch.where(present, labels.sign, 0).to(torch.get_default_dtype())
+    return Rewards(value, present)
+
+
+def rewards_to_preferences(rewards: Rewards, *, temperature: float | None = None) -> Preferences:
+    """All comparisons within each context, with the reward difference as `margin` (so nothing is lost).
+
+    Args:
+        temperature: None gives 1 to the higher and 1/2 to ties; otherwise P(i beats j) = sigmoid((r_i - r_j) /
+            temperature), in the reward's unit.
+    Raises:
+        ValueError: temperature <= 0.
+    """
+    if temperature is not None and not temperature > 0:
+        raise ValueError(f"temperature must be > 0, got {temperature}")
+    value = torch.where(rewards.present, rewards.value, 0)
+    margin = value[:, :, None] - value[:, None, :]
+    win = (margin.sign() + 1) / 2 if temperature is None else torch.sigmoid(margin / temperature)
+    return Preferences(win, _both_present(rewards.present), rewards.present, margin)
+
+
+def labels_to_preferences(labels: Labels) -> Preferences:
+    """Within a context, every accepted action beats every rejected one. Lossy.
+
+    Lost: unlabelled actions, and contexts with labels of one sign.
+
+    Raises:
+        ValueError: no context has both signs, so that there is nothing to compare.
+    """
+    accepted = labels.present & (labels.sign > 0)
+    rejected = labels.present & (labels.sign < 0)
+    beats = accepted[:, :, None] & rejected[:, None, :]
+    if not beats.any():
+        raise ValueError(
+            "these labels cannot become preferences: no context has both an accepted and a rejected action, and "
+            "actions of different contexts are not comparable; use a method for labels (pmpo, kto, dro)"
+        )
+    observed = beats | beats.mT
+    return Preferences(beats.to(torch.get_default_dtype()), observed, observed.any(-1))
+
+
+def preferences_to_win_rates(preferences: Preferences) -> Rewards:
+    """Each action's mean probability of winning over the opponents it was compared with. Lossy.
+
+    A comparison counts for both sides, whichever direction was recorded; where both were, they are averaged. Actions
+    never compared are dropped.
+    """
+    win, known = _reciprocal(preferences)
+    count = known.sum(-1)
+    value = torch.where(known, win, 0).sum(-1) / count.clamp(min=1)
+    return Rewards(value, preferences.present & (count > 0))
+
+
+def preferences_to_labels(preferences: Preferences) -> Labels:
+    """Accept a win rate above 1/2, reject one below, leave 1/2 unlabelled. Lossy.
+
+    A pair becomes one accept and one reject; a ranking its better and worse half. Actions never compared are dropped.
+    """
+    rates = preferences_to_win_rates(preferences)
+    sign = (rates.value > 0.5).long() - (rates.value < 0.5).long()
+    return Labels(torch.where(rates.present, sign, 0), rates.present)
+
+
+def reward_statistics(rewards: Rewards) -> tuple[float, float]:
+    """Mean and standard deviation (population, as for "variance 1") of the present rewards.
+
+    Raises:
+        ValueError: no reward is present.
+    """
+    known = rewards.value[rewards.present]
+    if known.numel() == 0:
+        raise ValueError("no reward is present: there is nothing to standardize")
+    return known.mean().item(), known.std(correction=0).item()
+
+
+def standardize(rewards: Rewards, *, mean: float | None = None, std: float | None = None) -> Rewards:
+    """Rewards to mean 0 and variance 1, by the data set's statistics or, when None, by those present here.
+
+    Lossless given the two numbers. Rewards without spread (std 0) are only centred: all become 0.
+
+    Raises:
+        ValueError: std < 0, or only one of mean and std given.
+    """
+    if (mean is None) != (std is None):
+        raise ValueError("give both mean and std, or neither")
+    if mean is None or std is None:
+        mean, std = reward_statistics(rewards)
+    if not std >= 0:
+        raise ValueError(f"std must be >= 0, got {std}")
+    # Equal float rewards can have a mean a rounding away from them: their spread is then that rounding, not a scale.
+    smallest = 1e-6 * max(1.0, abs(mean))
+    scaled = (rewards.value - mean) / std if std > smallest else torch.zeros_like(rewards.value)
+    return replace(rewards, value=torch.where(rewards.present, scaled, 0))
+
+
+def _both_present(present: Bool[Tensor, "N K"]) -> Bool[Tensor, "N K K"]:
+    """Pairs of two different present actions."""
+    different = ~torch.eye(present.shape[-1], dtype=torch.bool, device=present.device)
+    return present[:, :, None] & present[:, None, :] & different
+
+
+def _reciprocal(preferences: Preferences) -> tuple[Float[Tensor, "N K K"], Bool[Tensor, "N K K"]]:
+    """`win` and `observed` made to agree in both directions: win[i, j] = 1 - win[j, i]."""
+    seen = preferences.observed & _both_present(preferences.present)
+    count = seen.long() + seen.mT.long()
+    win = torch.where(seen, preferences.win, 0) + torch.where(seen.mT, 1 - preferences.win.mT, 0)
+    return win / count.clamp(min=1), count > 0

@@ -1,0 +1,101 @@
+"""Rewards to accept / reject labels: six rules, all explicit, all lossy (how much better is forgotten).
+
+In every rule a reward equal to the bar is accepted (`>=`), and the outcome does not depend on the order of a
+context's actions. Where a rule compares actions with each other, a group whose rewards are all equal says nothing: it
+is dropped (`present` False). `dropped` counts how many actions a conversion left out.
+
+Shape legend: see `valence.types`.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from valence.feedback.conversions import preferences_to_labels, rewards_to_preferences
+from valence.types import Feedback, Labels, Rewards
+
+
+def dropped(before: Feedback, after: Feedback) -> int:
+    """How many actions were present before a conversion and are not after it."""
+    return int((before.present & ~after.present).sum())
+
+
+def label_top_k(rewards: Rewards, *, top: int, bottom: int) -> Labels:
+    """Accept each context's `top` best actions, reject its `bottom` worst, leave the rest unlabelled. Lossy.
+
+    Actions that tie with the last one accepted are accepted too (and likewise rejected), so that order does not
+    matter; an action that ties with both bars is unlabelled. Contexts with fewer than `top + bottom` actions, or
+    without spread, are dropped.
+
+    Raises:
+        ValueError: top < 0, bottom < 0, or both 0.
+    """
+    if top < 0 or bottom < 0 or top + bottom == 0:
+        raise ValueError(f"top and bottom must be >= 0 and not both 0, got top={top}, bottom={bottom}")
+    value, present = rewards.value, rewards.present
+    keep = present & (_has_spread(rewards) & (present.sum(-1, keepdim=True) >= top + bottom))
+    accepted = keep & (value >= _kth_largest(value, present, top))
+    rejected = keep & (-value >= _kth_largest(-value, present, bottom))
+    return Labels(accepted.long() - rejected.long(), keep)
+
+
+def label_best_worst(rewards: Rewards) -> Labels:
+    """Accept each context's best action and reject its worst: `label_top_k` with one of each. Lossy."""
+    return label_top_k(rewards, top=1, bottom=1)
+
+
+def label_halves(rewards: Rewards) -> Labels:
+    """Accept each context's better half and reject the worse one (for rankings too). Lossy.
+
+    An action is judged by how many of its context's others it beats (ties count half): more than half of them is
+    accepted, fewer rejected, exactly half (the middle one of an odd number) unlabelled. A group without spread is
+    dropped.
+    """
+    labels = preferences_to_labels(rewards_to_preferences(rewards))
+    return Labels(labels.sign, labels.present & _has_spread(rewards))
+
+
+def label_threshold(rewards: Rewards, threshold: float) -> Labels:
+    """Accept what reaches `threshold` (the reward's unit), reject the rest. Lossy; drops nothing."""
+    return _split(rewards.value, threshold, rewards.present)
+
+
+def label_group_mean(rewards: Rewards) -> Labels:
+    """Accept what reaches the mean of its own context. Lossy; a group without spread is dropped."""
+    value = torch.where(rewards.present, rewards.value, 0)
+    mean = value.sum(-1, keepdim=True) / rewards.present.sum(-1, keepdim=True).clamp(min=1)
+    return _split(rewards.value, mean, rewards.present & _has_spread(rewards))
+
+
+def label_batch_mean(rewards: Rewards) -> Labels:
+    """Accept what reaches the mean of the whole batch. Lossy; a batch without spread is dropped."""
+    known = rewards.value[rewards.present]
+    if known.numel() == 0 or known.min() == known.max():
+        return Labels(torch.zeros_like(rewards.present, dtype=torch.long), torch.zeros_like(rewards.present))
+    return _split(rewards.value, known.mean(), rewards.present)
+
+
+def label_advantage_sign(advantages: Rewards) -> Labels:
+    """Accept advantages >= 0, reject the rest. Lossy; drops nothing (an advantage is already relative)."""
+    return label_threshold(advantages, 0.0)
+
+
+def _split(value: Tensor, bar: Tensor | float, present: Bool[Tensor, "N K"]) -> Labels:
+    sign = torch.where(value >= bar, 1, -1)
+    return Labels(torch.where(present, sign, 0), present)
+
+
+def _has_spread(rewards: Rewards) -> Bool[Tensor, "N 1"]:
+    """Whether a context's present rewards differ; false with fewer than two."""
+    highest = torch.where(rewards.present, rewards.value, -torch.inf).amax(-1, keepdim=True)
+    lowest = torch.where(rewards.present, rewards.value, torch.inf).amin(-1, keepdim=True)
+    return highest > lowest
+
+
+def _kth_largest(value: Float[Tensor, "N K"], present: Bool[Tensor, "N K"], k: int) -> Float[Tensor, "N 1"]:
+    """The k-th largest present value of each context; +inf (nothing reaches it) for k = 0 or k > K."""
+    if k == 0 or k > value.shape[-1]:
+        return torch.full_like(value[:, :1], torch.inf)
+    return torch.where(present, value, -torch.inf).topk(k, dim=-1).values[:, -1:]

@@ -1,0 +1,179 @@
+"""DRO: make reward minus value equal to the policy's log-ratio, one action at a time.
+
+    delta = r(x, y) - V(x) - tau log(pi(y|x) / pi_ref(y|x)),   minimise  E[delta^2] / 2   (Eq. 4)
+
+whose only zero is pi* = pi_ref e^{r / tau} / e^{V* / tau}, V* = tau log E_ref[e^{r / tau}] (Theorem 1).
+
+Source: "Offline regularised reinforcement learning for large language models alignment" (DRO), Eq. 4, 7, 8.
+Units: r, V and tau in the reward's unit; log-ratios in nats, summed over steps.
+
+Departs from the paper:
+- Algorithm 1 as printed drops a tau in its second term (the squared log-ratio's). We follow Eq. 8, rescaled by 1 / tau
+  as the paper's text says: the policy term is delta^2 / (2 tau), whose gradient is -delta grad log pi.
+- "One value per token" is not spelled out there. Our reading: V(x, y_<t) predicts what is left from step t on,
+  delta_t = r - V_t - tau sum_{s >= t} log-ratio_s, and both terms are means over the action's tokens.
+- V can also be solved in closed form from the batch (Proposition 1 and the remark after it) instead of learned.
+- The expectation is a mean over actions, where Algorithm 1 has 1 / B and Eq. 7 and 8 have sums.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from valence.feedback import labels_to_rewards
+from valence.objectives.common import (
+    count,
+    log_ratio,
+    means,
+    part,
+    require_choice,
+    require_feedback,
+    require_positive,
+    step_mask,
+    zero_absent,
+)
+from valence.types import Batch, Labels, Likelihood, Loss, Rewards, Target
+
+
+def dro_residual(
+    reward: Float[Tensor, "*#shape"], value: Float[Tensor, "*#shape"], ratio: Float[Tensor, "*#shape"], *, tau: float
+) -> Float[Tensor, "*shape"]:
+    """delta = r - V - tau log(pi / pi_ref), in the reward's unit."""
+    return reward - value - tau * ratio
+
+
+def dro_value_loss(
+    reward: Float[Tensor, "*#shape"], value: Float[Tensor, "*#shape"], ratio: Float[Tensor, "*#shape"], *, tau: float
+) -> Float[Tensor, "*shape"]:
+    """delta^2 / 2 with log-ratios constant: its gradient in V is Eq. 7."""
+    return dro_residual(reward, value, ratio.detach(), tau=tau).square() / 2
+
+
+def dro_policy_loss(
+    reward: Float[Tensor, "*#shape"], value: Float[Tensor, "*#shape"], ratio: Float[Tensor, "*#shape"], *, tau: float
+) -> Float[Tensor, "*shape"]:
+    """delta^2 / (2 tau) with V constant: its gradient in the policy is Eq. 8 times 1 / tau."""
+    return dro_residual(reward, value.detach(), ratio, tau=tau).square() / (2 * tau)
+
+
+def dro_best_value(
+    reward: Float[Tensor, "N K"],
+    ratio: Float[Tensor, "N K"],
+    present: Bool[Tensor, "N K"],
+    *,
+    tau: float,
+    per_prompt: bool,
+) -> Float[Tensor, "..."]:
+    """The V that minimises the loss for a fixed policy: the mean of r - tau log(pi / pi_ref) (Proposition 1).
+
+    Returns:
+        `[N, 1]`, each prompt's own mean, or `[]`, the best constant.
+    """
+    left = zero_absent(reward - tau * ratio, present)
+    if per_prompt:
+        return left.sum(-1, keepdim=True) / present.sum(-1, keepdim=True).clamp(min=1)
+    return left.sum() / present.sum().clamp(min=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DRO:
+    """The objective of this file: terms "policy" and, with a learned V, "value", each for its own optimizer.
+
+    Takes Rewards (standardise them over the data set first, as the paper does), and Labels as rewards of +1 and -1.
+
+    Args:
+        tau: how strongly the policy is held to the reference, > 0, in the reward's unit.
+        value: "network" reads V from `likelihood.value`: per step `[N, K, T]`, per prompt `[N, 1]` or a scalar `[]`.
+            "prompt-mean" and "batch-mean" solve it once per collected batch from the policy as it then stands.
+    """
+
+    tau: float = 1.0
+    value: Literal["network", "prompt-mean", "batch-mean"] = "network"
+
+    def __post_init__(self) -> None:
+        require_positive(tau=self.tau)
+        require_choice(("network", "prompt-mean", "batch-mean"), value=self.value)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        both = frozenset({"log_prob", "ref_log_prob"})
+        return both | {"value"} if self.value == "network" else both
+
+    @property
+    def frozen_needs(self) -> frozenset[str]:
+        return frozenset() if self.value == "network" else frozenset({"log_prob", "ref_log_prob"})
+
+    @property
+    def accepts(self) -> tuple[type, ...]:
+        return (Rewards, Labels)
+
+    def state(self) -> None:
+        return None
+
+    def prepare(self, batch: Batch, frozen: Likelihood | None) -> Target:
+        """Rewards, and V where it is solved in closed form.
+
+        Raises:
+            ValueError: value="prompt-mean" and no prompt has two rewards: V would equal each action's own residual,
+                delta would be 0 and nothing would be learned.
+        """
+        require_feedback(self, batch.feedback)
+        rewards = labels_to_rewards(batch.feedback) if isinstance(batch.feedback, Labels) else batch.feedback
+        assert isinstance(rewards, Rewards)
+        reward, present = zero_absent(rewards.value, rewards.present), rewards.present
+        target = Target(present=present, size=count(present), reward=reward)
+        if self.value == "network":
+            return target
+        per_prompt = self.value == "prompt-mean"
+        if per_prompt and int(present.sum(-1).amax()) < 2:
+            raise ValueError('value="prompt-mean" needs a prompt with two rewards; use "batch-mean" or "network"')
+        part(frozen, "log_prob", 'DRO with value="prompt-mean" or "batch-mean"')
+        assert frozen is not None
+        ratio = zero_absent(log_ratio(frozen.total(), "DRO").detach(), present)
+        best = dro_best_value(reward.to(ratio.dtype), ratio, present, tau=self.tau, per_prompt=per_prompt)
+        return Target(present=present, size=count(present), reward=reward, baseline=best)
+
+    def __call__(self, likelihood: Likelihood, target: Target, state: Any = None) -> Loss:
+        assert target.reward is not None
+        present = target.present
+        total_ratio = zero_absent(log_ratio(likelihood.total(), "DRO"), present)
+        reward = target.reward.to(total_ratio.dtype)
+        values = {"implicit_reward": (self.tau * total_ratio, present), "reward": (reward, present)}
+        if self.value != "network":
+            assert target.baseline is not None
+            value = target.baseline.to(total_ratio.dtype)
+            loss = dro_policy_loss(reward, value, total_ratio, tau=self.tau)
+            return Loss({"policy": zero_absent(loss, present)}, means(values))
+        value = part(likelihood, "value", "DRO")
+        if value.ndim == 3:
+            terms, value = self._per_step(likelihood, value, reward, present)
+        else:
+            value = zero_absent(value.expand_as(reward), present)
+            terms = {
+                "policy": zero_absent(dro_policy_loss(reward, value, total_ratio, tau=self.tau), present),
+                "value": zero_absent(dro_value_loss(reward, value, total_ratio, tau=self.tau), present),
+            }
+        return Loss(terms, means(values | {"value": (value, present)}))
+
+    def _per_step(
+        self,
+        likelihood: Likelihood,
+        value: Float[Tensor, "N K T"],
+        reward: Float[Tensor, "N K"],
+        present: Bool[Tensor, "N K"],
+    ) -> tuple[dict[str, Tensor], Float[Tensor, "N K"]]:
+        """Both terms as means over each action's steps, and the mean value of each action."""
+        mask = step_mask(likelihood, "DRO with a value per step") & present[..., None]
+        steps = mask.sum(-1).clamp(min=1)
+        ratio = torch.where(mask, log_ratio(likelihood, "DRO"), 0)
+        to_come = ratio.flip(-1).cumsum(-1).flip(-1)
+        value = torch.where(mask, value, 0)
+        given = reward[..., None]
+        policy = torch.where(mask, dro_policy_loss(given, value, to_come, tau=self.tau), 0)
+        critic = torch.where(mask, dro_value_loss(given, value, to_come, tau=self.tau), 0)
+        return {"policy": policy.sum(-1) / steps, "value": critic.sum(-1) / steps}, value.sum(-1) / steps

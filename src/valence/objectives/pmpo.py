@@ -1,0 +1,296 @@
+"""PMPO: learn from accepted actions, from rejected ones, or from both, near a reference.
+
+    minimise  -alpha E_accepted[log pi(y|x)] + (1 - alpha) E_rejected[log pi(y|x)] + beta KL(pi_ref || pi)
+
+Source: "Decoupling learning from negative and positive feedback in preference optimization" (PMPO), Eq. 10; scores:
+Eq. 5 and appendix I; KL: Eq. 17.
+Units: nats; log pi and KL are sums over an action's steps.
+
+Boundedness. Say pi_ref draws a rejected action with probability rho. The rejected term's density is at most
+pi_ref / rho, so the objective is bounded below for all rejected sets iff beta >= (1 - alpha) / rho, and its optimum is
+pi_ref [beta + alpha s / Z - (1 - alpha) (1 - s) / (1 - Z)], normalised, with s the probability of acceptance and
+Z = E_ref[s] = 1 - rho. At beta = (1 - alpha) / rho what is surely rejected gets probability 0.
+
+Departs from the paper:
+- The expectations are class means over the data set (or over the collected batch), not per context: labels have
+  K = 1. Hence beta's bound is (1 - alpha) / rho; the paper's "beta > 1 - alpha" is that for means over all rows.
+- `beta="auto"` is that bound. The paper tunes beta; its constants are `pmpo_ar`, `pmpo_a` and `pmpo_r`.
+- On rows that pi_ref did not draw, the per-token KL of Eq. 17 is a regulariser, not an estimate of KL(pi_ref || pi).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from valence.objectives.common import (
+    count,
+    means,
+    part,
+    require_choice,
+    require_feedback,
+    require_fraction,
+    require_non_negative,
+    require_positive,
+    zero_absent,
+)
+from valence.types import Batch, Feedback, Labels, Likelihood, Loss, Rewards, Target
+
+
+def class_fractions(sign: Int[Tensor, "N K"], present: Bool[Tensor, "N K"]) -> tuple[float, float]:
+    """Fractions of accepted and of rejected among all present rows, unlabelled ones included."""
+    size = count(present)
+    return int((present & (sign > 0)).sum()) / size, int((present & (sign < 0)).sum()) / size
+
+
+def pmpo_beta(*, alpha: float, accepted: float, rejected: float) -> float:
+    """The smallest KL weight at which the objective is bounded: (1 - alpha) / rho, rho = rejected / labelled.
+
+    With rejections alone, rho under pi_ref cannot be read off the data: 1/2 is assumed (the paper's beta = 2 for R).
+    Without rejections nothing needs bounding: 0.
+
+    Args:
+        alpha: weight of accepted against rejected, in [0, 1].
+        accepted, rejected: fractions (or counts) of the classes.
+    """
+    if rejected == 0:
+        return 0.0
+    rho = rejected / (accepted + rejected) if accepted > 0 else 0.5
+    return (1 - alpha) / rho
+
+
+def pmpo_weights(
+    sign: Int[Tensor, "N K"],
+    present: Bool[Tensor, "N K"],
+    *,
+    alpha: float,
+    accepted_fraction: float | None = None,
+    rejected_fraction: float | None = None,
+    unlabelled_weight: float = 0.0,
+) -> Float[Tensor, "N K"]:
+    """Signed weights that make class means out of a mean over all present rows.
+
+    +alpha / p_accepted, -(1 - alpha) / p_rejected, +unlabelled_weight / p_unlabelled.
+
+    Args:
+        sign: +1 accepted, -1 rejected, 0 unlabelled. Anything where absent.
+        accepted_fraction, rejected_fraction: the data set's, over all its rows; None: this batch's own.
+        unlabelled_weight: the BC form's beta.
+    Raises:
+        ValueError: the batch has a class whose given fraction is 0.
+    """
+    if accepted_fraction is None or rejected_fraction is None:
+        accepted_fraction, rejected_fraction = class_fractions(sign, present)
+    unlabelled_fraction = 1 - accepted_fraction - rejected_fraction
+    classes = {
+        "accepted": (present & (sign > 0), alpha, accepted_fraction),
+        "rejected": (present & (sign < 0), alpha - 1, rejected_fraction),
+        "unlabelled": (present & (sign == 0), unlabelled_weight, unlabelled_fraction),
+    }
+    weight = torch.zeros(sign.shape, dtype=torch.get_default_dtype(), device=sign.device)
+    for name, (rows, coefficient, fraction) in classes.items():
+        if coefficient == 0 or not rows.any():
+            continue
+        # A fraction that 1 - p - q leaves is zero up to rounding.
+        if fraction < 1e-9:
+            raise ValueError(f"the batch has {name} rows, and their fraction of the data set was given as 0")
+        weight = torch.where(rows, coefficient / fraction, weight)
+    return weight
+
+
+def pmpo_score_weights(
+    reward: Float[Tensor, "N K"], present: Bool[Tensor, "N K"], *, alpha: float, temperature: float
+) -> Float[Tensor, "N K"]:
+    """Weights from scores: K (alpha softmax(r / eta) - (1 - alpha) softmax(-r / eta)) within each context.
+
+    K is the context's number of present actions, so that the mean over actions is the objective. An action alone in
+    its context is compared with nothing: its weight is 0.
+
+    Args:
+        reward: anything where absent.
+        temperature: eta, in the reward's unit.
+    """
+    number = present.sum(-1, keepdim=True)
+    # A context without any action would be a softmax of -inf only.
+    open_row = present | (number == 0)
+    scaled = zero_absent(reward, present) / temperature
+    accepted = torch.softmax(scaled.masked_fill(~open_row, -torch.inf), dim=-1)
+    rejected = torch.softmax((-scaled).masked_fill(~open_row, -torch.inf), dim=-1)
+    weight = number * (alpha * accepted - (1 - alpha) * rejected)
+    return torch.where(present & (number > 1), weight, torch.zeros_like(weight))
+
+
+def pmpo_loss(
+    log_prob: Float[Tensor, "N K"],
+    ref_kl: Float[Tensor, "N K"] | None,
+    weight: Float[Tensor, "N K"],
+    *,
+    beta: float | Float[Tensor, ""],
+) -> Float[Tensor, "N K"]:
+    """Raise what has positive weight, lower what has negative weight, stay near the reference: Eq. 10, per action.
+
+    Args:
+        log_prob: log pi(y|x), nats, summed over steps. Differentiable.
+        ref_kl: KL(pi_ref || pi), nats, summed over steps. Differentiable. None leaves the term out (beta 0, BC form).
+        weight: from `pmpo_weights` or `pmpo_score_weights`. Constant.
+        beta: KL weight, >= 0.
+    Returns:
+        -weight log pi + beta KL(pi_ref || pi): its mean over present actions is the objective.
+    """
+    attraction = -weight * log_prob
+    return attraction if ref_kl is None else attraction + beta * ref_kl
+
+
+@dataclass(frozen=True, kw_only=True)
+class PMPO:
+    """The objective of this file. Takes Labels, and Rewards where a `temperature` is given.
+
+    Args:
+        alpha: weight of accepted against rejected feedback, in [0, 1].
+        beta: KL weight, >= 0, or "auto": the smallest bounded one (see `pmpo_beta`).
+        accepted_fraction, rejected_fraction: the data set's, over all its rows including unlabelled ones; both or
+            neither. None: each collected batch's own, which offline is noisy for small batches.
+        temperature: eta of the weighted form for Rewards, in the reward's unit. Labels do not use it.
+        regularizer: "kl", or "bc" where reference logits cannot be had: the negative log-likelihood of unlabelled
+            rows (sign 0), samples of pi_ref, takes the KL's place; its expectation differs by a constant.
+    Raises:
+        ValueError: a field out of range.
+    """
+
+    alpha: float = 0.5
+    beta: float | Literal["auto"] = "auto"
+    accepted_fraction: float | None = None
+    rejected_fraction: float | None = None
+    temperature: float | None = None
+    regularizer: Literal["kl", "bc"] = "kl"
+
+    def __post_init__(self) -> None:
+        require_fraction(alpha=self.alpha)
+        require_fraction(accepted_fraction=self.accepted_fraction, rejected_fraction=self.rejected_fraction)
+        require_choice(("kl", "bc"), regularizer=self.regularizer)
+        if isinstance(self.beta, str):
+            require_choice(("auto",), beta=self.beta)
+        else:
+            require_non_negative(beta=self.beta)
+        if self.temperature is not None:
+            require_positive(temperature=self.temperature)
+        if (self.accepted_fraction is None) != (self.rejected_fraction is None):
+            raise ValueError("accepted_fraction and rejected_fraction go together: give both or neither")
+        if (self.accepted_fraction or 0) + (self.rejected_fraction or 0) > 1 + 1e-9:
+            raise ValueError("accepted_fraction + rejected_fraction must be <= 1")
+
+    @property
+    def needs(self) -> frozenset[str]:
+        off = self.regularizer == "bc" or self.beta == 0 or (self.beta == "auto" and self.alpha == 1)
+        return frozenset({"log_prob"}) if off else frozenset({"log_prob", "ref_kl"})
+
+    @property
+    def frozen_needs(self) -> frozenset[str]:
+        return frozenset()
+
+    @property
+    def accepts(self) -> tuple[type, ...]:
+        return (Labels,) if self.temperature is None else (Labels, Rewards)
+
+    def state(self) -> None:
+        return None
+
+    def bound(self, *, accepted: float | None = None, rejected: float | None = None) -> float:
+        """The smallest beta at which the objective on labels is bounded, for these class fractions or its own.
+
+        Raises:
+            ValueError: neither given nor known.
+        """
+        accepted = self.accepted_fraction if accepted is None else accepted
+        rejected = self.rejected_fraction if rejected is None else rejected
+        if accepted is None or rejected is None:
+            raise ValueError("the bound on beta needs the class fractions")
+        return pmpo_beta(alpha=self.alpha, accepted=accepted, rejected=rejected)
+
+    def unbounded_reason(self, *, accepted: float | None = None, rejected: float | None = None) -> str | None:
+        """Why the objective may run away on data with these class fractions, in one line; None where it may not."""
+        accepted = self.accepted_fraction if accepted is None else accepted
+        rejected = self.rejected_fraction if rejected is None else rejected
+        smallest = self.bound(accepted=accepted, rejected=rejected)
+        if smallest > 0 and self.regularizer == "bc" and 1 - (accepted or 0) - (rejected or 0) < 1e-9:
+            return "the BC form has no unlabelled rows here, so nothing holds the policy against the rejections"
+        if self.beta == "auto" or self.beta >= smallest - 1e-9:
+            return None
+        source = "" if accepted else ", assuming that half of what the reference draws would be rejected"
+        return (
+            f"beta = {self.beta:g} is below (1 - alpha) / (rejected fraction) = {smallest:g}{source}: the objective "
+            "is unbounded below and the policy can run away from the reference; raise beta or use beta='auto'"
+        )
+
+    def prepare(self, batch: Batch, frozen: Likelihood | None) -> Target:
+        require_feedback(self, batch.feedback)
+        weight, beta = self._weigh(batch.feedback)
+        # The class of each action, for the metrics: a weight does not tell it (alpha = 1 gives rejections 0).
+        side = batch.feedback.sign if isinstance(batch.feedback, Labels) else weight.sign()
+        return Target(
+            present=batch.present,
+            size=count(batch.present),
+            weight=weight,
+            reward=zero_absent(side.to(weight.dtype), batch.present),
+            beta=torch.tensor(beta, dtype=weight.dtype, device=weight.device),
+        )
+
+    def _weigh(self, feedback: Feedback) -> tuple[Float[Tensor, "N K"], float]:
+        if isinstance(feedback, Rewards):
+            if self.regularizer == "bc":
+                raise ValueError("the BC form needs unlabelled rows, and Rewards have none: use Labels")
+            assert self.temperature is not None
+            weight = pmpo_score_weights(
+                feedback.value, feedback.present, alpha=self.alpha, temperature=self.temperature
+            )
+            # Bounded iff no action is pushed away harder than the KL holds it.
+            return weight, max(float(-weight.min()), 0.0) if self.beta == "auto" else self.beta
+        assert isinstance(feedback, Labels)
+        own = class_fractions(feedback.sign, feedback.present)
+        given = (self.accepted_fraction, self.rejected_fraction)
+        accepted, rejected = own if given[0] is None or given[1] is None else (given[0], given[1])
+        beta = pmpo_beta(alpha=self.alpha, accepted=accepted, rejected=rejected) if self.beta == "auto" else self.beta
+        weight = pmpo_weights(
+            feedback.sign,
+            feedback.present,
+            alpha=self.alpha,
+            accepted_fraction=accepted,
+            rejected_fraction=rejected,
+            unlabelled_weight=beta if self.regularizer == "bc" else 0.0,
+        )
+        return weight, beta
+
+    def __call__(self, likelihood: Likelihood, target: Target, state: Any = None) -> Loss:
+        assert target.weight is not None and target.reward is not None and target.beta is not None
+        total, present = likelihood.total(), target.present
+        log_prob = zero_absent(total.log_prob, present)
+        weight, beta = target.weight.to(log_prob.dtype), target.beta.to(log_prob.dtype)
+        values = {
+            "accepted_log_prob": (log_prob, present & (target.reward > 0)),
+            "rejected_log_prob": (log_prob, present & (target.reward < 0)),
+        }
+        ref_kl = None
+        if "ref_kl" in self.needs:
+            ref_kl = zero_absent(part(total, "ref_kl", "PMPO"), present)
+            values["kl_ref_policy"] = (ref_kl, present)
+        loss = pmpo_loss(log_prob, ref_kl, weight, beta=beta)
+        return Loss({"policy": loss}, means(values) | {"beta": beta})
+
+
+def pmpo_ar(**fields: Any) -> PMPO:
+    """The paper's constants for accepted and rejected feedback: alpha 0.5, beta 0.5."""
+    return replace(PMPO(alpha=0.5, beta=0.5), **fields)
+
+
+def pmpo_a(**fields: Any) -> PMPO:
+    """The paper's constants for accepted feedback alone: alpha 1, beta 0, which needs no reference."""
+    return replace(PMPO(alpha=1.0, beta=0.0), **fields)
+
+
+def pmpo_r(**fields: Any) -> PMPO:
+    """The paper's constants for rejected feedback alone: alpha 0, beta 2."""
+    return replace(PMPO(alpha=0.0, beta=2.0), **fields)

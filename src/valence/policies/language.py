@@ -1,0 +1,288 @@
+"""Language policies: T Categoricals over a vocabulary, by any transformers model.
+
+`LanguagePolicy` holds what causal and encoder-decoder models share; each of them only says where the hidden state
+that predicts an action's token is. The context is a `TokenContext`, the action's steps are token ids `[N, K, T]`.
+The end-of-sequence token counts in log pi; a truncated completion has none. A sampling temperature other than 1 is
+part of the policy, in `likelihood` too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import inspect
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.distributions import Categorical
+
+from valence.policies.base import pull_back
+from valence.policies.token_head import HeadFn, LogitHead, token_likelihoods
+from valence.protocols import Reference
+from valence.types import Action, Batch, Likelihood
+
+TOKENS_TOGETHER = {False: 512, True: 32768}
+"""Tokens run through the model at a time, with padding: on a CPU, and on a GPU."""
+
+
+@dataclass(frozen=True)
+class TokenContext:
+    """Prompts as token ids, padded on the left: `ids [N, S]`, `mask [N, S]`."""
+
+    ids: Int[Tensor, "N S"]
+    mask: Bool[Tensor, "N S"]
+
+    def select(self, rows: slice) -> TokenContext:
+        return TokenContext(self.ids[rows], self.mask[rows])
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The present actions of a batch as R rows, padding trimmed to what these rows need."""
+
+    context: Int[Tensor, "R S"]
+    context_mask: Bool[Tensor, "R S"]
+    steps: Int[Tensor, "R T"]
+    mask: Bool[Tensor, "R T"]
+
+    def pick(self, which: Int[Tensor, " r"]) -> Rows:
+        """Some of the rows, padding trimmed anew: prompts are padded on the left, steps on the right."""
+        context_mask, mask = self.context_mask[which], self.mask[which]
+        width, length = int(context_mask.sum(-1).max()), int(mask.sum(-1).max())
+        start = context_mask.shape[1] - width
+        return Rows(
+            self.context[which][:, start:], context_mask[:, start:], self.steps[which][:, :length], mask[:, :length]
+        )
+
+    def by_length(self, budget: int) -> list[Int[Tensor, " r"]]:
+        """Which rows to run together: of like length, each piece within `budget` tokens with its padding."""
+        lengths = (self.context_mask.sum(-1) + self.mask.sum(-1)).tolist()
+        order = sorted(range(len(lengths)), key=lengths.__getitem__)
+        pieces: list[list[int]] = []
+        for row in order:
+            if pieces and (len(pieces[-1]) + 1) * lengths[row] <= budget:
+                pieces[-1].append(row)
+            else:
+                pieces.append([row])
+        return [torch.tensor(piece, device=self.steps.device) for piece in pieces]
+
+
+def present_rows(context: TokenContext, action: Action) -> tuple[Rows, Bool[Tensor, "N K"]]:
+    """(rows, which of `[N, K]` they are): actions with at least one step."""
+    present = action.mask.any(-1)
+    which = present.nonzero()[:, 0]
+    rows = Rows(context.ids[which], context.mask[which], action.steps[present], action.mask[present])
+    return (rows.pick(torch.arange(len(which), device=which.device)) if len(which) else rows), present
+
+
+class LanguagePolicy(nn.Module):
+    """A language model as a policy.
+
+    Args:
+        model: a transformers (or peft) model.
+        tokenizer: its tokenizer; must have an end-of-sequence token.
+        temperature: divides the logits, in sampling and in likelihood.
+        max_new_tokens: length at which a sample is truncated.
+    """
+
+    encoder_decoder = False
+
+    def __init__(self, model: Any, tokenizer: Any, *, temperature: float = 1.0, max_new_tokens: int = 128) -> None:
+        super().__init__()
+        if temperature <= 0:
+            raise ValueError(f"temperature is {temperature}, and must be above 0")
+        self.model: Any = model
+        self.tokenizer = tokenizer
+        self.temperature = temperature
+        self.max_new_tokens = max_new_tokens
+
+    @property
+    def core(self) -> Any:
+        """The transformers model, also where peft wraps it (its adapters stay in place)."""
+        return self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def head(self) -> LogitHead:
+        return LogitHead(self.core, temperature=self.temperature)
+
+    @property
+    def vocabulary(self) -> int:
+        return self.core.get_output_embeddings().weight.shape[0]
+
+    def action_hidden(self, rows: Rows) -> Float[Tensor, "R T H"]:
+        """The backbone's last hidden state at the position that predicts each step of each row."""
+        raise TypeError("use CausalLM or Seq2SeqLM")
+
+    def hidden_at_steps(self, rows: Rows) -> Float[Tensor, "M H"]:
+        """`action_hidden` at the M real steps of all rows, row by row; rows of like length are run together, so that
+        little of the work is padding."""
+        number = torch.zeros_like(rows.steps)
+        number[rows.mask] = torch.arange(int(rows.mask.sum()), device=number.device)
+        hidden, places = [], []
+        for which in rows.by_length(TOKENS_TOGETHER[self.device.type == "cuda"]):
+            part = rows.pick(which)
+            hidden.append(self.action_hidden(part)[part.mask])
+            places.append(number[which][:, : part.mask.shape[1]][part.mask])
+        return torch.cat(hidden)[torch.cat(places).argsort()]
+
+    def likelihood(self, batch: Batch, reference: Reference | None, needs: frozenset[str]) -> Likelihood:
+        """Measure. See `valence.protocols.Policy`; per-step, exact KLs over the full vocabulary.
+
+        Raises:
+            ValueError: a reference quantity is asked for and `reference` is None.
+        """
+        asked = needs & {"ref_log_prob", "ref_kl", "policy_kl"}
+        if asked and reference is None:
+            raise ValueError(f"{sorted(asked)} need a reference policy, and none was given")
+        rows, present = present_rows(batch.context, batch.action)
+        empty = torch.zeros(batch.action.mask.shape, device=self.device)
+        if not len(rows.steps):
+            return Likelihood(log_prob=empty, mask=batch.action.mask, **dict.fromkeys(asked, empty))
+        hidden = self.hidden_at_steps(rows)
+        targets = rows.steps[rows.mask]
+        ref_hidden = None
+        if asked and reference is not None:
+            with torch.no_grad(), reference.active() as other:
+                moved = Rows(*(part.to(other.device) for part in vars(rows).values()))
+                ref_hidden = other.hidden_at_steps(moved).to(hidden.device)
+        ref_head = None if reference is None else _reference_head(reference)
+        parts = token_likelihoods(
+            hidden, ref_hidden, targets, self.head, ref_head, vocabulary=self.vocabulary, needs=needs
+        )
+        place = torch.zeros_like(batch.action.mask)
+        place[..., : rows.mask.shape[1]][present] = rows.mask
+        scattered = {name: empty.masked_scatter(place, part) for name, part in parts.items()}
+        return Likelihood(mask=batch.action.mask, **scattered)
+
+    def backward(
+        self, batch: Batch, reference: Reference | None, likelihood: Likelihood, grads: Mapping[str, Tensor]
+    ) -> None:
+        """Pull back through the graph kept by `likelihood`."""
+        pull_back(likelihood, grads)
+
+    def distribution(self, context: TokenContext, action: Action) -> Categorical:
+        """Each step's Categorical, batch shape `[N, K, T]`. Holds all logits: for small models and tests."""
+        rows, present = present_rows(context, action)
+        logits = torch.zeros(*action.mask.shape, self.vocabulary, device=self.device)
+        hidden = self.action_hidden(rows)
+        shape = hidden.shape[:2]
+        part = self.head(hidden.flatten(0, 1)).unflatten(0, shape)
+        part = nn.functional.pad(part, (0, 0, 0, action.mask.shape[2] - shape[1]))
+        return Categorical(logits=logits.masked_scatter(present[..., None, None].expand_as(logits), part))
+
+    @torch.no_grad()
+    def sample(self, context: TokenContext, num_samples: int, generator: torch.Generator) -> Action:
+        """Draw completions by the model's own `generate`, plain sampling at `temperature`.
+
+        Returns steps `[N, num_samples, T]`; a completion that did not end within `max_new_tokens` has no
+        end-of-sequence token. The global random state is left as it was.
+        """
+        from transformers import GenerationConfig
+
+        end, pad = self.tokenizer.eos_token_id, self.pad_token_id
+        config = GenerationConfig(
+            do_sample=True, temperature=self.temperature, top_k=0, top_p=1.0, max_new_tokens=self.max_new_tokens,
+            eos_token_id=end, pad_token_id=pad, bos_token_id=self.tokenizer.bos_token_id,
+            decoder_start_token_id=getattr(self.core.config, "decoder_start_token_id", None),
+            num_return_sequences=num_samples, renormalize_logits=False,
+        )  # fmt: skip
+        seed = int(torch.randint(0, 2**31, (), generator=generator))
+        devices = [self.device] if self.device.type == "cuda" else []
+        was_training = self.model.training
+        self.model.eval()
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(seed)
+            out = self.model.generate(
+                input_ids=context.ids, attention_mask=context.mask.long(), generation_config=config
+            )
+        self.model.train(was_training)
+        new = out[:, 1:] if self.encoder_decoder else out[:, context.ids.shape[1] :]
+        ended = (new == end).int().cumsum(-1)
+        mask = (ended == 0) | ((new == end) & (ended == 1))
+        texts = [self.decode(row[keep]) for row, keep in zip(new, mask, strict=True)]
+        rows = [texts[start : start + num_samples] for start in range(0, len(texts), num_samples)]
+        shape = (len(context.ids), num_samples)
+        return Action(new.unflatten(0, shape), mask.unflatten(0, shape), output=rows)
+
+    @property
+    def pad_token_id(self) -> int:
+        pad = self.tokenizer.pad_token_id
+        return self.tokenizer.eos_token_id if pad is None else pad
+
+    def decode(self, ids: Tensor) -> str:
+        return self.tokenizer.decode(ids, skip_special_tokens=True)
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """Name -> parameter, of those that learn (the adapters', under LoRA)."""
+        return {name: part for name, part in self.model.named_parameters() if part.requires_grad}
+
+    def frozen_copy(self, *, dtype: torch.dtype | None = None, device: str | None = None) -> LanguagePolicy:
+        """A copy that does not learn, optionally in another precision or on another device."""
+        other = copy.deepcopy(self).requires_grad_(False).eval()
+        return other.to(device=device, dtype=dtype)
+
+    @contextlib.contextmanager
+    def adapters_off(self) -> Iterator[LanguagePolicy]:
+        """Inside, this policy is its base model: LoRA's reference, no second copy."""
+        with self.model.disable_adapter():
+            yield self
+
+    def save(self, folder: Path) -> None:
+        """Write weights (safetensors) and tokenizer so that transformers or peft loads them."""
+        self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+
+def _reference_head(reference: Reference) -> HeadFn:
+    """A head that works under the reference's weights each time it is called (also when a tile is made again)."""
+
+    def head(hidden: Tensor) -> Tensor:
+        with reference.active() as other:
+            return other.head(hidden.to(other.device)).to(hidden.device)
+
+    return head
+
+
+class CausalLM(LanguagePolicy):
+    """A decoder-only model: prompt and completion are one sequence."""
+
+    def action_hidden(self, rows: Rows) -> Float[Tensor, "R T H"]:
+        ids = torch.cat([rows.context, rows.steps], 1)
+        mask = torch.cat([rows.context_mask, rows.mask], 1)
+        backbone = self.core.base_model
+        extra = {}
+        if "position_ids" in inspect.signature(backbone.forward).parameters:
+            extra["position_ids"] = (mask.long().cumsum(-1) - 1).clamp(min=0)
+        out = backbone(input_ids=ids, attention_mask=mask.long(), use_cache=False, **extra)
+        width = rows.context.shape[1]
+        return out.last_hidden_state[:, width - 1 : -1]
+
+
+class Seq2SeqLM(LanguagePolicy):
+    """An encoder-decoder model (T5, BART): the prompt is encoded, the completion decoded."""
+
+    encoder_decoder = True
+
+    def action_hidden(self, rows: Rows) -> Float[Tensor, "R T H"]:
+        start = torch.full_like(rows.steps[:, :1], self.core.config.decoder_start_token_id)
+        inputs = torch.cat([start, rows.steps[:, :-1]], 1)
+        backbone = self.core.base_model
+        parts = backbone if hasattr(backbone, "get_encoder") else self.core
+        encoded = parts.get_encoder()(input_ids=rows.context, attention_mask=rows.context_mask.long())
+        decoded = parts.get_decoder()(
+            input_ids=inputs,
+            attention_mask=torch.cat([torch.ones_like(rows.mask[:, :1]), rows.mask[:, :-1]], 1).long(),
+            encoder_hidden_states=encoded.last_hidden_state,
+            encoder_attention_mask=rows.context_mask.long(),
+            use_cache=False,
+        )
+        return decoded.last_hidden_state

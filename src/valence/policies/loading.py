@@ -1,0 +1,141 @@
+"""A language policy from a local folder, a hub id, or the small model that Valence carries."""
+
+from __future__ import annotations
+
+import json
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from valence.errors import UserError
+from valence.policies.language import CausalLM, LanguagePolicy, Rows, Seq2SeqLM
+
+SMALL_LM = "small-lm"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def small_lm_path() -> Path:
+    """Where the carried small model lies."""
+    return Path(str(files("valence") / "assets" / "small-lm"))
+
+
+def load_language_policy(
+    model: str,
+    *,
+    dtype: str = "float32",
+    device: str = "cpu",
+    lora_rank: int = 0,
+    lora_alpha: int | None = None,
+    lora_targets: str = "all-linear",
+    gradient_checkpointing: bool = False,
+    trust_remote_code: bool = False,
+    temperature: float = 1.0,
+    max_new_tokens: int = 128,
+) -> LanguagePolicy:
+    """Load a causal or encoder-decoder language model as a policy, dropout off.
+
+    Args:
+        model: a folder, a hub id, or "small-lm" for the model that Valence carries. A folder with a LoRA adapter is
+            merged into its base.
+        dtype: "float32", "bfloat16" or "float16".
+        lora_rank: 0 fine-tunes every weight; above 0, LoRA adapters of that rank are trained.
+        lora_alpha: LoRA's scale; twice the rank by default.
+        lora_targets: "all-linear", or module names with commas between.
+    Raises:
+        UserError: there is no model at `model`, it is no language model, or its tokenizer has no end token.
+    """
+    if dtype not in DTYPES:
+        raise UserError(f"dtype is {dtype!r}, and must be one of {', '.join(DTYPES)}")
+    path = str(small_lm_path()) if model == SMALL_LM else model
+    network, tokenizer = _load(path, dtype=DTYPES[dtype], trust_remote_code=trust_remote_code)
+    disable_dropout(network)
+    if lora_rank > 0:
+        network = _add_lora(network, lora_rank, lora_alpha, lora_targets)
+    if gradient_checkpointing:
+        network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if lora_rank > 0:
+            network.enable_input_require_grads()
+    kind = Seq2SeqLM if network.config.is_encoder_decoder else CausalLM
+    policy = kind(network, tokenizer, temperature=temperature, max_new_tokens=max_new_tokens).to(device)
+    policy.train()  # dropout is off; transformers checkpoints gradients only in training mode
+    check_head(policy)
+    return policy
+
+
+def _load(path: str, *, dtype: torch.dtype, trust_remote_code: bool) -> tuple[Any, Any]:
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    folder = Path(path)
+    looks_local = folder.exists() or path.startswith((".", "/", "~"))
+    if looks_local and not folder.is_dir():
+        raise UserError(f"no model at {path}: no such folder; give a folder that transformers can load, or a hub id")
+    adapter = folder / "adapter_config.json"
+    base = json.loads(adapter.read_text())["base_model_name_or_path"] if adapter.is_file() else path
+    options = {"trust_remote_code": trust_remote_code}
+    try:
+        config = transformers.AutoConfig.from_pretrained(base, **options)
+        kind = transformers.AutoModelForSeq2SeqLM if config.is_encoder_decoder else transformers.AutoModelForCausalLM
+        network = kind.from_pretrained(base, dtype=dtype, **options)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(path, **options)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"no language model could be loaded from {base}: {reason}") from error
+    if adapter.is_file():
+        from peft import PeftModel
+
+        network = PeftModel.from_pretrained(network, path).merge_and_unload()
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"the tokenizer of {path} has no end-of-sequence token, which log pi needs: set eos_token")
+    return network, tokenizer
+
+
+def disable_dropout(network: nn.Module) -> None:
+    """Dropout to zero everywhere: log pi / pi_ref must be 0 at the start, and equal calls must agree."""
+    for module in network.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name in ("dropout", "attention_dropout", "activation_dropout", "dropout_p"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
+
+
+def _add_lora(network: Any, rank: int, alpha: int | None, targets: str) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    modules: str | list[str] = targets if targets == "all-linear" else [name.strip() for name in targets.split(",")]
+    kind = "SEQ_2_SEQ_LM" if network.config.is_encoder_decoder else "CAUSAL_LM"
+    config = LoraConfig(r=rank, lora_alpha=alpha or 2 * rank, target_modules=modules, lora_dropout=0.0, task_type=kind)
+    try:
+        return get_peft_model(network, config)
+    except ValueError as error:
+        raise UserError(f"LoRA targets {targets!r} do not fit this model: {error}") from error
+
+
+@torch.no_grad()
+def check_head(policy: LanguagePolicy) -> None:
+    """Our path to the logits must give the model's own, or every log-prob would be silently wrong.
+
+    Raises:
+        UserError: it does not; the model has a head of a kind that we do not know.
+    """
+    device = policy.device
+    ids = torch.tensor([[3, 5, 4]], device=device) % policy.vocabulary
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    steps = torch.tensor([[2, 6, 3]], device=device) % policy.vocabulary
+    ours = policy.head(policy.action_hidden(Rows(ids, mask, steps, mask))[0]) * policy.temperature
+    if policy.encoder_decoder:
+        start = torch.full_like(steps[:, :1], policy.core.config.decoder_start_token_id)
+        theirs = policy.model(input_ids=ids, decoder_input_ids=torch.cat([start, steps[:, :-1]], 1)).logits[0]
+    else:
+        theirs = policy.model(input_ids=torch.cat([ids, steps], 1)).logits[0, 2:-1]
+    ours, theirs = torch.log_softmax(ours, -1), torch.log_softmax(theirs.float(), -1)
+    tolerance = 1e-3 if policy.model.dtype == torch.float32 else 0.1
+    if not torch.allclose(ours, theirs, atol=tolerance):
+        raise UserError(
+            f"{type(policy.core).__name__} turns hidden states into logits in a way Valence does not know "
+            f"(largest difference {(ours - theirs).abs().max().item():.3g}); please report this model"
+        )

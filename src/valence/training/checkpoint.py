@@ -1,0 +1,117 @@
+"""Everything a run needs to go on bit for bit: safetensors and JSON, never a pickle; written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from valence.errors import UserError
+from valence.training.learner import Learner
+
+PREFIX = "step-"
+
+
+def _tensors(tree: Any, path: str, found: dict[str, Tensor]) -> Any:
+    """The tree with each tensor replaced by a name in `found`."""
+    if isinstance(tree, Tensor):
+        found[path] = tree.detach().clone().contiguous()
+        return {"__tensor__": path}
+    if isinstance(tree, dict):
+        # JSON keys are strings; optimizer states have integer keys.
+        return {"__dict__": [[key, _tensors(value, f"{path}.{key}", found)] for key, value in tree.items()]}
+    if isinstance(tree, list | tuple):
+        return [_tensors(value, f"{path}.{place}", found) for place, value in enumerate(tree)]
+    return tree
+
+
+def _restore(tree: Any, found: dict[str, Tensor]) -> Any:
+    if isinstance(tree, list):
+        return [_restore(value, found) for value in tree]
+    if isinstance(tree, dict) and "__tensor__" in tree:
+        return found[tree["__tensor__"]]
+    if isinstance(tree, dict):
+        return {key: _restore(value, found) for key, value in tree["__dict__"]}
+    return tree
+
+
+def _modules(learner: Learner) -> dict[str, Any]:
+    """What holds weights that learn."""
+    modules = {"policy": learner.policy, "critic": learner.critic}
+    return {name: module for name, module in modules.items() if module is not None and hasattr(module, "trainable")}
+
+
+def save_checkpoint(folder: Path, learner: Learner, source: Any, extra: dict[str, Any]) -> Path:
+    """Write `folder/step-N` and drop the older ones.
+
+    Args:
+        extra: whatever else the run must remember; JSON values.
+    """
+    found: dict[str, Tensor] = {}
+    state = learner.objective.state()
+    tree = {
+        "step": learner.step,
+        "source": source.state_dict(),
+        "extra": extra,
+        "weights": {name: dict(module.trainable()) for name, module in _modules(learner).items()},
+        "optimizers": {name: optimizer.state_dict() for name, optimizer in learner.optimizers.items()},
+        "objective": {} if state is None else state.state_dict(),
+        "rng": torch.get_rng_state(),
+        "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "torch": torch.__version__,
+    }
+    skeleton = _tensors(tree, "", found)
+    final = folder / f"{PREFIX}{learner.step:08d}"
+    draft = folder / f".draft-{os.getpid()}"
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    save_file(found, draft / "state.safetensors")
+    (draft / "state.json").write_text(json.dumps(skeleton))
+    shutil.rmtree(final, ignore_errors=True)
+    draft.replace(final)
+    for old in checkpoints(folder)[:-1]:
+        shutil.rmtree(old)
+    return final
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Whole checkpoints, oldest first."""
+    return sorted(path for path in folder.glob(f"{PREFIX}*") if (path / "state.json").is_file())
+
+
+def load_checkpoint(path: Path, learner: Learner, source: Any) -> dict[str, Any]:
+    """Put a checkpoint's state into `learner` and `source`; returns its `extra`.
+
+    Raises:
+        UserError: it is of another model or method.
+    """
+    try:
+        tree = _restore(json.loads((path / "state.json").read_text()), load_file(path / "state.safetensors"))
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"the checkpoint {path} cannot be read ({error}); delete it, or start without --resume"
+        ) from error
+    for name, module in _modules(learner).items():
+        mine, theirs = module.trainable(), tree["weights"].get(name, {})
+        if {key: part.shape for key, part in mine.items()} != {key: part.shape for key, part in theirs.items()}:
+            raise UserError(f"the checkpoint {path} is of another {name}: resume with the same --model and settings")
+        with torch.no_grad():
+            for key, part in mine.items():
+                part.copy_(theirs[key])
+    for name, optimizer in learner.optimizers.items():
+        optimizer.load_state_dict(tree["optimizers"][name])
+    state = learner.objective.state()
+    if state is not None:
+        state.load_state_dict(tree["objective"])
+    source.load_state_dict(tree["source"])
+    learner.step = tree["step"]
+    torch.set_rng_state(tree["rng"])
+    if tree["cuda_rng"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(tree["cuda_rng"])
+    return tree["extra"]

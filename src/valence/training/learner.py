@@ -1,0 +1,199 @@
+"""One update, in three beats: measure, judge, pull back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from valence.critics import trainable_parameters
+from valence.protocols import Critic, Objective, Policy, Reference
+from valence.types import Batch, Feedback, Labels, Likelihood, Preferences, Rewards, Target
+
+CONSTANT = frozenset({"ref_log_prob", "policy_kl"})
+WATCHED = frozenset({"log_prob", "ref_log_prob", "ref_kl"})
+
+
+def signs(feedback: Feedback) -> Float[Tensor, "N K"]:
+    """+1 for actions on the better side, -1 on the worse, 0 between: to report what moves, whatever the feedback."""
+    if isinstance(feedback, Labels):
+        return feedback.sign.float() * feedback.present
+    if isinstance(feedback, Preferences):
+        edge = torch.where(feedback.observed, 2 * feedback.win - 1, 0.0).sum(-1)
+        return edge.sign() * feedback.present
+    assert isinstance(feedback, Rewards)
+    value = feedback.value.masked_fill(~feedback.present, 0.0)
+    mean = value.sum() / feedback.present.sum().clamp(min=1)
+    return (value - mean).sign() * feedback.present
+
+
+@dataclass
+class Learner:
+    """Owns what learns: the policy, its critic and their optimizers.
+
+    Args:
+        policy: what is improved.
+        objective: what judges it.
+        reference: what the KL is to; None only where the objective needs none.
+        critic: fills `Likelihood.value`; None where the objective needs none.
+        optimizers: "policy", and "value" where there is a critic with parameters of its own.
+        warmup_steps: the learning rates rise linearly over so many steps.
+        total_steps: where given, the learning rates fall linearly to 0 at this step after the warm-up.
+        max_grad_norm: gradients are clipped to it, policy and critic apart; 0 does not clip.
+        micro_batch_size: contexts measured at a time; 0 takes the batch whole. The gradient is the same.
+    """
+
+    policy: Policy
+    objective: Objective
+    reference: Reference | None
+    optimizers: dict[str, torch.optim.Optimizer]
+    critic: Critic | None = None
+    warmup_steps: int = 0
+    total_steps: int | None = None
+    max_grad_norm: float = 1.0
+    micro_batch_size: int = 0
+    step: int = 0
+    base_lrs: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        asked = self.objective.needs | self.objective.frozen_needs
+        if self.reference is None and asked & {"ref_log_prob", "ref_kl", "policy_kl", "mismatched"}:
+            raise ValueError(f"{type(self.objective).__name__} needs a reference policy, and none was given")
+        if self.critic is None and "value" in asked:
+            raise ValueError(f"{type(self.objective).__name__} needs a critic, and none was given")
+        self.base_lrs = {name: optimizer.param_groups[0]["lr"] for name, optimizer in self.optimizers.items()}
+
+    def update(self, batch: Batch, *, watch: bool = False) -> dict[str, float]:
+        """Take one optimizer step on `batch`.
+
+        Args:
+            watch: also measure what the objective does not need but a person wants to see: exact KL, and how far
+                accepted and rejected log-likelihoods have drifted from the reference.
+        Returns:
+            loss, grad_norm, the objective's metrics, and what was watched: means over the batch.
+        Raises:
+            TypeError: the objective does not take this kind of feedback.
+            FloatingPointError: the loss is not a number; nothing was stepped.
+        """
+        if not isinstance(batch.feedback, self.objective.accepts):
+            wanted = " or ".join(kind.__name__ for kind in self.objective.accepts)
+            raise TypeError(f"{type(self.objective).__name__} takes {wanted}, not {type(batch.feedback).__name__}")
+        with torch.no_grad():
+            target = self.objective.prepare(batch, self._frozen(batch))
+        metrics: dict[str, float] = {}
+        for rows in self._micro_batches(batch):
+            share = self._accumulate(batch.select(rows), target.select(rows), watch and self.reference is not None)
+            weight = (rows.stop - rows.start) / batch.num_contexts
+            for name, value in share.items():
+                scale = 1.0 if name == "loss" else weight
+                metrics[name] = metrics.get(name, 0.0) + scale * value
+        if not torch.isfinite(torch.tensor(metrics["loss"])):
+            self._zero_grad()
+            raise FloatingPointError(f"the loss is {metrics['loss']} at step {self.step + 1}: lower the learning rate")
+        metrics |= self._optimize()
+        return metrics
+
+    def _micro_batches(self, batch: Batch) -> Iterator[slice]:
+        size = self.micro_batch_size or batch.num_contexts
+        for start in range(0, batch.num_contexts, size):
+            yield slice(start, min(start + size, batch.num_contexts))
+
+    def _frozen(self, batch: Batch) -> Likelihood | None:
+        """What `prepare` asks for, measured micro-batch by micro-batch without gradient."""
+        asked = self.objective.frozen_needs
+        if not asked:
+            return None
+        needs = asked
+        if "mismatched" in asked:
+            if batch.mismatched is None:
+                raise ValueError(f"{type(self.objective).__name__} needs the source to give mismatched completions")
+            present = batch.mismatched.mask.any(-1)
+            batch = Batch(batch.context, batch.mismatched, Labels(present.long(), present))
+            needs = (asked - {"mismatched"}) | {"log_prob", "ref_log_prob"}
+        pieces = [
+            self.policy.likelihood(batch.select(rows), self.reference, needs).detach()
+            for rows in self._micro_batches(batch)
+        ]
+        names = [item.name for item in fields(Likelihood) if getattr(pieces[0], item.name) is not None]
+        return Likelihood(**{name: torch.cat([getattr(piece, name) for piece in pieces]) for name in names})
+
+    def _accumulate(self, batch: Batch, target: Target, watch: bool) -> dict[str, float]:
+        """The three beats on one micro-batch; gradients add up in `.grad`."""
+        # 1. measure
+        needs = self.objective.needs
+        measured = self.policy.likelihood(batch, self.reference, (needs | WATCHED if watch else needs) - {"value"})
+        value = self.critic.value(batch) if self.critic is not None and "value" in needs else None
+        # 2. judge, on leaves cut off from any graph
+        likelihood = replace(measured.detach(), value=None if value is None else value.detach())
+        live = {name for name in needs - CONSTANT if getattr(likelihood, name) is not None}
+        leaves = {name: getattr(likelihood, name).requires_grad_() for name in sorted(live)}
+        loss = self.objective(likelihood, target, self.objective.state())
+        total = loss.total(target.size)
+        grads = dict(zip(leaves, torch.autograd.grad(total, list(leaves.values()), allow_unused=True), strict=True))
+        grads = {name: grad for name, grad in grads.items() if grad is not None}
+        # 3. pull back
+        if value is not None and "value" in grads:
+            value.backward(grads.pop("value"))
+        self.policy.backward(batch, self.reference, measured, grads)
+        metrics = {"loss": total.item()} | {name: float(metric) for name, metric in loss.metrics.items()}
+        return metrics | (self._watch(batch, likelihood) if watch else {})
+
+    def _watch(self, batch: Batch, likelihood: Likelihood) -> dict[str, float]:
+        total, sign = likelihood.detach().total(), signs(batch.feedback)
+        assert total.ref_log_prob is not None and total.ref_kl is not None
+        drift = total.log_prob - total.ref_log_prob
+
+        def mean(values: Tensor, keep: Tensor) -> float:
+            return float(values[keep].mean()) if bool(keep.any()) else 0.0
+
+        return {
+            "kl_ref_policy_on_rows": mean(total.ref_kl, batch.present),
+            "accepted_drift": mean(drift, sign > 0),
+            "rejected_drift": mean(drift, sign < 0),
+        }
+
+    def _optimize(self) -> dict[str, float]:
+        norms: dict[str, float] = {}
+        for name, optimizer in self.optimizers.items():
+            parameters = [part for group in optimizer.param_groups for part in group["params"]]
+            limit = self.max_grad_norm or float("inf")
+            norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
+            norms["grad_norm" if name == "policy" else f"{name}_grad_norm"] = float(norm)
+            for group in optimizer.param_groups:
+                group["lr"] = self.base_lrs[name] * self._schedule()
+            optimizer.step()
+        self._zero_grad()
+        self.step += 1
+        if self.reference is not None and hasattr(self.reference, "after_step"):
+            self.reference.after_step(self.policy, self.step)  # pyright: ignore[reportAttributeAccessIssue]
+        return norms
+
+    def _schedule(self) -> float:
+        warm = min(1.0, (self.step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
+        if self.total_steps is None or self.step < self.warmup_steps:
+            return warm
+        return max(0.0, (self.total_steps - self.step) / max(1, self.total_steps - self.warmup_steps))
+
+    def _zero_grad(self) -> None:
+        for optimizer in self.optimizers.values():
+            optimizer.zero_grad(set_to_none=True)
+
+
+def make_optimizer(module: Any, *, kind: str, lr: float, weight_decay: float) -> torch.optim.Optimizer:
+    """AdamW, or Adafactor with the DRO paper's decay of 0.8.
+
+    Raises:
+        ValueError: an unknown kind, or nothing to train.
+    """
+    parameters = list(trainable_parameters(module))
+    if not parameters:
+        raise ValueError("nothing to train: no parameter requires a gradient")
+    if kind == "adamw":
+        return torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay)
+    if kind == "adafactor":
+        return torch.optim.Adafactor(parameters, lr=lr, beta2_decay=-0.8, weight_decay=weight_decay)
+    raise ValueError(f"optimizer is {kind!r}, and must be adamw or adafactor")

@@ -1,0 +1,127 @@
+"""The loop: next batch, update, now and then look, save. It reads top to bottom."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from valence.training.checkpoint import save_checkpoint
+from valence.training.learner import Learner
+from valence.training.tracking import Tracker
+
+Evaluator = Callable[[int], dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """When the loop does what; a step is one optimizer step, 0 means never.
+
+    Args:
+        steps: where it ends.
+        log_every: how often the watched figures (exact KL, drift) are measured and written.
+        eval_every: how often the evaluators run; they also run at the end.
+        save_every: how often a checkpoint is written.
+        kl_budget: stop when KL(pi || pi_ref) on fresh samples passes this many nats.
+        kl_every: how often that is looked at.
+    """
+
+    steps: int
+    log_every: int = 5
+    eval_every: int = 0
+    save_every: int = 0
+    kl_budget: float | None = None
+    kl_every: int = 10
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
+
+    Args:
+        steps: optimizer steps taken in all.
+        stopped: why it ended before its time; None if it did not.
+        seconds: in the updates alone, of this process.
+    """
+
+    steps: int
+    stopped: str | None
+    seconds: float
+
+
+def train(
+    learner: Learner,
+    source: Any,
+    schedule: Schedule,
+    *,
+    trackers: Sequence[Tracker] = (),
+    evaluate: Evaluator | None = None,
+    measure_kl: Callable[[int], float] | None = None,
+    checkpoint_folder: Path | None = None,
+    on_step: Callable[[int, dict[str, float]], None] | None = None,
+) -> Outcome:
+    """Run until `schedule.steps`, from wherever `learner` and `source` stand.
+
+    With a KL budget the policy that is kept is the last one measured within it.
+
+    Args:
+        evaluate: step -> figures, written by the trackers.
+        measure_kl: step -> KL(pi || pi_ref) on fresh samples, nats; needed for a budget.
+        on_step: called after each step with that step's figures, for a progress bar.
+    """
+    stopped, seconds = None, 0.0
+    budget = schedule.kl_budget if measure_kl is not None else None
+    within_budget = _snapshot(learner) if budget is not None else []
+    while learner.step < schedule.steps:
+        began = time.perf_counter()
+        batch = source.next(learner.policy)
+        watch = (learner.step + 1) % schedule.log_every == 0 or learner.step == 0
+        figures = learner.update(batch, watch=watch)
+        took = time.perf_counter() - began
+        seconds += took
+        figures["tokens_per_second"] = source.num_tokens / took
+        step = learner.step
+        for tracker in trackers:
+            tracker.log(step, figures)
+        if on_step is not None:
+            on_step(step, figures)
+        if budget is not None and measure_kl is not None and _due(step, schedule.kl_every, schedule.steps):
+            kl = measure_kl(step)
+            if kl > budget:
+                _put_back(learner, within_budget)
+                stopped = (
+                    f"KL(pi || pi_ref) reached {kl:.2f} nats at step {step}, over the budget of {schedule.kl_budget}"
+                )
+                break
+            within_budget = _snapshot(learner)
+        if evaluate is not None and step < schedule.steps and _due(step, schedule.eval_every):
+            _log(trackers, step, evaluate(step))
+        if checkpoint_folder is not None and step < schedule.steps and _due(step, schedule.save_every):
+            save_checkpoint(checkpoint_folder, learner, source, {})
+    if evaluate is not None:
+        _log(trackers, learner.step, evaluate(learner.step))
+    return Outcome(learner.step, stopped, seconds)
+
+
+def _due(step: int, every: int, last: int | None = None) -> bool:
+    return bool(every) and (step % every == 0 or step == last)
+
+
+def _log(trackers: Sequence[Tracker], step: int, figures: dict[str, float]) -> None:
+    for tracker in trackers:
+        tracker.log(step, {f"eval/{name}": value for name, value in figures.items()})
+
+
+def _snapshot(learner: Learner) -> list[torch.Tensor]:
+    return [part.detach().clone() for part in learner.policy.parameters() if part.requires_grad]
+
+
+@torch.no_grad()
+def _put_back(learner: Learner, weights: list[torch.Tensor]) -> None:
+    live = [part for part in learner.policy.parameters() if part.requires_grad]
+    for part, kept in zip(live, weights, strict=True):
+        part.copy_(kept)

@@ -1,0 +1,93 @@
+"""Where a run's figures go: always `metrics.jsonl`; TensorBoard by default; W&B or Trackio on request."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Protocol
+
+from valence.errors import UserError
+
+TRACKERS = ("tensorboard", "wandb", "trackio", "none")
+
+
+class Tracker(Protocol):
+    def log(self, step: int, values: dict[str, float]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class JsonLines:
+    """`metrics.jsonl`, a line a step. A resumed run drops the lines after its checkpoint first."""
+
+    def __init__(self, path: Path, *, keep_until: int = 0) -> None:
+        rows = read_metrics(path) if keep_until and path.is_file() else []
+        kept = [row for row in rows if row["step"] <= keep_until]
+        path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        self._file = path.open("a")
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        self._file.write(json.dumps({"step": step} | values) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a `metrics.jsonl`; a last line cut short by a kill is left out."""
+    rows = []
+    for line in path.read_text().splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+class TensorBoard:
+    def __init__(self, folder: Path) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder))
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class Hosted:
+    """W&B, or Trackio, which offers the same calls."""
+
+    def __init__(self, module: Any, name: str, config: dict[str, Any]) -> None:
+        self._module = module
+        module.init(project="valence", name=name, config=config)
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        self._module.log(values, step=step)
+
+    def close(self) -> None:
+        self._module.finish()
+
+
+def open_trackers(kind: str, out: Path, config: dict[str, Any], *, keep_until: int = 0) -> list[Tracker]:
+    """`metrics.jsonl` and the one asked for.
+
+    Raises:
+        UserError: an unknown tracker, or one that is not installed.
+    """
+    if kind not in TRACKERS:
+        raise UserError(f"tracker is {kind!r}, and must be one of {', '.join(TRACKERS)}")
+    trackers: list[Tracker] = [JsonLines(out / "metrics.jsonl", keep_until=keep_until)]
+    if kind == "tensorboard":
+        trackers.append(TensorBoard(out / "tensorboard"))
+    if kind in ("wandb", "trackio"):
+        try:
+            module = __import__(kind)
+        except ImportError as error:
+            raise UserError(f"--tracker {kind} needs that package: pip install {kind}") from error
+        trackers.append(Hosted(module, out.name, config))
+    return trackers

@@ -1,0 +1,103 @@
+"""What `valence inspect` says, exactly."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from valence.data.inspect import render, summarize
+
+UP = {"prompt": "a", "completion": "bb", "label": 1}
+DOWN = {"prompt": "c", "completion": "dddd", "label": 0}
+SCORE = {"prompt": "a", "completion": "b", "score": 3}
+PAIR = {"prompt": "a", "chosen": "b", "rejected": "c"}
+SCORED = {"prompt": "a", "completions": ["b", "c"], "scores": [1, 2]}
+RANKED = {"prompt": "a", "completions": ["b", "c"], "ranks": [1, 2]}
+PROMPT = {"prompt": "x"}
+SILENT = {"prompt": "a", "completion": "b"}
+
+
+def test_json_of_labels_with_a_problem(load_rows: Any) -> None:
+    loaded = load_rows(UP, DOWN, UP, {**UP, "completion": ""}, SILENT)
+    assert summarize(loaded).to_json() == {
+        "shape": "labels",
+        "rows": 5,
+        "prompts": 2,
+        "accepted": 2,
+        "rejected": 1,
+        "problems": [{"file": loaded.records[0].file, "line": 4, "reason": "completion is empty"}],
+        "method": "pmpo",
+        "why": "2 accepted and 1 rejected completions, 1 unlabelled ones for the KL: "
+        "PMPO-AR learns from both, however many of each",
+    }
+
+
+@pytest.mark.parametrize(
+    ("rows", "shape", "accepted", "rejected", "method", "why"),
+    [
+        ([UP], "labels", 1, 0, "pmpo", "1 accepted and 0 rejected completions: PMPO-A learns from acceptances alone"),
+        ([DOWN], "labels", 0, 1, "pmpo", "0 accepted and 1 rejected completions: PMPO-R learns from rejections alone"),
+        ([SILENT], "labels", 0, 0, None,
+         "completions without a label, score or rank: name that column with --columns, or use --method supervised"),
+        ([SCORE], "scores", None, None, "dro", "one score a completion: DRO-V regresses on the scores themselves"),
+        ([PAIR, PAIR], "pairs", 2, 2, "dpo", "chosen and rejected for each prompt: DPO takes pairs as they are"),
+        ([SCORED], "rankings", None, None, "rebel",
+         "several scored completions a prompt: REBEL regresses on the gaps between scores"),
+        ([RANKED], "rankings", None, None, "dpo",
+         "rankings without scores: DPO takes every pair that the order gives"),
+        ([RANKED, SCORED], "rankings", None, None, "dpo",
+         "1 of 2 rankings without scores: DPO takes every pair that the order gives"),
+        ([PROMPT], "prompts", None, None, None,
+         "prompts without feedback: valence improve samples answers and scores them"),
+        ([UP, UP, DOWN, PAIR, SCORE], "mixed", 3, 2, "pmpo",
+         "mixed feedback (labels, scores, pairs): all of it becomes accepted and rejected, which PMPO takes"),
+        ([SCORE, SCORED], "mixed", None, None, "pmpo",
+         "mixed feedback (scores, rankings): all of it becomes accepted and rejected, which PMPO takes"),
+        ([SCORE, PROMPT], "mixed", None, None, "dro",
+         "one score a completion: DRO-V regresses on the scores themselves; "
+         "1 rows of a prompt only are left out (they are for valence improve)"),
+    ],
+)  # fmt: skip
+def test_shape_counts_method_and_why(
+    load_rows: Any, rows: list[Any], shape: str, accepted: int | None, rejected: int | None, method: str, why: str
+) -> None:
+    found = summarize(load_rows(*rows)).to_json()
+    assert found == {
+        "shape": shape,
+        "rows": len(rows),
+        "prompts": len({row["prompt"] for row in rows}),
+        "accepted": accepted,
+        "rejected": rejected,
+        "problems": [],
+        "method": method,
+        "why": why,
+    }
+    assert json.loads(json.dumps(found)) == found
+
+
+def test_what_the_printed_view_adds(load_rows: Any) -> None:
+    tied = {**PAIR, "score_chosen": 2, "score_rejected": 2}
+    loaded = load_rows(
+        UP, {**UP, "label": 0, "split": "test"}, {**UP, "label": 0}, {**SCORE, "score": -3}, tied, SILENT
+    )
+    summary = summarize(loaded)
+    assert summary.layouts == {"label": 4, "score": 1, "pair": 1}
+    assert summary.splits == {"": 5, "test": 1}
+    assert summary.score_range == (-3.0, 2.0)
+    assert summary.mean_length == pytest.approx((2 + 2 + 2 + 1 + 1 + 1 + 1) / 7)
+    assert (summary.conflicts, summary.ties, summary.unlabelled) == (1, 1, 1)
+
+
+def test_the_printed_view_shows_counts_method_and_problems_and_no_markup(load_rows: Any) -> None:
+    bad = [{**UP, "label": "[bold]no"}] * 12
+    console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(render(summarize(load_rows(UP, DOWN, *bad))))
+    shown = console.export_text()
+    console.file.close()
+    assert "1 accepted, 1 rejected" in shown and "pmpo: " in shown and "labels (2 label)" in shown
+    assert "12 rows cannot be used" in shown and "and 2 more" in shown
+    assert shown.count("label is '[bold]no'") == 10
+    assert "ties" not in shown and "conflicts" not in shown

@@ -1,0 +1,125 @@
+"""Rewards to labels: the bar of each rule, ties, groups without spread, and independence of order."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from valence.feedback import (
+    dropped,
+    label_advantage_sign,
+    label_batch_mean,
+    label_best_worst,
+    label_group_mean,
+    label_halves,
+    label_threshold,
+    label_top_k,
+)
+from valence.types import Rewards
+
+NAN = math.nan
+
+
+def rewards(*rows: tuple[float, ...]) -> Rewards:
+    value = torch.tensor(rows, dtype=torch.float32)
+    return Rewards(value, ~value.isnan())
+
+
+def test_top_k_by_hand():
+    """2 of 5 accepted, 1 rejected; the second context has too few, the third no spread."""
+    given_rewards = rewards((3, 1, 5, 4, 2), (1, 2, NAN, NAN, NAN), (7, 7, 7, 7, 7))
+    labels = label_top_k(given_rewards, top=2, bottom=1)
+    assert labels.sign.tolist() == [[0, -1, 1, 1, 0], [0] * 5, [0] * 5]
+    assert labels.present.tolist() == [[True] * 5, [False] * 5, [False] * 5]
+    assert dropped(given_rewards, labels) == 7
+
+
+def test_top_k_ties():
+    """Bars 2 and 0: both 2s are accepted though top = 1. Second context: the 1s tie with both bars, hence 0."""
+    labels = label_top_k(rewards((2, 2, 0, 1), (1, 1, 1, 2)), top=1, bottom=1)
+    assert labels.sign.tolist() == [[1, 1, -1, 0], [-1, -1, -1, 1]]
+    labels = label_top_k(rewards((1, 1, 1, 2)), top=2, bottom=1)
+    assert labels.sign.tolist() == [[0, 0, 0, 1]]
+
+
+def test_top_k_one_sided():
+    labels = label_top_k(rewards((3, 1, 2)), top=0, bottom=2)
+    assert labels.sign.tolist() == [[0, -1, -1]]
+
+
+def test_top_k_more_than_there_are_drops_all():
+    labels = label_top_k(rewards((3, 1)), top=3, bottom=0)
+    assert not labels.present.any()
+
+
+@pytest.mark.parametrize(("top", "bottom"), [(-1, 1), (1, -1), (0, 0)])
+def test_top_k_numbers_are_validated(top, bottom):
+    with pytest.raises(ValueError, match="top and bottom must be >= 0"):
+        label_top_k(rewards((1, 2)), top=top, bottom=bottom)
+
+
+def test_best_worst():
+    labels = label_best_worst(rewards((3, 1, 2), (NAN, 0, 4)))
+    assert labels.sign.tolist() == [[1, -1, 0], [0, -1, 1]]
+
+
+def test_halves():
+    """Even, odd (the middle one unlabelled), ties in the middle, and no spread."""
+    given_rewards = rewards((4, 1, 3, 2), (3, 1, 2, NAN), (1, 2, 2, 3), (5, 5, NAN, NAN))
+    labels = label_halves(given_rewards)
+    assert labels.sign.tolist()[:3] == [[1, -1, 1, -1], [1, -1, 0, 0], [-1, 0, 0, 1]]
+    assert not labels.present[3].any() and dropped(given_rewards, labels) == 2
+
+
+def test_threshold_accepts_equality_and_drops_nothing():
+    given_rewards = rewards((0.5, 0.4, NAN), (0.5, 0.5, 0.5))
+    labels = label_threshold(given_rewards, 0.5)
+    assert labels.sign.tolist() == [[1, -1, 0], [1, 1, 1]]
+    assert dropped(given_rewards, labels) == 0
+
+
+def test_group_mean():
+    """Mean 2: 2 is accepted. A single action and equal actions have no spread."""
+    given_rewards = rewards((1, 2, 3), (9, NAN, NAN), (0.1, 0.1, 0.1))
+    labels = label_group_mean(given_rewards)
+    assert labels.sign.tolist() == [[-1, 1, 1], [0, 0, 0], [0, 0, 0]]
+    assert dropped(given_rewards, labels) == 4
+
+
+def test_batch_mean():
+    """Mean of 1, 2, 6 is 3."""
+    labels = label_batch_mean(rewards((1, 2), (6, NAN)))
+    assert labels.sign.tolist() == [[-1, -1], [1, 0]]
+    assert dropped(rewards((0.1, 0.1)), label_batch_mean(rewards((0.1, 0.1)))) == 2
+    assert not label_batch_mean(rewards((NAN, NAN))).present.any()
+
+
+def test_advantage_sign():
+    assert label_advantage_sign(rewards((0.0, -1e-9, 2.0))).sign.tolist() == [[1, -1, 1]]
+
+
+RULES = [
+    lambda given_rewards: label_top_k(given_rewards, top=2, bottom=1),
+    label_best_worst,
+    label_halves,
+    lambda given_rewards: label_threshold(given_rewards, 1.0),
+    label_group_mean,
+    label_batch_mean,
+    label_advantage_sign,
+]
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(-3, 3), min_size=2, max_size=6), st.randoms(use_true_random=False))
+def test_order_does_not_matter(values, random):
+    order = list(range(len(values)))
+    random.shuffle(order)
+    for rule in RULES:
+        labels = rule(rewards(tuple(map(float, values))))
+        shuffled = rule(rewards(tuple(float(values[i]) for i in order)))
+        assert shuffled.sign[0].tolist() == labels.sign[0, order].tolist()
+        assert shuffled.present[0].tolist() == labels.present[0, order].tolist()
