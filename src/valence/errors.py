@@ -3,5 +3,5 @@
 from __future__ import annotations
 
 
-class UserError(ValueError):
+class UserError(Exception):
     """Bad input. The command line prints the message and exits with status 2, without a traceback."""

@@ -44,6 +44,7 @@ class Policy(Protocol):
         ...
 
 
+@runtime_checkable
 class Reference(Protocol):
     """What the KL is to."""
 
@@ -52,6 +53,7 @@ class Reference(Protocol):
         ...
 
 
+@runtime_checkable
 class Objective(Protocol):
     """A frozen dataclass: pure arithmetic on a batch's likelihoods."""
 
@@ -83,12 +85,14 @@ class Objective(Protocol):
         ...
 
 
+@runtime_checkable
 class FeedbackFn(Protocol):
     """Whoever judges: a reward function, a reward model, an ensemble, a preference judge, a Q-critic."""
 
     def __call__(self, context: Any, action: Action) -> Feedback: ...
 
 
+@runtime_checkable
 class Source(Protocol):
     """Where batches come from."""
 
@@ -99,6 +103,7 @@ class Source(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
+@runtime_checkable
 class Critic(Protocol):
     """A value estimate owned by the learner: `[N, K, T]` per step, `[N, 1]` per context, or a scalar."""
 

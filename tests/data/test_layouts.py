@@ -150,9 +150,12 @@ OTHERS = [
         label(1.0, (Message("user", "2+2?"),), (Message("assistant", "4"),)),
     ),
     (
-        "conversation label",
+        "conversation label",  # as a table has it whose other rows write role and content
         {
-            "conversations": [{"from": "human", "value": "2+2?"}, {"from": "gpt", "value": "5"}],
+            "conversations": [
+                {"from": "human", "value": "2+2?", "role": None, "content": None},
+                {"from": "gpt", "value": "5", "role": None, "content": None},
+            ],
             "kto_tag": False,
             "system": "Add.",
         },
@@ -169,7 +172,7 @@ OTHERS = [
     ),
     (
         "conversation pair",
-        {"messages": SKY, "chosen": BLUE[0], "rejected": GREEN[0]},
+        {"messages": SKY, "chosen": BLUE[0], "rejected": GREEN[0], "system": ""},
         pair(ASKED, SAID_BLUE, SAID_GREEN),
     ),
     (

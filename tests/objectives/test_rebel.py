@@ -39,6 +39,15 @@ def test_gaps_of_bare_preferences_and_margins(make_batch):
     assert REBEL()(Likelihood(zeros, zeros), target).terms["policy"].tolist() == [0.25, 25.0]
 
 
+def test_a_tied_preference_is_information(make_batch):
+    """P = 1/2 says that the log-ratios should be equal: their gap of 1 costs 1."""
+    win = torch.full((1, 2, 2), 0.5)
+    observed = ~torch.eye(2, dtype=torch.bool)[None]
+    target = REBEL().prepare(make_batch(Preferences(win, observed, torch.ones(1, 2, dtype=torch.bool))), None)
+    loss = REBEL()(Likelihood(torch.tensor([[[-1.0], [-2.0]]]), torch.full((1, 2, 1), -1.0)), target)
+    assert loss.terms["policy"].tolist() == [1.0]
+
+
 def test_gradcheck():
     generator = torch.Generator().manual_seed(0)
     ratio_gap, reward_gap = torch.randn(2, 5, dtype=torch.float64, generator=generator)

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import tyro
 import yaml
 
+from valence.cli.parse import parse
 from valence.errors import UserError
 from valence.runs.config import AlignConfig, align_config, check_complete
 
@@ -54,10 +54,7 @@ def run(arguments: Sequence[str]) -> None:
     """Parse and align."""
     rest, path = take_config(arguments)
     default = align_config(**read_config(path)) if path else AlignConfig()
-    config = tyro.cli(
-        AlignConfig, args=rest, prog="valence align", description=DESCRIPTION, default=default,
-        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
-    )  # fmt: skip
+    config = parse(AlignConfig, rest, prog="valence align", description=DESCRIPTION, default=default)
     check_complete(config)
     from valence.runs.align import run_alignment
 

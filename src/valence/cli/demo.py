@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
+from valence.cli.parse import parse
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Demo:
 
 def run(arguments: Sequence[str]) -> None:
     """Parse and run."""
-    options = tyro.cli(Demo, args=list(arguments), prog="valence demo")
+    options = parse(Demo, arguments, prog="valence demo")
     from valence.reproduce.demo import run as demo
 
     demo(Path(options.out), steps=options.max_steps, samples=options.samples)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import tyro
 
+from valence.cli.parse import parse
 from valence.data.formats import load_feedback
 from valence.data.inspect import render, summarize
 
@@ -28,7 +29,7 @@ class Inspect:
 
 def run(arguments: Sequence[str]) -> None:
     """Parse, read and print."""
-    options = tyro.cli(Inspect, args=list(arguments), prog="valence inspect", config=(tyro.conf.FlagCreatePairsOff,))
+    options = parse(Inspect, arguments, prog="valence inspect")
     from valence.errors import UserError
     from valence.runs.config import parse_columns
 

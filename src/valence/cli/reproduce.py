@@ -9,6 +9,7 @@ from pathlib import Path
 
 import tyro
 
+from valence.cli.parse import parse
 from valence.errors import UserError
 
 EXPERIMENTS = {"thumbs": "valence.reproduce.thumbs"}
@@ -32,9 +33,7 @@ class Reproduce:
 
 def run(arguments: Sequence[str]) -> None:
     """Parse and run."""
-    options = tyro.cli(
-        Reproduce, args=list(arguments), prog="valence reproduce", config=(tyro.conf.FlagCreatePairsOff,)
-    )
+    options = parse(Reproduce, arguments, prog="valence reproduce")
     if options.name not in EXPERIMENTS:
         raise UserError(f"there is no experiment {options.name!r}; there are {', '.join(EXPERIMENTS)}")
     size = "smoke" if options.smoke else "quick" if options.quick else "full"

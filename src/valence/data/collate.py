@@ -124,7 +124,7 @@ def pad_actions(rows: Sequence[Sequence[Sequence[int]]], pad: int) -> Action:
     return Action(steps, mask)
 
 
-def _table(rows: Sequence[Sequence[float]], shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
+def _table(rows: Sequence[Sequence[float | int]], shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
     table = torch.zeros(shape, dtype=dtype)
     for n, row in enumerate(rows):
         table[n, : len(row)] = torch.tensor(row, dtype=dtype)

@@ -16,7 +16,7 @@ class Message(NamedTuple):
 
 
 Text = str | tuple[Message, ...]
-"""Plain text, or messages to be rendered with the model's chat template."""
+"""Plain text, or messages to be rendered with the model's chat template; a record's texts are all of one kind."""
 
 
 @dataclass(frozen=True)

@@ -84,13 +84,17 @@ class Learner:
             raise TypeError(f"{type(self.objective).__name__} takes {wanted}, not {type(batch.feedback).__name__}")
         with torch.no_grad():
             target = self.objective.prepare(batch, self._frozen(batch))
-        metrics: dict[str, float] = {}
+        loss, sums, weights = 0.0, dict[str, float](), dict[str, float]()
         for rows in self._micro_batches(batch):
-            share = self._accumulate(batch.select(rows), target.select(rows), watch and self.reference is not None)
-            weight = (rows.stop - rows.start) / batch.num_contexts
-            for name, value in share.items():
-                scale = 1.0 if name == "loss" else weight
-                metrics[name] = metrics.get(name, 0.0) + scale * value
+            share, figures = self._accumulate(
+                batch.select(rows), target.select(rows), watch and self.reference is not None
+            )
+            loss += share
+            # A figure that a micro-batch has no members for is not among its figures: it must not count as 0.
+            for name, value in figures.items():
+                sums[name] = sums.get(name, 0.0) + value * (rows.stop - rows.start)
+                weights[name] = weights.get(name, 0.0) + (rows.stop - rows.start)
+        metrics = {"loss": loss} | {name: total / weights[name] for name, total in sums.items()}
         if not torch.isfinite(torch.tensor(metrics["loss"])):
             self._zero_grad()
             raise FloatingPointError(f"the loss is {metrics['loss']} at step {self.step + 1}: lower the learning rate")
@@ -121,8 +125,8 @@ class Learner:
         names = [item.name for item in fields(Likelihood) if getattr(pieces[0], item.name) is not None]
         return Likelihood(**{name: torch.cat([getattr(piece, name) for piece in pieces]) for name in names})
 
-    def _accumulate(self, batch: Batch, target: Target, watch: bool) -> dict[str, float]:
-        """The three beats on one micro-batch; gradients add up in `.grad`."""
+    def _accumulate(self, batch: Batch, target: Target, watch: bool) -> tuple[float, dict[str, float]]:
+        """The three beats on one micro-batch: (its share of the loss, figures); gradients add up in `.grad`."""
         # 1. measure
         needs = self.objective.needs
         measured = self.policy.likelihood(batch, self.reference, (needs | WATCHED if watch else needs) - {"value"})
@@ -139,22 +143,20 @@ class Learner:
         if value is not None and "value" in grads:
             value.backward(grads.pop("value"))
         self.policy.backward(batch, self.reference, measured, grads)
-        metrics = {"loss": total.item()} | {name: float(metric) for name, metric in loss.metrics.items()}
-        return metrics | (self._watch(batch, likelihood) if watch else {})
+        figures = {name: float(metric) for name, metric in loss.metrics.items()}
+        return total.item(), figures | (self._watch(batch, likelihood) if watch else {})
 
     def _watch(self, batch: Batch, likelihood: Likelihood) -> dict[str, float]:
         total, sign = likelihood.detach().total(), signs(batch.feedback)
         assert total.ref_log_prob is not None and total.ref_kl is not None
         drift = total.log_prob - total.ref_log_prob
 
-        def mean(values: Tensor, keep: Tensor) -> float:
-            return float(values[keep].mean()) if bool(keep.any()) else 0.0
-
-        return {
-            "kl_ref_policy_on_rows": mean(total.ref_kl, batch.present),
-            "accepted_drift": mean(drift, sign > 0),
-            "rejected_drift": mean(drift, sign < 0),
+        parts = {
+            "kl_ref_policy_on_rows": (total.ref_kl, batch.present),
+            "accepted_drift": (drift, sign > 0),
+            "rejected_drift": (drift, sign < 0),
         }
+        return {name: float(values[keep].mean()) for name, (values, keep) in parts.items() if bool(keep.any())}
 
     def _optimize(self) -> dict[str, float]:
         norms: dict[str, float] = {}

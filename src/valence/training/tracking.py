@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from valence.errors import UserError
 
 TRACKERS = ("tensorboard", "wandb", "trackio", "none")
 
 
+@runtime_checkable
 class Tracker(Protocol):
     def log(self, step: int, values: dict[str, float]) -> None: ...
 

@@ -14,12 +14,17 @@ from valence.data.records import Record
 def prompt_of(row: Row) -> Any:
     """The row's prompt, with its system prompt before it if it has one; None where it has no prompt."""
     prompt = row.take(row.first(names.PROMPT))
-    system = row.peek("system")
-    if not isinstance(system, str) or not system.strip() or prompt is None:
-        return prompt
-    row.take("system")
     turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    return [{"role": "system", "content": system}, *turns] if isinstance(turns, list) else prompt
+    opening = system_of(row) if isinstance(turns, list) else []
+    return [*opening, *turns] if opening else prompt
+
+
+def system_of(row: Row) -> list[dict[str, str]]:
+    """The row's system prompt as the messages that it opens a conversation with: one, or none where it is blank."""
+    if not isinstance(row.peek("system"), str):
+        return []
+    system = row.take("system")
+    return [{"role": "system", "content": system}] if system.strip() else []
 
 
 def single_of(row: Row, prompt: Any, completion: Any) -> Record:

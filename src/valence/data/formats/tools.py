@@ -10,10 +10,10 @@ from typing import Any
 
 from valence.data.formats import build
 from valence.data.formats import row as names
-from valence.data.formats.fields import both, pair_of, prompt_of, single_of
+from valence.data.formats.fields import both, pair_of, prompt_of, single_of, system_of
 from valence.data.formats.row import Refused, Row
 from valence.data.formats.values import number, sign, text
-from valence.data.records import Message, Record, Text
+from valence.data.records import Record, Text
 
 
 def hosted(row: Row) -> Record | None:
@@ -107,9 +107,8 @@ def conversation(row: Row) -> Record | None:
     turns = text(row.take(key), key)
     if isinstance(turns, str) or not turns:
         raise Refused(f"{key} is not a list of messages")
-    if row.has("system") and turns[0].role != "system":
-        turns = (Message("system", str(row.take("system"))), *turns)
-    prompt = [turn._asdict() for turn in turns]
+    opening = system_of(row) if turns[0].role != "system" else []
+    prompt = [*opening, *(turn._asdict() for turn in turns)]
     if chosen and rejected:
         return pair_of(row, prompt, row.take(chosen), row.take(rejected))
     completion = row.first(names.COMPLETION)
@@ -143,13 +142,12 @@ def _alpaca_prompt(row: Row) -> Any:
     if not isinstance(asked, str) or not isinstance(more, str):
         raise Refused("instruction and input are not plain text")
     asked = f"{asked}\n{more}" if more else asked
-    system, history = row.take("system", ""), row.take("history", [])
-    if not system and not history:
+    opening, history = system_of(row), row.take("history", [])
+    if not opening and not history:
         return asked
     if not isinstance(history, list) or not all(isinstance(turn, list) and len(turn) == 2 for turn in history):
         raise Refused("history is not a list of [instruction, answer]")
     turns = [{"role": role, "content": said} for turn in history for role, said in zip(_TURN, turn, strict=True)]
-    opening = [{"role": "system", "content": system}] if system else []
     return [*opening, *turns, {"role": "user", "content": asked}]
 
 

@@ -100,8 +100,8 @@ def message(value: Any, what: str) -> Message:
     """One turn, written as role and content or as from and value."""
     if not isinstance(value, Mapping):
         raise Refused(f"{what} is a list with {kind(value)} in it, not of messages")
-    role = value.get("role", value.get("from"))
-    content = value.get("content", value.get("value"))
+    role = value.get("role") or value.get("from")
+    content = value.get("content") if value.get("content") is not None else value.get("value")
     if not isinstance(role, str) or not role:
         raise Refused(f"{what} has a message without a role")
     if isinstance(content, list):
