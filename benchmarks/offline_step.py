@@ -94,7 +94,8 @@ def naive() -> float:
 
 
 def main() -> None:
-    print(f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}; {STEPS} steps of {BATCH}")
+    threads = torch.get_num_threads()
+    print(f"{os.cpu_count()} cores, {threads} threads, torch {torch.__version__}; {STEPS} steps of {BATCH}")
     base = naive()
     print(f"{'naive pmpo':12} {base:8,.0f} tokens/s   1.00x")
     for method in ("pmpo", "supervised", "kto", "dro"):

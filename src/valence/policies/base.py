@@ -28,7 +28,7 @@ def likelihood_from_distributions(
 
     Args:
         policy: batch shape `[N, K, T]`; differentiable.
-        reference: the same under pi_ref; its gradient is cut here.
+        reference: the same under pi_ref; constant: its parameters must not require a gradient.
         steps: the actions, `[N, K, T, ...]`.
         mask: which steps exist.
         needs: which of `valence.protocols.NEEDS` to compute.

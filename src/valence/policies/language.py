@@ -61,14 +61,18 @@ class Rows:
 
     def by_length(self, budget: int) -> list[Int[Tensor, " r"]]:
         """Which rows to run together: of like length, each piece within `budget` tokens with its padding."""
-        lengths = (self.context_mask.sum(-1) + self.mask.sum(-1)).tolist()
-        order = sorted(range(len(lengths)), key=lengths.__getitem__)
+        prompts, steps = self.context_mask.sum(-1).tolist(), self.mask.sum(-1).tolist()
+        order = sorted(range(len(steps)), key=lambda row: (prompts[row] + steps[row], prompts[row]))
         pieces: list[list[int]] = []
+        width = length = 0
         for row in order:
-            if pieces and (len(pieces[-1]) + 1) * lengths[row] <= budget:
+            # Rows of one length may split it differently into prompt and steps: the padded piece is wider than they.
+            width, length = max(width, prompts[row]), max(length, steps[row])
+            if pieces and (len(pieces[-1]) + 1) * (width + length) <= budget:
                 pieces[-1].append(row)
             else:
                 pieces.append([row])
+                width, length = prompts[row], steps[row]
         return [torch.tensor(piece, device=self.steps.device) for piece in pieces]
 
 
@@ -121,6 +125,12 @@ class LanguagePolicy(nn.Module):
     def action_hidden(self, rows: Rows) -> Float[Tensor, "R T H"]:
         """The backbone's last hidden state at the position that predicts each step of each row."""
         raise TypeError("use CausalLM or Seq2SeqLM")
+
+    def model_prompt(
+        self, ids: Int[Tensor, "R S"], mask: Bool[Tensor, "R S"]
+    ) -> tuple[Int[Tensor, "R S"], Bool[Tensor, "R S"]]:
+        """Left-padded prompts and their mask, padded on the side that the model wants."""
+        return ids, mask
 
     def hidden_at_steps(self, rows: Rows) -> Float[Tensor, "M H"]:
         """`action_hidden` at the M real steps of all rows, row by row; rows of like length are run together, so that
@@ -197,14 +207,18 @@ class LanguagePolicy(nn.Module):
         )  # fmt: skip
         seed = int(torch.randint(0, 2**31, (), generator=generator))
         devices = [self.device] if self.device.type == "cuda" else []
-        was_training = self.model.training
+        was_training, core = self.model.training, self.core
+        # `generate` takes what `config` leaves open (repetition penalty, forced tokens, …) from the model's own.
+        own, core.generation_config = core.generation_config, GenerationConfig()
         self.model.eval()
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(seed)
-            out = self.model.generate(
-                input_ids=context.ids, attention_mask=context.mask.long(), generation_config=config
-            )
-        self.model.train(was_training)
+        try:
+            with torch.random.fork_rng(devices=devices):
+                torch.manual_seed(seed)
+                ids, attended = self.model_prompt(context.ids, context.mask)
+                out = core.generate(input_ids=ids, attention_mask=attended.long(), generation_config=config)
+        finally:
+            core.generation_config = own
+            self.model.train(was_training)
         new = out[:, 1:] if self.encoder_decoder else out[:, context.ids.shape[1] :]
         ended = (new == end).int().cumsum(-1)
         mask = (ended == 0) | ((new == end) & (ended == 1))
@@ -272,17 +286,25 @@ class Seq2SeqLM(LanguagePolicy):
 
     encoder_decoder = True
 
+    def model_prompt(
+        self, ids: Int[Tensor, "R S"], mask: Bool[Tensor, "R S"]
+    ) -> tuple[Int[Tensor, "R S"], Bool[Tensor, "R S"]]:
+        """On the right: BART's encoder counts positions from the left and would count the padding."""
+        order = (~mask).int().argsort(dim=-1, stable=True)
+        return ids.gather(-1, order), mask.gather(-1, order)
+
     def action_hidden(self, rows: Rows) -> Float[Tensor, "R T H"]:
         start = torch.full_like(rows.steps[:, :1], self.core.config.decoder_start_token_id)
         inputs = torch.cat([start, rows.steps[:, :-1]], 1)
         backbone = self.core.base_model
         parts = backbone if hasattr(backbone, "get_encoder") else self.core
-        encoded = parts.get_encoder()(input_ids=rows.context, attention_mask=rows.context_mask.long())
+        prompt, prompt_mask = self.model_prompt(rows.context, rows.context_mask)
+        encoded = parts.get_encoder()(input_ids=prompt, attention_mask=prompt_mask.long())
         decoded = parts.get_decoder()(
             input_ids=inputs,
             attention_mask=torch.cat([torch.ones_like(rows.mask[:, :1]), rows.mask[:, :-1]], 1).long(),
             encoder_hidden_states=encoded.last_hidden_state,
-            encoder_attention_mask=rows.context_mask.long(),
+            encoder_attention_mask=prompt_mask.long(),
             use_cache=False,
         )
         return decoded.last_hidden_state

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from valence.errors import UserError
@@ -55,7 +56,9 @@ def load_language_policy(
     if lora_rank > 0:
         network = _add_lora(network, lora_rank, lora_alpha, lora_targets)
     if gradient_checkpointing:
-        network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        # transformers 5 gave it a new name on the way.
+        enable = getattr(network, "activation_checkpointing_enable", None) or network.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
         if lora_rank > 0:
             network.enable_input_require_grads()
     kind = Seq2SeqLM if network.config.is_encoder_decoder else CausalLM
@@ -73,21 +76,25 @@ def _load(path: str, *, dtype: torch.dtype, trust_remote_code: bool) -> tuple[An
     looks_local = folder.exists() or path.startswith((".", "/", "~"))
     if looks_local and not folder.is_dir():
         raise UserError(f"no model at {path}: no such folder; give a folder that transformers can load, or a hub id")
-    adapter = folder / "adapter_config.json"
-    base = json.loads(adapter.read_text())["base_model_name_or_path"] if adapter.is_file() else path
+    adapter, base = folder / "adapter_config.json", path
     options = {"trust_remote_code": trust_remote_code}
     try:
+        if adapter.is_file():
+            base = json.loads(adapter.read_text())["base_model_name_or_path"]
         config = transformers.AutoConfig.from_pretrained(base, **options)
         kind = transformers.AutoModelForSeq2SeqLM if config.is_encoder_decoder else transformers.AutoModelForCausalLM
-        network = kind.from_pretrained(base, dtype=dtype, **options)
+        network = kind.from_pretrained(base, dtype=dtype, use_safetensors=True, **options)
         tokenizer = transformers.AutoTokenizer.from_pretrained(path, **options)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+        if adapter.is_file():
+            from peft import PeftModel
+
+            if not (folder / "adapter_model.safetensors").is_file():
+                raise OSError(f"{path} has no adapter_model.safetensors")
+            merged = PeftModel.from_pretrained(network, path).merge_and_unload()
+            network = merged.requires_grad_(True)  # peft froze the base
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"no language model could be loaded from {base}: {reason}") from error
-    if adapter.is_file():
-        from peft import PeftModel
-
-        network = PeftModel.from_pretrained(network, path).merge_and_unload()
     if tokenizer.eos_token_id is None:
         raise UserError(f"the tokenizer of {path} has no end-of-sequence token, which log pi needs: set eos_token")
     return network, tokenizer
@@ -98,9 +105,11 @@ def disable_dropout(network: nn.Module) -> None:
     for module in network.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-        for name in ("dropout", "attention_dropout", "activation_dropout", "dropout_p"):
-            if isinstance(getattr(module, name, None), float):
-                setattr(module, name, 0.0)
+        # What is no module is a number of the module's own (BART, also for whole layers) or of its config's (Falcon).
+        for owner in (module, getattr(module, "config", None)):
+            for name in [name for name in vars(owner) if "drop" in name] if owner is not None else []:
+                if isinstance(getattr(owner, name), float):
+                    setattr(owner, name, 0.0)
 
 
 def _add_lora(network: Any, rank: int, alpha: int | None, targets: str) -> Any:
@@ -108,7 +117,11 @@ def _add_lora(network: Any, rank: int, alpha: int | None, targets: str) -> Any:
 
     modules: str | list[str] = targets if targets == "all-linear" else [name.strip() for name in targets.split(",")]
     kind = "SEQ_2_SEQ_LM" if network.config.is_encoder_decoder else "CAUSAL_LM"
-    config = LoraConfig(r=rank, lora_alpha=alpha or 2 * rank, target_modules=modules, lora_dropout=0.0, task_type=kind)
+    transposed = any(type(module).__name__ == "Conv1D" for module in network.modules())  # GPT-2
+    config = LoraConfig(
+        r=rank, lora_alpha=alpha or 2 * rank, target_modules=modules, lora_dropout=0.0, task_type=kind,
+        fan_in_fan_out=transposed,
+    )  # fmt: skip
     try:
         return get_peft_model(network, config)
     except ValueError as error:
