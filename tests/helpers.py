@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from valence.data.collate import pad_actions, pad_left
+from valence.policies.base import likelihood_from_distributions, pull_back
 from valence.policies.language import CausalLM, LanguagePolicy, Seq2SeqLM, TokenContext
-from valence.types import Action, Batch, Feedback, Labels, Preferences, Rewards
+from valence.types import Action, Batch, Feedback, Labels, Likelihood, Preferences, Rewards
 
 PAD, END, START, UNKNOWN = 0, 1, 2, 3
 SPECIAL = ("<pad>", "</s>", "<s>", "<unk>")
@@ -100,7 +101,9 @@ def policy(
         task = "SEQ_2_SEQ_LM" if encoder_decoder else "CAUSAL_LM"
         fan_in = kind == "gpt2"
         config = LoraConfig(r=2, target_modules="all-linear", lora_dropout=0.0, task_type=task, fan_in_fan_out=fan_in)
-        model = get_peft_model(model, config)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = get_peft_model(model, config)
     kinds = Seq2SeqLM if encoder_decoder else CausalLM
     return kinds(
         model, word_tokenizer(vocabulary), temperature=temperature, max_new_tokens=max_new_tokens
@@ -139,7 +142,7 @@ def labels_of(present: Tensor) -> Labels:
 
 
 def rewards_of(present: Tensor) -> Rewards:
-    value = torch.linspace(-1.5, 1.0, present.numel()).reshape(present.shape)[:, torch.randperm(present.shape[1])]
+    value = torch.tensor([0.4, -1.2, 1.0, 0.1, -0.7]).repeat(present.numel())[: present.numel()].reshape(present.shape)
     return Rewards(value * present, present)
 
 
@@ -211,3 +214,47 @@ def chi_square_limit(cells: int) -> float:
     (Wilson and Hilferty's approximation)."""
     freedom = cells - 1
     return freedom * (1 - 2 / (9 * freedom) + 4.3 * math.sqrt(2 / (9 * freedom))) ** 3
+
+
+class Table(torch.nn.Module):
+    """The smallest policy: a softmax over V tokens for each context and step, in float64, so that sums are exact.
+
+    Its context is `[N]`, row numbers of the table.
+    """
+
+    def __init__(self, logits: Tensor) -> None:
+        super().__init__()
+        self.logits = torch.nn.Parameter(logits.double().clone())
+
+    def _distribution(self, batch: Batch) -> torch.distributions.Categorical:
+        shape = batch.action.mask.shape
+        logits = self.logits[batch.context][:, None, : shape[2]].expand(*shape, self.logits.shape[-1])
+        return torch.distributions.Categorical(logits=logits)
+
+    def likelihood(self, batch: Batch, reference: Any, needs: frozenset[str]) -> Likelihood:
+        other = None
+        if reference is not None:
+            with reference.active() as copied:
+                other = copied._distribution(batch)
+        return likelihood_from_distributions(
+            self._distribution(batch), other, batch.action.steps, batch.action.mask, needs
+        )  # fmt: skip
+
+    def backward(self, batch: Batch, reference: Any, likelihood: Likelihood, grads: Any) -> None:
+        pull_back(likelihood, grads)
+
+    def sample(self, context: Any, num_samples: int, generator: torch.Generator) -> Action:
+        raise NotImplementedError
+
+    def frozen_copy(self, *, dtype: Any = None, device: Any = None) -> Table:
+        return copy.deepcopy(self).requires_grad_(False).to(dtype=dtype, device=device)
+
+    def trainable(self) -> dict[str, torch.nn.Parameter]:
+        return dict(self.named_parameters())
+
+
+def table_batch(feedback: Feedback, actions: Sequence[Sequence[int]]) -> Batch:
+    """One-step actions, `[N, K]`, of contexts 0, 1, …."""
+    steps = torch.tensor(actions)[..., None]
+    context = torch.arange(len(steps))
+    return Batch(context, Action(steps, feedback.present[..., None].expand(steps.shape)), feedback)

@@ -47,8 +47,11 @@ class TokenValue(nn.Module):
         place = torch.zeros_like(batch.action.mask)
         place[..., : rows.mask.shape[1]][present] = rows.mask
         values = torch.zeros(place.shape, device=values.device).masked_scatter(place, values)
-        # V(x): the state before the first step is the same for every action of a context.
-        return values[:, :1, 0] if self.per == "prompt" else values
+        if self.per == "token":
+            return values
+        # V(x): the state before the first step is the same for every present action of a context.
+        first = present.int().argmax(-1, keepdim=True)
+        return values[..., 0].gather(-1, first)
 
     def trainable(self) -> dict[str, nn.Parameter]:
         return {name: part for name, part in self.named_parameters() if part.requires_grad}

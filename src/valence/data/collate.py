@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from torch import Tensor
 
 from valence.data.groups import Group
@@ -49,15 +51,16 @@ class Encoder:
 
     def prompt(self, prompt: Text) -> list[int]:
         """Token ids of a prompt, with the model's own special tokens; never empty."""
+        templated = not isinstance(prompt, str) and bool(self.tokenizer.chat_template)
         if isinstance(prompt, str):
             ids = self.tokenizer(prompt + self.separator if prompt else "")["input_ids"]
-        elif self.tokenizer.chat_template:
+        elif templated:
             ids = self._template(prompt, add_generation_prompt=True)
         else:
             ids = self.tokenizer("\n\n".join([*(turn.content for turn in prompt), ""]))["input_ids"]
         end = self.tokenizer.eos_token_id
-        if not self.encoder_decoder:
-            while ids and ids[-1] == end and isinstance(prompt, str):
+        if not self.encoder_decoder and not templated:
+            while ids and ids[-1] == end:
                 ids = ids[:-1]
         start = self.tokenizer.bos_token_id
         return list(ids) or [end if start is None else start]
@@ -77,6 +80,11 @@ class Encoder:
         text = completion if isinstance(completion, str) else "\n\n".join(turn.content for turn in completion)
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
+    def _after_end(self, completion: Text) -> str:
+        """The text that stands after an end token written out in a completion."""
+        texts = [completion] if isinstance(completion, str) else [turn.content for turn in completion]
+        return "".join(texts).partition(self.tokenizer.eos_token)[2].strip()
+
     def _template(self, turns: Sequence[Message], *, add_generation_prompt: bool) -> list[int]:
         rows = [turn._asdict() for turn in turns]
         text = self.tokenizer.apply_chat_template(rows, tokenize=False, add_generation_prompt=add_generation_prompt)
@@ -84,19 +92,25 @@ class Encoder:
 
     def group(self, group: Group) -> tuple[EncodedGroup | None, Problem | None]:
         """(the encoded group or None, what was wrong or None)."""
-        prompt = self.prompt(group.prompt)
+        try:
+            prompt = self.prompt(group.prompt)
+            completions = [self.completion(group.prompt, text) for text in group.completions]
+        except TemplateError as error:
+            reason = f"the model's chat template refuses these messages ({error}): row left out"
+            return None, Problem(group.file, group.line, reason)
         room = self.max_length - (0 if self.encoder_decoder else len(prompt))
         if room < 1 or len(prompt) > self.max_length:
             reason = (
                 f"the prompt alone fills the length limit ({len(prompt)} of {self.max_length} tokens): row left out"
             )
             return None, Problem(group.file, group.line, f"{reason}; raise --max-length")
-        completions = [self.completion(group.prompt, text) for text in group.completions]
         longest = max(len(ids) for ids in completions)
-        problem = None
+        reasons = []
+        if any(self._after_end(text) for text in group.completions):
+            reasons.append(f"what a completion has after {self.tokenizer.eos_token!r}, the end token, was cut")
         if longest > room:
-            reason = f"a completion of {longest} tokens was cut to {room} to fit --max-length {self.max_length}"
-            problem = Problem(group.file, group.line, reason)
+            reasons.append(f"a completion of {longest} tokens was cut to {room} to fit --max-length {self.max_length}")
+        problem = Problem(group.file, group.line, "; ".join(reasons)) if reasons else None
         return EncodedGroup(prompt, [ids[:room] for ids in completions], group), problem
 
     def groups(self, groups: Sequence[Group]) -> tuple[list[EncodedGroup], list[Problem]]:
@@ -150,13 +164,13 @@ def pad_feedback(groups: Sequence[Group]) -> Feedback:
         raise ValueError("the groups of one batch carry different kinds of feedback")
     win, observed = torch.zeros(*shape, shape[1]), torch.zeros(*shape, shape[1], dtype=torch.bool)
     margin = torch.zeros(*shape, shape[1])
-    known = all(comparison[3] is not None for row in wins for comparison in row)
+    known = any(comparison[3] is not None for row in wins for comparison in row)
     for n, row in enumerate(wins):
         for i, j, probability, gap in row:
             win[n, i, j], win[n, j, i] = probability, 1 - probability
             observed[n, i, j] = observed[n, j, i] = True
-            if gap is not None:
-                margin[n, i, j], margin[n, j, i] = gap, -gap
+            # Not finite: nobody gave one (see `preferences_to_pairs`).
+            margin[n, i, j], margin[n, j, i] = (math.nan, math.nan) if gap is None else (gap, -gap)
     return Preferences(win, observed, present, margin if known else None)
 
 

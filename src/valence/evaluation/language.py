@@ -17,7 +17,7 @@ from valence.data.collate import EncodedGroup, collate, move, pad_actions, pad_l
 from valence.policies.language import LanguagePolicy
 from valence.protocols import Reference
 from valence.training.learner import signs
-from valence.types import Action, Batch, Labels, Preferences
+from valence.types import Action, Batch, Labels, Preferences, Rewards
 
 CHUNK = 64
 
@@ -64,7 +64,7 @@ def implicit_reward_accuracy(
     Comparisons are made within a context where it has both (pairs, rankings, several scores), else between all
     better and all worse rows (the area under the ROC curve). None where one side is missing.
     """
-    within, better, worse = [], [], []
+    within, ratios, sides = [], [], []
     for start in range(0, len(rows), CHUNK):
         chunk = rows[start : start + CHUNK]
         batch = collate(chunk, pad=pad)
@@ -74,12 +74,16 @@ def implicit_reward_accuracy(
         assert total.ref_log_prob is not None
         ratio = (total.log_prob - total.ref_log_prob).cpu()
         within += _ordered_gaps(ratio, batch)
-        sign = signs(batch.feedback)
-        better.append(ratio[sign > 0])
-        worse.append(ratio[sign < 0])
+        feedback = batch.feedback
+        side = feedback.value if isinstance(feedback, Rewards) else signs(feedback)
+        ratios.append(ratio[batch.present])
+        sides.append(side[batch.present].double())
     if within:
         return _share_positive(torch.stack(within))
-    gaps = torch.cat(better)[:, None] - torch.cat(worse)[None, :]
+    every, side = torch.cat(ratios), torch.cat(sides)
+    # A reward is on the side of the mean over all rows, not over those it was measured with.
+    middle = side.mean() if isinstance(feedback, Rewards) else 0.0
+    gaps = every[side > middle][:, None] - every[side < middle][None, :]
     return _share_positive(gaps) if gaps.numel() else None
 
 

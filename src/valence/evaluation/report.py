@@ -49,7 +49,8 @@ def plot_curves(rows: Sequence[Mapping[str, Any]]) -> bytes:
 
     kept = [(title, [name for name in names if any(name in row for row in rows)]) for title, names in CURVES]
     kept = [(title, names) for title, names in kept if names]
-    figure, axes = plt.subplots((len(kept) + 1) // 2, 2, figsize=(10, 2.6 * ((len(kept) + 1) // 2)), squeeze=False)
+    height = max(1, (len(kept) + 1) // 2)
+    figure, axes = plt.subplots(height, 2, figsize=(10, 2.6 * height), squeeze=False)
     for axis, (title, names) in zip(axes.flat, kept, strict=False):
         for name in names:
             points = [(row["step"], row[name]) for row in rows if name in row]

@@ -92,11 +92,15 @@ class LanguagePolicy(nn.Module):
         tokenizer: its tokenizer; must have an end-of-sequence token.
         temperature: divides the logits, in sampling and in likelihood.
         max_new_tokens: length at which a sample is truncated.
+        mixed_precision: where given, matrix products run in this precision (autocast); weights keep their own.
     """
 
     encoder_decoder = False
 
-    def __init__(self, model: Any, tokenizer: Any, *, temperature: float = 1.0, max_new_tokens: int = 128) -> None:
+    def __init__(
+        self, model: Any, tokenizer: Any, *, temperature: float = 1.0, max_new_tokens: int = 128,
+        mixed_precision: torch.dtype | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
         if temperature <= 0:
             raise ValueError(f"temperature is {temperature}, and must be above 0")
@@ -104,6 +108,7 @@ class LanguagePolicy(nn.Module):
         self.tokenizer = tokenizer
         self.temperature = temperature
         self.max_new_tokens = max_new_tokens
+        self.mixed_precision = mixed_precision
 
     @property
     def core(self) -> Any:
@@ -114,9 +119,14 @@ class LanguagePolicy(nn.Module):
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 
-    @property
-    def head(self) -> LogitHead:
-        return LogitHead(self.core, temperature=self.temperature)
+    def precision(self) -> torch.autocast:
+        """Inside, matrix products run in the policy's mixed precision, if it has one."""
+        return torch.autocast(self.device.type, self.mixed_precision, enabled=self.mixed_precision is not None)
+
+    def head(self, hidden: Float[Tensor, "M H"]) -> Float[Tensor, "M V"]:
+        """Hidden states to logits, float32, divided by the temperature."""
+        with self.precision():
+            return LogitHead(self.core, temperature=self.temperature)(hidden)
 
     @property
     def vocabulary(self) -> int:
@@ -140,7 +150,8 @@ class LanguagePolicy(nn.Module):
         hidden, places = [], []
         for which in rows.by_length(TOKENS_TOGETHER[self.device.type == "cuda"]):
             part = rows.pick(which)
-            hidden.append(self.action_hidden(part)[part.mask])
+            with self.precision():
+                hidden.append(self.action_hidden(part)[part.mask])
             places.append(number[which][:, : part.mask.shape[1]][part.mask])
         return torch.cat(hidden)[torch.cat(places).argsort()]
 
@@ -183,7 +194,8 @@ class LanguagePolicy(nn.Module):
         """Each step's Categorical, batch shape `[N, K, T]`. Holds all logits: for small models and tests."""
         rows, present = present_rows(context, action)
         logits = torch.zeros(*action.mask.shape, self.vocabulary, device=self.device)
-        hidden = self.action_hidden(rows)
+        with self.precision():
+            hidden = self.action_hidden(rows)
         shape = hidden.shape[:2]
         part = self.head(hidden.flatten(0, 1)).unflatten(0, shape)
         part = nn.functional.pad(part, (0, 0, 0, action.mask.shape[2] - shape[1]))
@@ -212,7 +224,7 @@ class LanguagePolicy(nn.Module):
         own, core.generation_config = core.generation_config, GenerationConfig()
         self.model.eval()
         try:
-            with torch.random.fork_rng(devices=devices):
+            with torch.random.fork_rng(devices=devices), self.precision():
                 torch.manual_seed(seed)
                 ids, attended = self.model_prompt(context.ids, context.mask)
                 out = core.generate(input_ids=ids, attention_mask=attended.long(), generation_config=config)

@@ -13,9 +13,10 @@ from torch import nn
 
 from valence.errors import UserError
 from valence.policies.language import CausalLM, LanguagePolicy, Rows, Seq2SeqLM
+from valence.policies.token_head import LogitHead
 
 SMALL_LM = "small-lm"
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def small_lm_path() -> Path:
@@ -41,7 +42,8 @@ def load_language_policy(
     Args:
         model: a folder, a hub id, or "small-lm" for the model that Valence carries. A folder with a LoRA adapter is
             merged into its base.
-        dtype: "float32", "bfloat16" or "float16".
+        dtype: "float32" or "bfloat16". In bfloat16, full fine-tuning keeps float32 weights and runs its matrix
+            products in bfloat16 (an update of 1e-4 is lost in a bfloat16 weight); under LoRA the base is bfloat16.
         lora_rank: 0 fine-tunes every weight; above 0, LoRA adapters of that rank are trained.
         lora_alpha: LoRA's scale; twice the rank by default.
         lora_targets: "all-linear", or module names with commas between.
@@ -51,7 +53,10 @@ def load_language_policy(
     if dtype not in DTYPES:
         raise UserError(f"dtype is {dtype!r}, and must be one of {', '.join(DTYPES)}")
     path = str(small_lm_path()) if model == SMALL_LM else model
-    network, tokenizer = _load(path, dtype=DTYPES[dtype], trust_remote_code=trust_remote_code)
+    mixed = DTYPES[dtype] if lora_rank == 0 and dtype != "float32" else None
+    network, tokenizer = _load(
+        path, dtype=torch.float32 if mixed else DTYPES[dtype], trust_remote_code=trust_remote_code
+    )
     disable_dropout(network)
     if lora_rank > 0:
         network = _add_lora(network, lora_rank, lora_alpha, lora_targets)
@@ -62,7 +67,9 @@ def load_language_policy(
         if lora_rank > 0:
             network.enable_input_require_grads()
     kind = Seq2SeqLM if network.config.is_encoder_decoder else CausalLM
-    policy = kind(network, tokenizer, temperature=temperature, max_new_tokens=max_new_tokens).to(device)
+    policy = kind(network, tokenizer, temperature=temperature, max_new_tokens=max_new_tokens, mixed_precision=mixed).to(
+        device
+    )
     policy.train()  # dropout is off; transformers checkpoints gradients only in training mode
     check_head(policy)
     return policy
@@ -139,7 +146,8 @@ def check_head(policy: LanguagePolicy) -> None:
     ids = torch.tensor([[3, 5, 4]], device=device) % policy.vocabulary
     mask = torch.ones_like(ids, dtype=torch.bool)
     steps = torch.tensor([[2, 6, 3]], device=device) % policy.vocabulary
-    ours = policy.head(policy.action_hidden(Rows(ids, mask, steps, mask))[0]) * policy.temperature
+    head = LogitHead(policy.core)
+    ours = head(policy.action_hidden(Rows(ids, mask, steps, mask))[0])
     if policy.encoder_decoder:
         start = torch.full_like(steps[:, :1], policy.core.config.decoder_start_token_id)
         theirs = policy.model(input_ids=ids, decoder_input_ids=torch.cat([start, steps[:, :-1]], 1)).logits[0]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -42,9 +43,15 @@ def _restore(tree: Any, found: dict[str, Tensor]) -> Any:
 
 
 def _modules(learner: Learner) -> dict[str, Any]:
-    """What holds weights that learn."""
-    modules = {"policy": learner.policy, "critic": learner.critic}
+    """What holds weights that learn or follow."""
+    modules = {"policy": learner.policy, "critic": learner.critic, "reference": learner.reference}
     return {name: module for name, module in modules.items() if module is not None and hasattr(module, "trainable")}
+
+
+def _method(learner: Learner) -> dict[str, str]:
+    """What a run may not change on the way: its objective and optimizers, by name."""
+    kinds = {name: type(optimizer).__name__ for name, optimizer in learner.optimizers.items()}
+    return {"objective": type(learner.objective).__name__} | kinds
 
 
 def save_checkpoint(folder: Path, learner: Learner, source: Any, extra: dict[str, Any]) -> Path:
@@ -57,6 +64,7 @@ def save_checkpoint(folder: Path, learner: Learner, source: Any, extra: dict[str
     state = learner.objective.state()
     tree = {
         "step": learner.step,
+        "method": _method(learner),
         "source": source.state_dict(),
         "extra": extra,
         "weights": {name: dict(module.trainable()) for name, module in _modules(learner).items()},
@@ -93,10 +101,13 @@ def load_checkpoint(path: Path, learner: Learner, source: Any) -> dict[str, Any]
     """
     try:
         tree = _restore(json.loads((path / "state.json").read_text()), load_file(path / "state.safetensors"))
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise UserError(
             f"the checkpoint {path} cannot be read ({error}); delete it, or start without --resume"
         ) from error
+    if tree.get("method", _method(learner)) != _method(learner):
+        was, now = (" with ".join(method.values()) for method in (tree["method"], _method(learner)))
+        raise UserError(f"the checkpoint {path} is of {was}, not {now}: resume with the same settings")
     for name, module in _modules(learner).items():
         mine, theirs = module.trainable(), tree["weights"].get(name, {})
         if {key: part.shape for key, part in mine.items()} != {key: part.shape for key, part in theirs.items()}:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -77,23 +78,25 @@ class Learner:
             loss, grad_norm, the objective's metrics, and what was watched: means over the batch.
         Raises:
             TypeError: the objective does not take this kind of feedback.
-            FloatingPointError: the loss is not a number; nothing was stepped.
+            FloatingPointError: the loss or its gradient is not finite; nothing was stepped.
         """
         if not isinstance(batch.feedback, self.objective.accepts):
             wanted = " or ".join(kind.__name__ for kind in self.objective.accepts)
             raise TypeError(f"{type(self.objective).__name__} takes {wanted}, not {type(batch.feedback).__name__}")
         with torch.no_grad():
             target = self.objective.prepare(batch, self._frozen(batch))
+        # Which side an action is on is said by the whole batch: a reward is above or below its mean.
+        sign = signs(batch.feedback) if watch and self.reference is not None else None
         loss, sums, weights = 0.0, dict[str, float](), dict[str, float]()
         for rows in self._micro_batches(batch):
             share, figures = self._accumulate(
-                batch.select(rows), target.select(rows), watch and self.reference is not None
+                batch.select(rows), target.select(rows), None if sign is None else sign[rows]
             )
             loss += share
             # A figure that a micro-batch has no members for is not among its figures: it must not count as 0.
-            for name, value in figures.items():
-                sums[name] = sums.get(name, 0.0) + value * (rows.stop - rows.start)
-                weights[name] = weights.get(name, 0.0) + (rows.stop - rows.start)
+            for name, (value, weight) in figures.items():
+                sums[name] = sums.get(name, 0.0) + value * weight
+                weights[name] = weights.get(name, 0.0) + weight
         metrics = {"loss": loss} | {name: total / weights[name] for name, total in sums.items()}
         if not torch.isfinite(torch.tensor(metrics["loss"])):
             self._zero_grad()
@@ -125,11 +128,16 @@ class Learner:
         names = [item.name for item in fields(Likelihood) if getattr(pieces[0], item.name) is not None]
         return Likelihood(**{name: torch.cat([getattr(piece, name) for piece in pieces]) for name in names})
 
-    def _accumulate(self, batch: Batch, target: Target, watch: bool) -> tuple[float, dict[str, float]]:
-        """The three beats on one micro-batch: (its share of the loss, figures); gradients add up in `.grad`."""
+    def _accumulate(
+        self, batch: Batch, target: Target, sign: Tensor | None
+    ) -> tuple[float, dict[str, tuple[float, float]]]:
+        """The three beats on one micro-batch: (its share of the loss, name -> (mean, weight)); gradients add up in
+        `.grad`. With `sign [N, K]`, the better and worse actions, also what is watched."""
         # 1. measure
         needs = self.objective.needs
-        measured = self.policy.likelihood(batch, self.reference, (needs | WATCHED if watch else needs) - {"value"})
+        measured = self.policy.likelihood(
+            batch, self.reference, (needs | WATCHED if sign is not None else needs) - {"value"}
+        )
         value = self.critic.value(batch) if self.critic is not None and "value" in needs else None
         # 2. judge, on leaves cut off from any graph
         likelihood = replace(measured.detach(), value=None if value is None else value.detach())
@@ -143,11 +151,12 @@ class Learner:
         if value is not None and "value" in grads:
             value.backward(grads.pop("value"))
         self.policy.backward(batch, self.reference, measured, grads)
-        figures = {name: float(metric) for name, metric in loss.metrics.items()}
-        return total.item(), figures | (self._watch(batch, likelihood) if watch else {})
+        # How many members an objective's mean has is not said: contexts stand for them.
+        figures = {name: (float(metric), float(batch.num_contexts)) for name, metric in loss.metrics.items()}
+        return total.item(), figures | ({} if sign is None else self._watch(batch, likelihood, sign))
 
-    def _watch(self, batch: Batch, likelihood: Likelihood) -> dict[str, float]:
-        total, sign = likelihood.detach().total(), signs(batch.feedback)
+    def _watch(self, batch: Batch, likelihood: Likelihood, sign: Tensor) -> dict[str, tuple[float, float]]:
+        total = likelihood.detach().total()
         assert total.ref_log_prob is not None and total.ref_kl is not None
         drift = total.log_prob - total.ref_log_prob
 
@@ -156,7 +165,11 @@ class Learner:
             "accepted_drift": (drift, sign > 0),
             "rejected_drift": (drift, sign < 0),
         }
-        return {name: float(values[keep].mean()) for name, (values, keep) in parts.items() if bool(keep.any())}
+        return {
+            name: (float(values[keep].mean()), float(keep.sum()))
+            for name, (values, keep) in parts.items()
+            if bool(keep.any())
+        }
 
     def _optimize(self) -> dict[str, float]:
         norms: dict[str, float] = {}
@@ -165,6 +178,11 @@ class Learner:
             limit = self.max_grad_norm or float("inf")
             norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
             norms["grad_norm" if name == "policy" else f"{name}_grad_norm"] = float(norm)
+        for name, norm in norms.items():
+            if not math.isfinite(norm):
+                self._zero_grad()
+                raise FloatingPointError(f"{name} is {norm} at step {self.step + 1}: lower the learning rate")
+        for name, optimizer in self.optimizers.items():
             for group in optimizer.param_groups:
                 group["lr"] = self.base_lrs[name] * self._schedule()
             optimizer.step()

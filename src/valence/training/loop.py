@@ -79,7 +79,7 @@ def train(
     while learner.step < schedule.steps:
         began = time.perf_counter()
         batch = source.next(learner.policy)
-        watch = (learner.step + 1) % schedule.log_every == 0 or learner.step == 0
+        watch = bool(schedule.log_every) and (learner.step == 0 or _due(learner.step + 1, schedule.log_every))
         figures = learner.update(batch, watch=watch)
         took = time.perf_counter() - began
         seconds += took

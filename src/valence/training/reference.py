@@ -33,6 +33,10 @@ class FrozenCopy:
     def active(self) -> Iterator[Any]:
         yield self.copy
 
+    def trainable(self) -> dict[str, torch.nn.Parameter]:
+        """What a checkpoint must hold: the copy's weights, if it moves."""
+        return dict(self.copy.named_parameters()) if self.refresh_every or self.ema is not None else {}
+
     @torch.no_grad()
     def after_step(self, policy: Any, step: int) -> None:
         """Called by the learner after optimizer step number `step` (from 1)."""

@@ -47,10 +47,10 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 class TensorBoard:
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, keep_until: int = 0) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(folder))
+        self._writer = SummaryWriter(str(folder), purge_step=keep_until + 1 if keep_until else 0)
 
     def log(self, step: int, values: dict[str, float]) -> None:
         for name, value in values.items():
@@ -82,13 +82,15 @@ def open_trackers(kind: str, out: Path, config: dict[str, Any], *, keep_until: i
     """
     if kind not in TRACKERS:
         raise UserError(f"tracker is {kind!r}, and must be one of {', '.join(TRACKERS)}")
-    trackers: list[Tracker] = [JsonLines(out / "metrics.jsonl", keep_until=keep_until)]
-    if kind == "tensorboard":
-        trackers.append(TensorBoard(out / "tensorboard"))
+    module = None
     if kind in ("wandb", "trackio"):
         try:
             module = __import__(kind)
         except ImportError as error:
             raise UserError(f"--tracker {kind} needs that package: pip install {kind}") from error
+    trackers: list[Tracker] = [JsonLines(out / "metrics.jsonl", keep_until=keep_until)]
+    if kind == "tensorboard":
+        trackers.append(TensorBoard(out / "tensorboard", keep_until=keep_until))
+    if module is not None:
         trackers.append(Hosted(module, out.name, config))
     return trackers

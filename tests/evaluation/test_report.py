@@ -1,0 +1,121 @@
+"""The page and the card: all there, nothing that runs, nothing from elsewhere."""
+
+from __future__ import annotations
+
+import base64
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from valence.evaluation.card import write_model_card
+from valence.evaluation.report import plot_curves, write_report
+
+EVIL = "<script>alert('x')</script><img src=x onerror=alert(1)> & \"quoted\""
+ROWS = [
+    {"step": 0, "eval/kl_policy_ref": 0.0, "eval/kl_ref_policy": 0.0, "eval/implicit_reward_accuracy": 0.5},
+    {"step": 1, "loss": 0.7, "accepted_drift": 0.1, "tokens_per_second": 100.0},
+    {"step": 2, "loss": 0.6},
+    {"step": 2, "eval/kl_policy_ref": 0.2, "eval/kl_ref_policy": 0.1, "eval/implicit_reward_accuracy": 0.8},
+]
+
+
+class Page(HTMLParser):
+    """Its tags with their attributes, and its text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+
+def write(path: Path, **changes: object) -> str:
+    given: dict[str, object] = {
+        "facts": {"method": "pmpo", "feedback": "rows.jsonl", "model": "small-lm"},
+        "rows": ROWS,
+        "samples": [{"prompt": "p", "before": "b", "after": "a"}],
+        "before": {"kl_policy_ref": 0.0, "mean_words": 3.0},
+        "after": {"kl_policy_ref": 0.25, "mean_words": 4.5, "distinct_2": 0.125},
+    } | changes
+    write_report(path, **given)  # pyright: ignore[reportArgumentType]
+    return path.read_text(encoding="utf-8")
+
+
+def test_model_text_cannot_run_anything(tmp_path: Path) -> None:
+    text = write(
+        tmp_path / "report.html",
+        facts={"method": EVIL, "feedback": EVIL, EVIL: EVIL},
+        samples=[{"prompt": EVIL, "before": EVIL, "after": EVIL}],
+        before={EVIL: 1.0},
+        after={EVIL: 2.0},
+    )
+    page = Page(text)
+    tags = {tag for tag, _ in page.tags}
+    assert "script" not in tags and "<script" not in text.lower()
+    assert [tag for tag, _ in page.tags].count("img") == 1
+    assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
+    # It is shown as it was written: in the title, three facts, three samples and a measure.
+    assert "".join(page.words).count(EVIL) == 2 + 4 + 3 + 1
+
+
+def test_the_page_is_alone_in_the_world(tmp_path: Path) -> None:
+    text = write(tmp_path / "report.html")
+    page = Page(text)
+    images = [attributes["src"] for tag, attributes in page.tags if tag == "img"]
+    assert len(images) == 1 and images[0] is not None
+    kind, _, data = images[0].partition("base64,")
+    assert kind == "data:image/png;"
+    picture = base64.b64decode(data)
+    assert picture.startswith(b"\x89PNG\r\n\x1a\n") and picture.rstrip().endswith(b"IEND\xaeB`\x82")
+    rest = text.replace(data, "")
+    assert not re.search(r"(https?:)?//|@import|url\(", rest)
+    assert not {"link", "iframe", "object"} & {tag for tag, _ in page.tags}
+
+
+def test_figures_before_and_after(tmp_path: Path) -> None:
+    text = write(tmp_path / "report.html")
+    assert re.search(r"mean_words.*?3\.0000.*?4\.5000", text)
+    assert re.search(r"kl_policy_ref.*?0\.0000.*?0\.2500", text)
+    assert re.search(r"distinct_2.*?nan.*?0\.1250", text), "a figure that there was not before is no number"
+
+
+def test_only_so_many_samples_are_shown(tmp_path: Path) -> None:
+    samples = [{"prompt": f"prompt-{n}", "before": "b", "after": "a"} for n in range(30)]
+    text = write(tmp_path / "report.html", samples=samples)
+    assert "prompt-23" in text and "prompt-24" not in text
+    assert "prompt-2<" in write(tmp_path / "report.html", samples=samples, most_samples=3)
+
+
+def test_other_alphabets(tmp_path: Path) -> None:
+    text = write(tmp_path / "report.html", samples=[{"prompt": "Žluťoučký 你好 🎈", "before": "ü", "after": "π"}])
+    assert "Žluťoučký 你好 🎈" in text
+
+
+@pytest.mark.parametrize("rows", [[], [{"step": 1}], ROWS[:1], [{"step": 1, "loss": float("nan")}]])
+def test_curves_of_little_or_nothing(rows: list[dict[str, float]]) -> None:
+    assert plot_curves(rows).startswith(b"\x89PNG")
+
+
+def test_curves_differ_with_what_they_show() -> None:
+    assert plot_curves(ROWS) != plot_curves(ROWS[:2])
+    assert plot_curves(ROWS) == plot_curves(ROWS)
+
+
+def test_the_model_card(tmp_path: Path) -> None:
+    write_model_card(
+        tmp_path, {"method": "dro", "model": "small-lm"}, {"mean_words": 2.0}, {"mean_words": 3.25, "distinct_2": 0.5}
+    )
+    text = (tmp_path / "README.md").read_text(encoding="utf-8")
+    head, body = text.split("---\n")[1:3]
+    assert "library_name: transformers" in head
+    assert "- **method**: dro" in body and "- **model**: small-lm" in body
+    assert "| mean_words | 2.0000 | 3.2500 |" in body
+    assert "| distinct_2 | nan | 0.5000 |" in body

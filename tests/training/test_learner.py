@@ -1,0 +1,433 @@
+"""One update: the same whatever the micro-batches, right by hand, and safe when something is not a number."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import helpers
+from helpers import Table, assert_close, make_batch, table_batch
+from valence.critics import BatchValue, TokenValue
+from valence.objectives import DPO, DRO, IPO, KTO, PMPO, REBEL, RPO, IPOAppendixE, Supervised
+from valence.training.learner import Learner, make_optimizer, signs
+from valence.training.reference import AdaptersOff, FrozenCopy
+from valence.types import Batch, Labels, Likelihood, Loss, Preferences, Rewards
+
+OBJECTIVES = {
+    "pmpo": (PMPO(alpha=0.5, beta=1.5), Labels),
+    "pmpo-auto": (PMPO(), Labels),
+    "pmpo-bc": (PMPO(beta=1.3, regularizer="bc"), Labels),
+    "pmpo-scores": (PMPO(alpha=0.3, temperature=0.7), Rewards),
+    "supervised": (Supervised(), Labels),
+    "kto": (KTO(beta=0.4, undesirable_weight=1.5), Labels),
+    "kto-no-baseline": (KTO(baseline="none"), Labels),
+    "dpo": (DPO(beta=0.5, label_smoothing=0.1), Preferences),
+    "dpo-scores": (DPO(beta=0.5), Rewards),
+    "ipo": (IPO(beta=0.5), Preferences),
+    "ipo-appendix-e": (IPOAppendixE(beta=0.5), Preferences),
+    "rpo": (RPO(beta=0.5, sft_weight=0.3), Preferences),
+    "rebel": (REBEL(eta=0.7), Rewards),
+    "rebel-pairs": (REBEL(eta=0.7), Preferences),
+    "dro-prompt-mean": (DRO(tau=0.7, value="prompt-mean"), Rewards),
+    "dro-batch-mean": (DRO(tau=0.7, value="batch-mean"), Rewards),
+    "dro-token": (DRO(tau=0.7), Rewards),
+    "dro-prompt": (DRO(tau=0.7), Rewards),
+    "dro-head": (DRO(tau=0.7), Rewards),
+    "dro-scalar": (DRO(tau=0.7), Rewards),
+    "dro-labels": (DRO(tau=0.7), Labels),
+}
+
+
+def critic_of(name: str, policy: Any) -> Any:
+    """A critic off its start, so that its values matter."""
+    if name == "dro-scalar":
+        critic = BatchValue()
+    elif name == "dro-head":
+        critic = TokenValue(policy, shared=True)
+    else:
+        per = "prompt" if name == "dro-prompt" else "token"
+        critic = TokenValue(policy.frozen_copy().requires_grad_(True), per=per)
+    with torch.no_grad():
+        for part in critic.head.parameters() if hasattr(critic, "head") else critic.parameters():
+            part.add_(0.3)
+    return critic
+
+
+def learner_for(name: str, kind: str = "llama", *, lora: bool = False, lr: float = 0.1, **options: Any) -> Learner:
+    """A learner whose policy has already left its reference."""
+    objective, _ = OBJECTIVES[name]
+    policy = helpers.policy(kind, lora=lora)
+    critic = critic_of(name, policy) if "value" in objective.needs else None
+    reference = AdaptersOff(policy) if lora else FrozenCopy(policy)
+    helpers.shake(policy, seed=7)
+    optimizers = {"policy": torch.optim.SGD([*policy.trainable().values()], lr=lr)}
+    if critic is not None:
+        optimizers["value"] = torch.optim.SGD([*critic.trainable().values()], lr=lr)
+    options = {"max_grad_norm": 0.0} | options
+    return Learner(policy, objective, reference, optimizers, critic=critic, **options)
+
+
+def batch_for(name: str) -> Batch:
+    batch = make_batch(OBJECTIVES[name][1], contexts=5, mismatched=name == "kto")
+    if name == "pmpo-bc":  # needs unlabelled rows
+        sign = batch.feedback.sign.clone()
+        sign[1], sign[3, 0] = 0, 0
+        return Batch(batch.context, batch.action, Labels(sign, batch.present))
+    return batch
+
+
+def stepped(learner: Learner, batch: Batch) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """How far one update moves each parameter, and its figures."""
+    modules = [module for module in (learner.policy, learner.critic) if module is not None]
+    before = [{name: part.detach().clone() for name, part in module.named_parameters()} for module in modules]
+    figures = learner.update(batch, watch=True)
+    moves = {
+        f"{place}.{name}": part.detach() - before[place][name]
+        for place, module in enumerate(modules)
+        for name, part in module.named_parameters()
+    }
+    return moves, figures
+
+
+@pytest.mark.parametrize("name", list(OBJECTIVES))
+def test_an_update_does_not_depend_on_micro_batches(name: str) -> None:
+    batch = batch_for(name)
+    whole, figures = stepped(learner_for(name), batch)
+    assert sum(bool(part.abs().max() > 1e-5) for part in whole.values()) > 5
+    if name == "kto":
+        assert figures["kl_baseline"] > 0.05, "z0 is to matter here"
+    for size in (1, 2, 3, 5, 9):
+        parts, others = stepped(learner_for(name, micro_batch_size=size), batch)
+        for key, part in whole.items():
+            assert_close(parts[key], part, 2e-5)
+        for key in ("loss", "grad_norm", "kl_ref_policy_on_rows", "accepted_drift", "rejected_drift"):
+            assert others[key] == pytest.approx(figures[key], rel=1e-4, abs=1e-5), key
+        assert others.keys() == figures.keys()
+
+
+@pytest.mark.parametrize("kind", ["t5", "gpt2"])
+@pytest.mark.parametrize("name", ["pmpo", "kto", "dpo", "dro-token"])
+def test_an_update_of_other_models_and_of_adapters(name: str, kind: str) -> None:
+    batch = batch_for(name)
+    for lora in (False, True):
+        whole, _ = stepped(learner_for(name, kind, lora=lora, lr=0.01), batch)
+        parts, _ = stepped(learner_for(name, kind, lora=lora, lr=0.01, micro_batch_size=1), batch)
+        assert any(part.abs().max() > 1e-6 for part in whole.values())
+        for key, part in whole.items():
+            assert_close(parts[key], part, 2e-5)
+
+
+@pytest.mark.parametrize("name", list(OBJECTIVES))
+def test_an_update_equals_the_obvious_one(name: str) -> None:
+    """Autograd straight through policy, critic and objective, each term's gradient to its own parameters."""
+    batch = batch_for(name)
+    moves, figures = stepped(learner_for(name, lr=1.0), batch)
+    learner = learner_for(name, lr=1.0)
+    objective, needs = learner.objective, learner.objective.needs | {"ref_log_prob"}
+    frozen = None
+    if "mismatched" in objective.frozen_needs:
+        other = helpers.as_batch(batch.context, batch.mismatched)
+        frozen = learner.policy.likelihood(other, learner.reference, needs).detach()
+    elif objective.frozen_needs:
+        frozen = learner.policy.likelihood(batch, learner.reference, needs).detach()
+    target = objective.prepare(batch, frozen)
+    measured = learner.policy.likelihood(batch, learner.reference, needs - {"value"})
+    value = learner.critic.value(batch) if learner.critic is not None else None
+    likelihood = Likelihood(
+        measured.log_prob, ref_log_prob=measured.ref_log_prob, ref_kl=measured.ref_kl, value=value, mask=measured.mask
+    )
+    loss = objective(likelihood, target).total(target.size)
+    assert figures["loss"] == pytest.approx(float(loss.detach()), rel=1e-5)
+    loss.backward()
+    for place, module in enumerate((learner.policy, learner.critic)):
+        for key, part in module.named_parameters() if module is not None else ():
+            slope = torch.zeros_like(part) if part.grad is None else part.grad
+            assert_close(moves[f"{place}.{key}"], -slope, 2e-4)
+
+
+def test_float64_updates_agree_to_twelve_digits() -> None:
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(6, 1, 4, generator=generator)
+    actions = torch.randint(0, 4, (6, 3), generator=generator).tolist()
+    present = torch.ones(6, 3, dtype=torch.bool)
+    present[2, 1:] = False
+    for objective, kind in (
+        (PMPO(), Labels), (Supervised(), Labels), (KTO(baseline="none"), Labels), (DPO(beta=0.5), Preferences),
+        (IPO(), Preferences), (REBEL(), Rewards), (DRO(value="batch-mean"), Rewards),
+        (DRO(value="prompt-mean"), Rewards), (DRO(), Rewards),
+    ):  # fmt: skip
+        batch = table_batch(helpers.feedback_of(kind, present), actions)
+        found = []
+        for size in (0, 1, 2, 4):
+            policy = Table(start)
+            reference = FrozenCopy(policy)
+            helpers.shake(policy, size=0.5)
+            critic = BatchValue().double() if "value" in objective.needs else None
+            learner = table_learner(policy, objective, reference, lr=0.3, critic=critic, micro_batch_size=size)
+            learner.update(batch)
+            found.append((policy.logits.detach(), None if critic is None else critic.constant.detach()))
+        for logits, constant in found[1:]:
+            assert_close(logits, found[0][0], 1e-12)
+            if constant is not None:
+                assert_close(constant, found[0][1], 1e-12)
+
+
+def table_learner(
+    policy: Table, objective: Any, reference: Any = None, *, lr: float = 1.0, critic: Any = None, **options: Any
+) -> Learner:
+    reference = FrozenCopy(policy) if reference is None else reference
+    optimizers: dict[str, torch.optim.Optimizer] = {"policy": torch.optim.SGD(policy.parameters(), lr=lr)}
+    if critic is not None:
+        optimizers["value"] = torch.optim.SGD(critic.parameters(), lr=lr)
+    options = {"max_grad_norm": 0.0} | options
+    return Learner(policy, objective, reference, optimizers, critic=critic, **options)
+
+
+ONE = torch.ones(1, 2, dtype=torch.bool)
+EVEN = torch.zeros(1, 1, 2)
+"""One context, two equally likely actions: d log pi(0) = (1/2, -1/2), d log pi(1) = (-1/2, 1/2), and the gap of their
+log-probabilities has the gradient (1, -1)."""
+
+
+@pytest.mark.parametrize(
+    ("objective", "feedback", "loss", "move"),
+    [
+        # -log pi(0), the only accepted action being half of the rows and the mean over two rows.
+        (Supervised(), Labels(torch.tensor([[1, -1]]), ONE), 0.6931471805599453, 0.5),
+        # -(log pi(0) - log pi(1)) / 2: class means of one row each, alpha = 1/2; the KL is 0 and flat at the start.
+        (PMPO(alpha=0.5, beta=7.0), Labels(torch.tensor([[1, -1]]), ONE), 0.0, 0.5),
+        # lambda - v = sigmoid(-beta ratio) and sigmoid(beta ratio), mean of two: slopes -beta/4 and +beta/4, halved.
+        (KTO(beta=0.4, baseline="none"), Labels(torch.tensor([[1, -1]]), ONE), 0.5, 0.05),
+        # -log sigmoid(beta h): slope -beta / 2.
+        (
+            DPO(beta=0.2),
+            Preferences(torch.tensor([[[0.5, 1.0], [0.0, 0.5]]]), ~torch.eye(2, dtype=torch.bool)[None], ONE),
+            0.6931471805599453,
+            0.1,
+        ),
+        # (h - 1 / (2 beta))^2: slope -1 / beta.
+        (
+            IPO(beta=4.0),
+            Preferences(torch.tensor([[[0.5, 1.0], [0.0, 0.5]]]), ~torch.eye(2, dtype=torch.bool)[None], ONE),
+            0.015625,
+            0.25,
+        ),
+        # (h / eta - gap)^2 with gap 0.25: slope -2 gap / eta.
+        (REBEL(eta=2.0), Rewards(torch.tensor([[0.5, 0.25]]), ONE), 0.0625, 0.25),
+        # V = mean reward = 1/2: delta = (1/2, -1/2), loss delta^2 / (2 tau), slope -delta d log pi, mean of two.
+        (DRO(tau=0.5, value="batch-mean"), Rewards(torch.tensor([[1.0, 0.0]]), ONE), 0.25, 0.25),
+    ],
+)  # fmt: skip
+def test_one_sgd_step_by_hand(objective: Any, feedback: Any, loss: float, move: float) -> None:
+    policy = Table(EVEN)
+    figures = table_learner(policy, objective).update(table_batch(feedback, [[0, 1]]))
+    assert figures["loss"] == pytest.approx(loss, abs=1e-9)
+    assert_close(policy.logits.detach()[0, 0], torch.tensor([move, -move]), 1e-7)
+    assert figures["grad_norm"] == pytest.approx(move * 2**0.5, rel=1e-6)
+
+
+def test_one_sgd_step_of_policy_and_value_by_hand() -> None:
+    """V = 0, rewards (1, 0), tau = 2: the policy moves by delta d log pi / 2 = (1/4, -1/4), V by mean delta = 1/2."""
+    policy, critic = Table(EVEN), BatchValue()
+    learner = table_learner(policy, DRO(tau=2.0), critic=critic)
+    figures = learner.update(table_batch(Rewards(torch.tensor([[1.0, 0.0]]), ONE), [[0, 1]]))
+    assert_close(policy.logits.detach()[0, 0], torch.tensor([0.25, -0.25]), 1e-7)
+    assert float(critic.constant.detach()) == pytest.approx(0.5)
+    # delta^2 / 2 + delta^2 / (2 tau), mean over two actions
+    assert figures["loss"] == pytest.approx((0.5 + 0.25) / 2)
+    assert figures["value_grad_norm"] == pytest.approx(0.5)
+
+
+def test_policy_and_value_have_rates_of_their_own() -> None:
+    policy, critic = Table(EVEN), BatchValue()
+    learner = table_learner(policy, DRO(tau=2.0), critic=critic, warmup_steps=2)
+    learner.optimizers["value"].param_groups[0]["lr"] = 0.2
+    learner = Learner(
+        policy, learner.objective, learner.reference, learner.optimizers, critic=critic, warmup_steps=2,
+        max_grad_norm=0.0,
+    )  # fmt: skip
+    learner.update(table_batch(Rewards(torch.tensor([[1.0, 0.0]]), ONE), [[0, 1]]))
+    assert_close(policy.logits.detach()[0, 0], torch.tensor([0.125, -0.125]), 1e-7)
+    assert float(critic.constant.detach()) == pytest.approx(0.5 * 0.1)
+
+
+def rates(learner: Learner, steps: int) -> list[float]:
+    found = []
+    batch = table_batch(Labels(torch.tensor([[1, -1]]), ONE), [[0, 1]])
+    for _ in range(steps):
+        learner.update(batch)
+        found.append(learner.optimizers["policy"].param_groups[0]["lr"])
+    return found
+
+
+def test_warm_up_and_decay() -> None:
+    fresh = table_learner(Table(EVEN), Supervised(), lr=0.8, warmup_steps=4, total_steps=8)
+    assert rates(fresh, 10) == pytest.approx([0.2, 0.4, 0.6, 0.8, 0.8, 0.6, 0.4, 0.2, 0.0, 0.0])
+    assert fresh.step == 10
+    assert rates(table_learner(Table(EVEN), Supervised(), lr=0.8, warmup_steps=2), 4) == pytest.approx(
+        [0.4, 0.8, 0.8, 0.8]
+    )
+    assert rates(table_learner(Table(EVEN), Supervised(), lr=0.8, total_steps=4), 5) == pytest.approx(
+        [0.8, 0.6, 0.4, 0.2, 0.0]
+    )
+    assert rates(table_learner(Table(EVEN), Supervised(), lr=0.8), 3) == pytest.approx([0.8] * 3)
+
+
+def test_gradients_are_clipped_policy_and_critic_apart() -> None:
+    batch = table_batch(Rewards(torch.tensor([[1.0, 0.0]]), ONE), [[0, 1]])
+    policy, critic = Table(EVEN), BatchValue()
+    figures = table_learner(policy, DRO(tau=2.0), critic=critic, max_grad_norm=0.1).update(batch)
+    assert figures["grad_norm"] == pytest.approx(0.25 * 2**0.5) and figures["value_grad_norm"] == pytest.approx(0.5)
+    assert policy.logits.detach().norm() == pytest.approx(0.1, rel=1e-4)
+    assert float(critic.constant.detach()) == pytest.approx(0.1, rel=1e-4)
+    # A gradient within the limit is left alone, and 0 clips nothing.
+    for limit in (10.0, 0.0):
+        policy = Table(EVEN)
+        table_learner(policy, DRO(tau=2.0), critic=BatchValue(), max_grad_norm=limit).update(batch)
+        assert_close(policy.logits.detach()[0, 0], torch.tensor([0.25, -0.25]), 1e-7)
+
+
+def test_a_loss_that_is_no_number_changes_nothing() -> None:
+    learner = learner_for("dro-batch-mean", lr=1.0)
+    learner.optimizers["policy"] = torch.optim.AdamW([*learner.policy.trainable().values()], lr=1e-2)
+    good = make_batch(Rewards)
+    learner.update(good)
+    before = {name: part.detach().clone() for name, part in learner.policy.named_parameters()}
+    state = copy.deepcopy(learner.optimizers["policy"].state_dict())
+    for wrong in (float("nan"), float("inf")):
+        bad = Batch(good.context, good.action, Rewards(good.feedback.value.clone(), good.present))
+        bad.feedback.value[0, 0] = wrong
+        with pytest.raises(FloatingPointError, match="step 2"):
+            learner.update(bad)
+        assert learner.step == 1
+        assert all(torch.equal(part, before[name]) for name, part in learner.policy.named_parameters())
+        assert all(part.grad is None for part in learner.policy.parameters())
+        after = learner.optimizers["policy"].state_dict()["state"]
+        for place, old in state["state"].items():
+            assert all(torch.equal(after[place][key], part) for key, part in old.items())
+    # And the run can go on.
+    assert learner.update(good)["loss"] > 0 and learner.step == 2
+
+
+def test_a_gradient_that_is_no_number_changes_nothing() -> None:
+    """The loss can be finite where its gradient is not."""
+
+    class Broken(Table):
+        def backward(self, batch: Batch, reference: Any, likelihood: Likelihood, grads: Any) -> None:
+            super().backward(batch, reference, likelihood, grads)
+            assert self.logits.grad is not None
+            self.logits.grad[0, 0, 0] = float("nan")
+
+    policy, critic = Broken(EVEN), BatchValue()
+    learner = table_learner(policy, DRO(), critic=critic, max_grad_norm=1.0)
+    with pytest.raises(FloatingPointError, match="grad_norm"):
+        learner.update(table_batch(Rewards(torch.tensor([[1.0, 0.0]]), ONE), [[0, 1]]))
+    assert not policy.logits.detach().any() and not critic.constant.detach().any() and learner.step == 0
+    assert policy.logits.grad is None and critic.constant.grad is None
+
+
+@pytest.mark.parametrize(("name", "wrong"), [("pmpo", Preferences), ("dpo", Labels), ("kto", Rewards)])
+def test_the_wrong_feedback_is_a_type_error(name: str, wrong: type) -> None:
+    learner = learner_for(name)
+    with pytest.raises(TypeError, match=f"{type(learner.objective).__name__} takes .*not {wrong.__name__}"):
+        learner.update(make_batch(wrong))
+    assert learner.step == 0
+
+
+def test_what_an_objective_needs_is_asked_for_at_once() -> None:
+    policy = helpers.policy("llama")
+    optimizers = {"policy": torch.optim.SGD(policy.parameters(), lr=1.0)}
+    for objective in (DPO(), KTO(), PMPO(), DRO(value="batch-mean")):
+        with pytest.raises(ValueError, match="reference"):
+            Learner(policy, objective, None, optimizers)
+    with pytest.raises(ValueError, match="critic"):
+        Learner(policy, DRO(), FrozenCopy(policy), optimizers)
+    Learner(policy, Supervised(), None, optimizers)
+    with pytest.raises(ValueError, match="mismatched"):
+        Learner(policy, KTO(), FrozenCopy(policy), optimizers).update(make_batch(Labels))
+
+
+def test_without_a_reference_nothing_is_watched() -> None:
+    policy = helpers.policy("llama")
+    learner = Learner(policy, Supervised(), None, {"policy": torch.optim.SGD(policy.parameters(), lr=0.1)})
+    figures = learner.update(make_batch(Labels), watch=True)
+    assert "accepted_drift" not in figures and figures["loss"] > 0
+
+
+@pytest.mark.parametrize("kind", [Labels, Rewards, Preferences])
+def test_what_is_watched(kind: type) -> None:
+    name = {Labels: "kto-no-baseline", Rewards: "dro-batch-mean", Preferences: "dpo"}[kind]
+    learner, batch = learner_for(name, lr=0.0), make_batch(kind)
+    needs = frozenset({"log_prob", "ref_log_prob", "ref_kl"})
+    total = learner.policy.likelihood(batch, learner.reference, needs).detach().total()
+    drift, sign = total.log_prob - total.ref_log_prob, signs(batch.feedback)
+    figures = learner.update(batch, watch=True)
+    assert figures["kl_ref_policy_on_rows"] == pytest.approx(float(total.ref_kl[batch.present].mean()), rel=1e-4)
+    assert figures["accepted_drift"] == pytest.approx(float(drift[sign > 0].mean()), rel=1e-4)
+    assert figures["rejected_drift"] == pytest.approx(float(drift[sign < 0].mean()), rel=1e-4)
+    assert "accepted_drift" not in learner.update(batch)
+
+
+def test_a_side_without_members_is_not_watched() -> None:
+    learner = learner_for("kto-no-baseline", lr=0.0)
+    batch = make_batch(Labels)
+    rejected = Batch(batch.context, batch.action, Labels(-batch.present.long(), batch.present))
+    figures = learner.update(rejected, watch=True)
+    assert "accepted_drift" not in figures and figures["rejected_drift"] != 0
+
+
+def test_signs_by_hand() -> None:
+    present = torch.tensor([[True, True, True], [True, True, False]])
+    labels = Labels(torch.tensor([[1, -1, 0], [-1, 1, 1]]), present)
+    assert signs(labels).tolist() == [[1, -1, 0], [-1, 1, 0]]
+    # The mean of the present rewards is 1; NaN stands where nothing is.
+    rewards = Rewards(torch.tensor([[2.0, 1.0, 0.0], [3.0, -1.0, float("nan")]]), present)
+    assert signs(rewards).tolist() == [[1, 0, -1], [1, -1, 0]]
+    win = torch.full((2, 3, 3), 0.5)
+    observed = torch.zeros(2, 3, 3, dtype=torch.bool)
+    for n, i, j, chance in ((0, 0, 1, 0.9), (0, 1, 2, 0.6), (1, 0, 1, 0.5)):
+        win[n, i, j], win[n, j, i] = chance, 1 - chance
+        observed[n, i, j] = observed[n, j, i] = True
+    # Context 0: edges +0.8, -0.8 + 0.2, -0.2; context 1 is a tie.
+    assert signs(Preferences(win, observed, present)).tolist() == [[1, -1, -1], [0, 0, 0]]
+
+
+def test_the_reference_is_told_of_each_step() -> None:
+    policy = Table(EVEN)
+    reference = FrozenCopy(policy, ema=0.5)
+    learner = table_learner(policy, Supervised(), reference)
+    learner.update(table_batch(Labels(torch.tensor([[1, -1]]), ONE), [[0, 1]]))
+    assert_close(reference.copy.logits, policy.logits.detach() / 2, 1e-12)
+
+
+def test_constants_get_no_gradient_even_where_an_objective_would_give_one() -> None:
+    """ref_log_prob and the value in the policy's term are constant: the learner differentiates leaves alone."""
+
+    class Careless(DPO):
+        def __call__(self, likelihood: Likelihood, target: Any, state: Any = None) -> Loss:
+            assert likelihood.ref_log_prob is not None and not likelihood.ref_log_prob.requires_grad
+            assert likelihood.log_prob.is_leaf and likelihood.log_prob.requires_grad
+            return super().__call__(likelihood, target, state)
+
+    policy = helpers.policy("llama")
+    learner = Learner(
+        policy, Careless(), FrozenCopy(policy), {"policy": torch.optim.SGD(policy.parameters(), lr=0.1)}
+    )  # fmt: skip
+    assert learner.update(make_batch(Preferences))["loss"] == pytest.approx(0.6931, abs=1e-3)
+
+
+def test_make_optimizer() -> None:
+    policy = helpers.policy("llama", lora=True)
+    made = make_optimizer(policy, kind="adamw", lr=0.01, weight_decay=0.1)
+    assert [id(part) for part in made.param_groups[0]["params"]] == [id(part) for part in policy.trainable().values()]
+    assert made.param_groups[0]["lr"] == 0.01 and made.param_groups[0]["weight_decay"] == 0.1
+    other = make_optimizer(policy, kind="adafactor", lr=0.01, weight_decay=0.0)
+    assert isinstance(other, torch.optim.Adafactor) and other.param_groups[0]["beta2_decay"] == -0.8
+    with pytest.raises(ValueError, match="adamw or adafactor"):
+        make_optimizer(policy, kind="sgd", lr=0.01, weight_decay=0.0)
+    with pytest.raises(ValueError, match="nothing to train"):
+        make_optimizer(policy.frozen_copy(), kind="adamw", lr=0.01, weight_decay=0.0)
