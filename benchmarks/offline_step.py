@@ -25,6 +25,7 @@ from valence.runs.methods import make_critic, make_objective, prepare_groups, ta
 from valence.sources.offline import OfflineSource
 from valence.training.learner import Learner, make_optimizer
 from valence.training.reference import FrozenCopy
+from valence.types import Labels
 
 STEPS, BATCH = 8, 32
 
@@ -42,7 +43,7 @@ def ours(method: str) -> float:
     """Tokens a second of `STEPS` updates."""
     policy = load_language_policy("small-lm")
     config = MethodConfig(method=method)
-    groups, _ = groups_for(records(), takes(method, records()))
+    groups, _ = groups_for(records(), takes(method, records(), config))
     groups, _ = prepare_groups(method, groups, config)
     objective, _ = make_objective(method, config, groups)
     rows, _ = Encoder(policy.tokenizer).groups(groups)
@@ -81,6 +82,7 @@ def naive() -> float:
         log_p, log_ref = log_p[:, width - 1 : -1], log_ref[:, width - 1 : -1]
         token = log_p.gather(-1, part.steps[..., None])[..., 0] * part.mask
         kl = (log_ref.exp() * (log_ref - log_p)).sum(-1) * part.mask
+        assert isinstance(batch.feedback, Labels)
         sign = batch.feedback.sign[:, 0]
         (-sign * token.sum(-1) + kl.sum(-1)).mean().backward()
         optimizer.step()

@@ -16,8 +16,9 @@ from valence.reproduce.thumbs_data import Judge, read_sentences, split_sentences
 from valence.runs.align import align
 from valence.training.reference import FrozenCopy
 
-LR = 2e-4
-"""Chosen by `valence reproduce thumbs`, whose tuning seed is not the demo's."""
+OPTIONS = {"method": "pmpo", "preset": "ar", "lr": 3e-4, "lr_schedule": "linear", "batch_size": 64}
+STEPS = 100
+"""The setting that `valence reproduce thumbs` chooses, on a seed that is not the demo's."""
 
 
 def write_feedback(path: Path) -> None:
@@ -46,8 +47,7 @@ def run(out: Path, *, steps: int | None = None, samples: int = 500) -> dict[str,
         f"{100 * judge.accuracy(halves.heldout):.0f}% of unseen ones right.\n"
     )
     result = align(
-        out / "thumbs.jsonl", model="small-lm", out=out / "run", method="pmpo", preset="ar", lr=LR, max_steps=steps,
-        eval_every=50,
+        out / "thumbs.jsonl", model="small-lm", out=out / "run", max_steps=steps or STEPS, eval_every=50, **OPTIONS,
     )  # fmt: skip
     torch.manual_seed(0)
     before = load_language_policy("small-lm", max_new_tokens=64)

@@ -56,7 +56,7 @@ class Size:
 
 SIZES = {
     "smoke": Size((0,), 2, 16, False),
-    "quick": Size((0,), 50, 200, False),
+    "quick": Size((0,), 30, 200, False),
     "full": Size((0, 1, 2), 100, 1000, True),
 }
 TUNE_SEED = 100
