@@ -9,6 +9,7 @@ export OMP_WAIT_POLICY := passive
 .PHONY: demo test venv lint bench clean
 
 demo: venv
+	rm -rf demo-out
 	$(BIN)/valence demo --out demo-out
 
 test: venv

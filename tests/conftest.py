@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 install_import_hook("valence", "beartype.beartype")
 
 # pytest imports each test file by its path, so `helpers` beside this file has to be findable by name.
-sys.path.append(str(Path(__file__).parent))
 
 
 @pytest.fixture(scope="session", autouse=True)

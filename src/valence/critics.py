@@ -58,11 +58,15 @@ class TokenValue(nn.Module):
 
 
 class BatchValue(nn.Module):
-    """One learned value for everything: the state-independent baseline of DRO's section 3.2."""
+    """One learned value for everything: the state-independent baseline of DRO's section 3.2.
 
-    def __init__(self) -> None:
+    Args:
+        device: where it lies: the policy's device, whose likelihoods it is subtracted beside.
+    """
+
+    def __init__(self, *, device: torch.device | str | None = None) -> None:
         super().__init__()
-        self.constant = nn.Parameter(torch.zeros(()))
+        self.constant = nn.Parameter(torch.zeros((), device=device))
 
     def value(self, batch: Batch) -> Float[Tensor, ""]:
         return self.constant

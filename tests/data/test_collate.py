@@ -261,3 +261,32 @@ class TestCollate:
         assert moved.mismatched is not None and torch.equal(moved.mismatched.steps, batch.mismatched.steps)
         nowhere = move(batch, "meta")
         assert nowhere.context.ids.is_meta and nowhere.feedback.win.is_meta and nowhere.mismatched.mask.is_meta
+
+
+class TestTurns:
+    """Chat models end a turn with a token of their own, and only the last turn is an action."""
+
+    def test_a_completion_ends_at_the_turn_token_of_the_model(self) -> None:
+        template = "{% for turn in messages %} {{ turn['role'] }} {{ turn['content'] }} e{% endfor %}"
+        template += "{% if add_generation_prompt %} assistant{% endif %}"
+        row = group(turns(("user", "a")), (turns(("assistant", "c")),))
+        encoded, problem = Encoder(tokenizer(template=template), end_token_ids=(END, E)).group(row)
+        assert problem is None and encoded is not None
+        assert encoded.completions == [[C, E]]
+        # Without knowing that token, the tokenizer's end is put behind it.
+        encoded, _ = Encoder(tokenizer(template=template)).group(row)
+        assert encoded is not None and encoded.completions == [[C, E, END]]
+
+    def test_turns_that_all_completions_begin_with_are_prompt(self) -> None:
+        lead = turns(("assistant", "b"), ("user", "a"))
+        row = group(turns(("user", "a")), ((*lead, Message("assistant", "c")), (*lead, Message("assistant", "d"))))
+        encoded, problem = Encoder(tokenizer(before="<s>", template=TEMPLATE)).group(row)
+        assert problem is None and encoded is not None
+        assert encoded.prompt == [START, USER, A, END, ASSISTANT, B, END, USER, A, END, ASSISTANT]
+        assert encoded.completions == [[C, END], [D, END]]
+
+    def test_completions_that_differ_before_their_last_turn_are_a_problem(self) -> None:
+        one = turns(("assistant", "b"), ("user", "a"), ("assistant", "c"))
+        encoded, problem = Encoder(tokenizer(template=TEMPLATE)).group(group("", (one, turns(("assistant", "d")))))
+        assert encoded is None and problem is not None
+        assert "differ in more than their last turn" in problem.reason and problem.line == 7

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,8 +12,8 @@ from torch import Tensor
 import helpers
 from helpers import assert_close, make_batch
 from valence.errors import UserError
-from valence.policies.language import LanguagePolicy, Rows
-from valence.policies.loading import check_head, disable_dropout
+from valence.policies.language import LanguagePolicy, Rows, TokenContext, end_token_ids
+from valence.policies.loading import check_head, disable_dropout, load_language_policy
 from valence.policies.token_head import token_likelihoods
 from valence.training.reference import FrozenCopy
 from valence.types import Batch
@@ -277,3 +278,21 @@ def test_samples_are_drawn_in_the_precision_they_are_measured_in() -> None:
     subject.model.forward = spy
     subject.sample(helpers.context_of([4, 5]), 1, torch.Generator().manual_seed(0))
     assert seen and all(seen)
+
+
+def test_samples_end_at_any_of_the_models_end_tokens(tiny_llama: Path) -> None:
+    """A chat model's turn token, which its generation settings name, ends a completion like the tokenizer's own."""
+    policy = load_language_policy(str(tiny_llama), max_new_tokens=40)
+    assert policy.end_token_ids == (1,)
+    many = tuple(range(40, 140))  # so many that nearly every sample meets one
+    policy.core.generation_config.eos_token_id = [1, *many]
+    policy.end_token_ids = end_token_ids(policy.model, policy.tokenizer)
+    assert policy.end_token_ids == (1, *many)
+    context = TokenContext(torch.zeros(64, 1, dtype=torch.long), torch.ones(64, 1, dtype=torch.bool))
+    action = policy.sample(context, 1, torch.Generator().manual_seed(0))
+    ends = torch.isin(action.steps, torch.tensor(policy.end_token_ids)) & action.mask
+    assert int(ends.sum(-1).max()) == 1
+    last = action.mask.sum(-1) - 1
+    ended = ends.any(-1)
+    assert ended.float().mean() > 0.9
+    assert torch.equal(ends.int().argmax(-1)[ended], last[ended])

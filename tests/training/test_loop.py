@@ -128,10 +128,17 @@ def test_when_the_budget_is_looked_at() -> None:
         return 0.0
 
     outcome, _, _ = run(Schedule(7, kl_budget=1.0, kl_every=3), measure_kl=measure)
-    assert asked == [3, 6, 7] and outcome.stopped is None
+    assert asked == [0, 3, 6, 7] and outcome.stopped is None
     asked.clear()
     run(Schedule(7, kl_every=3), measure_kl=measure)
     assert asked == []
+
+
+def test_a_run_that_starts_over_its_budget_takes_no_step() -> None:
+    """A checkpoint of a run with a larger budget: nothing within it is there to keep, and that is said."""
+    outcome, _, _ = run(Schedule(7, kl_budget=1.0, kl_every=3), measure_kl=lambda step: 2.0)
+    assert outcome.steps == 0
+    assert outcome.stopped is not None and "nothing within it" in outcome.stopped
 
 
 @pytest.mark.parametrize(("over_at", "kept"), [(2, 0), (4, 2), (7, 6)])

@@ -53,6 +53,10 @@ def take_config(arguments: Sequence[str]) -> tuple[list[str], str | None]:
 def run(arguments: Sequence[str]) -> None:
     """Parse and align."""
     rest, path = take_config(arguments)
+    if path is None and "--resume" in rest and "--out" in rest[:-1]:
+        # `--resume --out DIR` is enough: the folder knows its run.
+        own = Path(rest[rest.index("--out") + 1]) / "config.yaml"
+        path = str(own) if own.is_file() else None
     default = align_config(**read_config(path)) if path else AlignConfig()
     config = parse(AlignConfig, rest, prog="valence align", description=DESCRIPTION, default=default)
     check_complete(config)

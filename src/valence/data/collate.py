@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -41,13 +41,22 @@ class Encoder:
         tokenizer: a transformers tokenizer with an end-of-sequence token.
         encoder_decoder: whether prompt and completion are two sequences (each within `max_length`) or one.
         max_length: in tokens.
+        end_token_ids: what ends a completion (see `valence.policies.language.end_token_ids`); the tokenizer's end
+            token where not given.
     """
 
     def __init__(
-        self, tokenizer: Any, *, encoder_decoder: bool = False, max_length: int = 1024, separator: str = ""
+        self,
+        tokenizer: Any,
+        *,
+        encoder_decoder: bool = False,
+        max_length: int = 1024,
+        separator: str = "",
+        end_token_ids: Sequence[int] = (),
     ) -> None:
         self.tokenizer, self.encoder_decoder = tokenizer, encoder_decoder
         self.max_length, self.separator = max_length, separator
+        self.end_token_ids = frozenset(end_token_ids or (tokenizer.eos_token_id,))
 
     def prompt(self, prompt: Text) -> list[int]:
         """Token ids of a prompt, with the model's own special tokens; never empty."""
@@ -66,15 +75,16 @@ class Encoder:
         return list(ids) or [end if start is None else start]
 
     def completion(self, prompt: Text, completion: Text) -> list[int]:
-        """Token ids of a completion, ending with the end token."""
-        end = self.tokenizer.eos_token_id
+        """Token ids of a completion, up to its first end token; where it has none, the tokenizer's is put there."""
         if not isinstance(completion, str) and not isinstance(prompt, str) and self.tokenizer.chat_template:
             before = self._template(prompt, add_generation_prompt=True)
             whole = self._template((*prompt, *completion), add_generation_prompt=False)
             ids = whole[len(before) :] if whole[: len(before)] == before else self._plain(completion)
         else:
             ids = self._plain(completion)
-        return [*ids[: ids.index(end)], end] if end in ids else [*ids, end]
+        ends = (place for place, token in enumerate(ids) if token in self.end_token_ids)
+        first = next(ends, None)
+        return [*ids, self.tokenizer.eos_token_id] if first is None else ids[: first + 1]
 
     def _plain(self, completion: Text) -> list[int]:
         text = completion if isinstance(completion, str) else "\n\n".join(turn.content for turn in completion)
@@ -92,6 +102,13 @@ class Encoder:
 
     def group(self, group: Group) -> tuple[EncodedGroup | None, Problem | None]:
         """(the encoded group or None, what was wrong or None)."""
+        together = _last_turns(group)
+        if together is None:
+            reason = (
+                "the completions differ in more than their last turn, and only a last turn is an action: row left out"
+            )
+            return None, Problem(group.file, group.line, reason)
+        group = together
         try:
             prompt = self.prompt(group.prompt)
             completions = [self.completion(group.prompt, text) for text in group.completions]
@@ -117,6 +134,19 @@ class Encoder:
         """Encode all; every row left out or cut is a problem with its line and reason."""
         results = [self.group(group) for group in groups]
         return [good for good, _ in results if good is not None], [bad for _, bad in results if bad is not None]
+
+
+def _last_turns(group: Group) -> Group | None:
+    """The group with the turns that all its completions begin with moved to the prompt; None where more than the last
+    turn differs: earlier turns may be a user's words, which the policy must not learn to say."""
+    turns = [completion for completion in group.completions if not isinstance(completion, str)]
+    if not turns or all(len(completion) == 1 for completion in turns):
+        return group
+    lead = turns[0][:-1]
+    if (isinstance(group.prompt, str) and group.prompt) or any(completion[:-1] != lead for completion in turns):
+        return None
+    prompt = (*(group.prompt or ()), *lead)
+    return replace(group, prompt=prompt, completions=tuple(completion[-1:] for completion in turns))
 
 
 def pad_left(rows: Sequence[Sequence[int]], pad: int) -> TokenContext:

@@ -135,6 +135,15 @@ def text_nll(policy: LanguagePolicy, texts: Sequence[str], *, max_tokens: int = 
     return total / count
 
 
+def truncated_share(chunks: Sequence[tuple[Any, Action]], end_token_ids: Sequence[int]) -> float:
+    """Share of sampled completions that were cut at the length limit: their KLs are of what was said until then."""
+    ended, count = 0, 0
+    for _, action in chunks:
+        ends = torch.isin(action.steps, torch.tensor(list(end_token_ids), device=action.steps.device)) & action.mask
+        ended, count = ended + int(ends.any(-1).sum()), count + action.mask.any(-1).numel()
+    return 1 - ended / max(1, count)
+
+
 def distinct_n(texts: Sequence[str], n: int = 2) -> float:
     """Share of different n-grams of words among all n-grams of `texts`; 0 where there are none.
 

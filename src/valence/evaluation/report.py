@@ -28,6 +28,7 @@ EXPLAIN = {
     "implicit_reward_accuracy": "how often log π/π_ref ranks better held-out feedback above worse",
     "distinct_2": "share of different word pairs in the samples",
     "mean_words": "words a sample",
+    "truncated": "share of samples cut at the length limit",
 }
 
 STYLE = """

@@ -84,6 +84,14 @@ def present_rows(context: TokenContext, action: Action) -> tuple[Rows, Bool[Tens
     return (rows.pick(torch.arange(len(which), device=which.device)) if len(which) else rows), present
 
 
+def end_token_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
+    """The tokens that end a completion: the tokenizer's, then those that the model's generation settings add (chat
+    models end a turn with a token of its own)."""
+    more = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    more = [more] if isinstance(more, int) else list(more or ())
+    return tuple(dict.fromkeys([tokenizer.eos_token_id, *more]))
+
+
 class LanguagePolicy(nn.Module):
     """A language model as a policy.
 
@@ -109,6 +117,7 @@ class LanguagePolicy(nn.Module):
         self.temperature = temperature
         self.max_new_tokens = max_new_tokens
         self.mixed_precision = mixed_precision
+        self.end_token_ids = end_token_ids(model, tokenizer)
 
     @property
     def core(self) -> Any:
@@ -210,10 +219,10 @@ class LanguagePolicy(nn.Module):
         """
         from transformers import GenerationConfig
 
-        end, pad = self.tokenizer.eos_token_id, self.pad_token_id
+        ends, pad = list(self.end_token_ids), self.pad_token_id
         config = GenerationConfig(
             do_sample=True, temperature=self.temperature, top_k=0, top_p=1.0, max_new_tokens=self.max_new_tokens,
-            eos_token_id=end, pad_token_id=pad, bos_token_id=self.tokenizer.bos_token_id,
+            eos_token_id=ends, pad_token_id=pad, bos_token_id=self.tokenizer.bos_token_id,
             decoder_start_token_id=getattr(self.core.config, "decoder_start_token_id", None),
             num_return_sequences=num_samples, renormalize_logits=False,
         )  # fmt: skip
@@ -232,8 +241,9 @@ class LanguagePolicy(nn.Module):
             core.generation_config = own
             self.model.train(was_training)
         new = out[:, 1:] if self.encoder_decoder else out[:, context.ids.shape[1] :]
-        ended = (new == end).int().cumsum(-1)
-        mask = (ended == 0) | ((new == end) & (ended == 1))
+        ending = torch.isin(new, torch.tensor(ends, device=new.device))
+        ended = ending.int().cumsum(-1)
+        mask = (ended == 0) | (ending & (ended == 1))
         texts = [self.decode(row[keep]) for row, keep in zip(new, mask, strict=True)]
         rows = [texts[start : start + num_samples] for start in range(0, len(texts), num_samples)]
         shape = (len(context.ids), num_samples)
@@ -263,7 +273,9 @@ class LanguagePolicy(nn.Module):
             yield self
 
     def save(self, folder: Path) -> None:
-        """Write weights (safetensors) and tokenizer so that transformers or peft loads them."""
+        """Write weights (safetensors), tokenizer and temperature so that transformers or peft loads them."""
+        if self.temperature != 1 and getattr(self.core, "generation_config", None) is not None:
+            self.core.generation_config.update(do_sample=True, temperature=self.temperature)
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 

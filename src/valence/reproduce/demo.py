@@ -17,7 +17,6 @@ from valence.runs.align import align
 from valence.training.reference import FrozenCopy
 
 OPTIONS = {"method": "pmpo", "preset": "ar", "lr": 3e-4, "lr_schedule": "linear", "batch_size": 64}
-STEPS = 100
 """The setting that `valence reproduce thumbs` chooses, on a seed that is not the demo's."""
 
 
@@ -47,7 +46,7 @@ def run(out: Path, *, steps: int | None = None, samples: int = 500) -> dict[str,
         f"{100 * judge.accuracy(halves.heldout):.0f}% of unseen ones right.\n"
     )
     result = align(
-        out / "thumbs.jsonl", model="small-lm", out=out / "run", max_steps=steps or STEPS, eval_every=50, **OPTIONS,
+        out / "thumbs.jsonl", model="small-lm", out=out / "run", max_steps=steps, eval_every=25, max_new_tokens=64, **OPTIONS,
     )  # fmt: skip
     torch.manual_seed(0)
     before = load_language_policy("small-lm", max_new_tokens=64)

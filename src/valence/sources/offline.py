@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
 
 from valence.data.collate import EncodedGroup, collate, move
+from valence.errors import UserError
 from valence.types import Batch
 
 
@@ -61,8 +64,17 @@ class OfflineSource:
         self.num_tokens = sum(row.num_tokens for row in chosen)
         return move(collate(chosen, pad=self.pad, mismatched=self.mismatched), self.device)
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of all rows: tokens and feedback."""
+        said = "\n".join(f"{r.prompt}{r.completions}{r.group.sign}{r.group.reward}{r.group.wins}" for r in self.rows)
+        return hashlib.sha256(said.encode()).hexdigest()
+
     def state_dict(self) -> dict[str, Any]:
-        return {"epoch": self.epoch, "position": self.position, "seed": self.seed}
+        return {"epoch": self.epoch, "position": self.position, "seed": self.seed, "rows": self.fingerprint}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Raises UserError where the rows are not those that the state was taken on."""
+        if state["rows"] != self.fingerprint:
+            raise UserError("--resume needs the feedback the run began with, and it has changed: give another --out")
         self.epoch, self.position, self.seed = state["epoch"], state["position"], state["seed"]

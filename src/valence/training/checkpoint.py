@@ -17,12 +17,16 @@ from valence.errors import UserError
 from valence.training.learner import Learner
 
 PREFIX = "step-"
+REPLACED = ".replaced"
+"""Ends the name of a checkpoint that a newer one of the same step is taking the place of."""
+DRAFT = ".draft-"
 
 
 def _tensors(tree: Any, path: str, found: dict[str, Tensor]) -> Any:
     """The tree with each tensor replaced by a name in `found`."""
     if isinstance(tree, Tensor):
-        found[path] = tree.detach().clone().contiguous()
+        # A copy of its own in ordinary memory: a GPU may be full, and safetensors refuses tensors that share theirs.
+        found[path] = tree.detach().to("cpu", copy=True).contiguous()
         return {"__tensor__": path}
     if isinstance(tree, dict):
         # JSON keys are strings; optimizer states have integer keys.
@@ -55,7 +59,7 @@ def _method(learner: Learner) -> dict[str, str]:
 
 
 def save_checkpoint(folder: Path, learner: Learner, source: Any, extra: dict[str, Any]) -> Path:
-    """Write `folder/step-N` and drop the older ones.
+    """Write `folder/step-N`, and only then drop the older ones and what killed processes left.
 
     Args:
         extra: whatever else the run must remember; JSON values.
@@ -76,12 +80,19 @@ def save_checkpoint(folder: Path, learner: Learner, source: Any, extra: dict[str
     }
     skeleton = _tensors(tree, "", found)
     final = folder / f"{PREFIX}{learner.step:08d}"
-    draft = folder / f".draft-{os.getpid()}"
-    shutil.rmtree(draft, ignore_errors=True)
+    draft = folder / f"{DRAFT}{os.getpid()}"
+    for left in folder.glob(f"{DRAFT}*"):
+        shutil.rmtree(left, ignore_errors=True)
     draft.mkdir(parents=True)
     save_file(found, draft / "state.safetensors")
     (draft / "state.json").write_text(json.dumps(skeleton))
-    shutil.rmtree(final, ignore_errors=True)
+    if final in checkpoints(folder):
+        # It stays a checkpoint under its other name until the new one is in place.
+        aside = final.with_name(final.name + REPLACED)
+        shutil.rmtree(aside, ignore_errors=True)
+        final.replace(aside)
+    else:
+        shutil.rmtree(final, ignore_errors=True)
     draft.replace(final)
     for old in checkpoints(folder)[:-1]:
         shutil.rmtree(old)
@@ -90,7 +101,8 @@ def save_checkpoint(folder: Path, learner: Learner, source: Any, extra: dict[str
 
 def checkpoints(folder: Path) -> list[Path]:
     """Whole checkpoints, oldest first."""
-    return sorted(path for path in folder.glob(f"{PREFIX}*") if (path / "state.json").is_file())
+    whole = [path for path in folder.glob(f"{PREFIX}*") if (path / "state.json").is_file()]
+    return sorted(whole, key=lambda path: (path.name.removesuffix(REPLACED), not path.name.endswith(REPLACED)))
 
 
 def load_checkpoint(path: Path, learner: Learner, source: Any) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from valence.critics import trainable_parameters
+from valence.errors import UserError
 from valence.protocols import Critic, Objective, Policy, Reference
 from valence.types import Batch, Feedback, Labels, Likelihood, Preferences, Rewards, Target
 
@@ -61,6 +62,9 @@ class Learner:
     base_lrs: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for name in ("warmup_steps", "max_grad_norm", "micro_batch_size"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}, and must be at least 0")
         asked = self.objective.needs | self.objective.frozen_needs
         if self.reference is None and asked & {"ref_log_prob", "ref_kl", "policy_kl", "mismatched"}:
             raise ValueError(f"{type(self.objective).__name__} needs a reference policy, and none was given")
@@ -79,7 +83,18 @@ class Learner:
         Raises:
             TypeError: the objective does not take this kind of feedback.
             FloatingPointError: the loss or its gradient is not finite; nothing was stepped.
+            UserError: the accelerator's memory is full.
         """
+        try:
+            return self._update(batch, watch=watch)
+        except torch.OutOfMemoryError as error:
+            self._zero_grad()
+            raise UserError(
+                f"out of memory at step {self.step + 1}, with {batch.num_contexts} contexts a batch: try "
+                "--micro-batch-size 1 --gradient-checkpointing, then --lora-rank 16 --dtype bfloat16"
+            ) from error
+
+    def _update(self, batch: Batch, *, watch: bool) -> dict[str, float]:
         if not isinstance(batch.feedback, self.objective.accepts):
             wanted = " or ".join(kind.__name__ for kind in self.objective.accepts)
             raise TypeError(f"{type(self.objective).__name__} takes {wanted}, not {type(batch.feedback).__name__}")

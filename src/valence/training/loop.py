@@ -74,9 +74,11 @@ def train(
         on_step: called after each step with that step's figures, for a progress bar.
     """
     stopped, seconds = None, 0.0
-    budget = schedule.kl_budget if measure_kl is not None else None
-    within_budget = _snapshot(learner) if budget is not None else []
-    while learner.step < schedule.steps:
+    budget = _Budget(schedule.kl_budget, measure_kl) if schedule.kl_budget is not None and measure_kl else None
+    if budget is not None:
+        # A checkpoint may be of a run with a larger budget.
+        stopped = budget.passed(learner)
+    while learner.step < schedule.steps and stopped is None:
         began = time.perf_counter()
         batch = source.next(learner.policy)
         watch = bool(schedule.log_every) and (learner.step == 0 or _due(learner.step + 1, schedule.log_every))
@@ -89,18 +91,14 @@ def train(
             tracker.log(step, figures)
         if on_step is not None:
             on_step(step, figures)
-        if budget is not None and measure_kl is not None and _due(step, schedule.kl_every, schedule.steps):
-            kl = measure_kl(step)
-            if kl > budget:
-                _put_back(learner, within_budget)
-                stopped = (
-                    f"KL(pi || pi_ref) reached {kl:.2f} nats at step {step}, over the budget of {schedule.kl_budget}"
-                )
+        save = checkpoint_folder is not None and step < schedule.steps and _due(step, schedule.save_every)
+        if budget is not None and (save or _due(step, schedule.kl_every, schedule.steps)):
+            stopped = budget.passed(learner)
+            if stopped is not None:
                 break
-            within_budget = _snapshot(learner)
         if evaluate is not None and step < schedule.steps and _due(step, schedule.eval_every):
             _log(trackers, step, evaluate(step))
-        if checkpoint_folder is not None and step < schedule.steps and _due(step, schedule.save_every):
+        if save and checkpoint_folder is not None:
             save_checkpoint(checkpoint_folder, learner, source, {})
     if evaluate is not None:
         _log(trackers, learner.step, evaluate(learner.step))
@@ -116,12 +114,22 @@ def _log(trackers: Sequence[Tracker], step: int, figures: dict[str, float]) -> N
         tracker.log(step, {f"eval/{name}": value for name, value in figures.items()})
 
 
-def _snapshot(learner: Learner) -> list[torch.Tensor]:
-    return [part.detach().clone() for part in learner.policy.parameters() if part.requires_grad]
+class _Budget:
+    """Looks at KL(pi || pi_ref), and keeps the last weights that were within the budget."""
 
+    def __init__(self, budget: float, measure: Callable[[int], float]) -> None:
+        self.budget, self.measure = budget, measure
+        self.kept: list[torch.Tensor] = []
 
-@torch.no_grad()
-def _put_back(learner: Learner, weights: list[torch.Tensor]) -> None:
-    live = [part for part in learner.policy.parameters() if part.requires_grad]
-    for part, kept in zip(live, weights, strict=True):
-        part.copy_(kept)
+    @torch.no_grad()
+    def passed(self, learner: Learner) -> str | None:
+        """Why the run must stop, its policy put back within the budget; None while it is within."""
+        live = [part for part in learner.policy.parameters() if part.requires_grad]
+        kl = self.measure(learner.step)
+        if kl <= self.budget:
+            self.kept = [part.detach().clone() for part in live]
+            return None
+        for part, kept in zip(live, self.kept, strict=False):
+            part.copy_(kept)
+        over = f"KL(pi || pi_ref) was {kl:.2f} nats at step {learner.step}, over the budget of {self.budget:g}"
+        return over if self.kept else f"{over} from the start: nothing within it was there to keep"
