@@ -160,7 +160,7 @@ def test_several_files_are_one_list(write: Any) -> None:
 
 def test_importing_the_loader_imports_no_heavy_library() -> None:
     heavy = "{'transformers', 'datasets', 'pyarrow', 'pandas', 'torch', 'rich'}"
-    imports = "import valence.data.formats, valence.data.groups, valence.data.inspect"
+    imports = "import valence.data.formats, valence.data.inspect"
     code = f"import sys; {imports}; print({heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

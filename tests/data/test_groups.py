@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from valence.data.groups import Group, groups_for, split_groups
 from valence.data.records import Record
 from valence.errors import UserError
+from valence.feedback import label_halves
+from valence.types import Rewards
 
 
 def label(prompt: str, completion: str, sign: float, **rest: Any) -> Record:
@@ -69,20 +73,33 @@ class TestLabels:
         ("values", "expected"),
         [
             ((4.0, 1.0, 3.0, 2.0), {"a": 1, "c": 1, "b": -1, "d": -1}),
-            ((3.0, 2.0, 1.0), {"a": 1, "c": -1}),  # the middle of an odd count is dropped
-            ((1.0, 1.0, 0.0), {"a": 1, "b": 1, "c": -1}),  # the middle ties with the top: at least as good accepts
+            ((3.0, 2.0, 1.0), {"a": 1, "b": 1, "c": -1}),  # the middle beats half of the others: accepted
+            ((1.0, 1.0, 0.0), {"a": 1, "b": 1, "c": -1}),
             ((1.0, 0.0, 0.0), {"a": 1, "b": -1, "c": -1}),
-            ((3.0, 1.0, 1.0, 1.0), {"a": 1, "b": -1, "c": -1, "d": -1}),  # tie across the middle: the mean, 1.5
-            ((4.0, 3.0, 3.0, 1.0), {"a": 1, "b": 1, "c": 1, "d": -1}),  # the mean, 2.75
+            ((3.0, 1.0, 1.0, 1.0), {"a": 1, "b": -1, "c": -1, "d": -1}),  # b beats 1 of 3 (ties half)
+            ((4.0, 3.0, 3.0, 1.0), {"a": 1, "b": 1, "c": 1, "d": -1}),  # b beats 1.5 of 3
+            ((1.0, 2.0, 2.0, 3.0), {"a": -1, "b": 1, "c": 1, "d": 1}),
+            ((10.0, 1.0, 1.0, 0.0), {"a": 1, "b": 1, "c": 1, "d": -1}),  # the order decides, not the mean
         ],
     )
     def test_rankings_split_in_halves(self, values: tuple[float, ...], expected: dict[str, int]) -> None:
         groups, notes = groups_for([ranking("p", values)], "labels")
         assert {completion: sign for _, completion, sign in signs(groups)} == expected
-        assert notes[0].startswith("1 rankings became their better half accepted")
-        assert notes[1:] == (
-            ["1 completions in the middle of a ranking were dropped"] if len(expected) < len(values) else []
-        )
+        assert notes == [
+            "1 rankings became their better half accepted and their worse half rejected (the order is lost)"
+        ]
+
+    def test_the_signs_are_those_of_the_feedback_room(self) -> None:
+        rows = [(4.0, 1.0, 3.0, 2.0), (1.0, 2.0, 2.0, 3.0), (2.0, 2.0, 1.0), (1.0, 0.0, 0.0), (5.0, 4.0)]
+        groups, _ = groups_for([ranking(str(row), row) for row in rows], "labels")
+        value = torch.tensor([[*row, *[torch.nan] * (4 - len(row))] for row in rows])
+        labels = label_halves(Rewards(value, ~value.isnan()))
+        assert [sign for _, _, sign in signs(groups)] == labels.sign[labels.present].tolist()
+
+    def test_where_no_row_has_a_label_all_are_kept_and_that_is_said(self) -> None:
+        groups, notes = groups_for([label("p", "a", 0.0), label("q", "b", 0.0), Record("prompt", "r")], "labels")
+        assert signs(groups) == [("p", "a", 0), ("q", "b", 0)]
+        assert notes[1:] == ["2 completions were kept, none of which has a label"]
 
     def test_scores_by_their_prompts_mean_else_by_the_data_sets_median(self) -> None:
         # p has two distinct scores with mean 5: 5 or more accepts. q and r have one distinct score each: the data
@@ -107,6 +124,15 @@ class TestLabels:
         ]
         with pytest.raises(UserError, match=r"^no feedback that can become labels: 2 scores were dropped"):
             groups_for([score("p", "a", 2.0), score("q", "b", 2.0)], "labels")
+
+    def test_ten_thousand_rows_take_less_than_some_seconds(self) -> None:
+        """Rankings of several lengths, scores of one prompt and pairs: batched, not a call of torch for each."""
+        rows = [ranking(str(i), tuple(float(i * k % 7) for k in range(3 + i % 5))) for i in range(5000)]
+        rows += [score("", str(i), float(i % 11)) for i in range(3000)] + [pair(str(i), "a", "b") for i in range(2000)]
+        for takes in ("labels", "rewards", "preferences"):
+            start = time.perf_counter()
+            groups_for(rows, takes)
+            assert time.perf_counter() - start < 10
 
 
 class TestRewards:

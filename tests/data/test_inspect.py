@@ -32,6 +32,8 @@ def test_json_of_labels_with_a_problem(load_rows: Any) -> None:
         "method": "pmpo",
         "why": "2 accepted and 1 rejected completions, 1 unlabelled ones for the KL: "
         "PMPO-AR learns from both, however many of each",
+        "empty_prompts": 0,
+        "unread_columns": {},
     }
 
 
@@ -41,7 +43,8 @@ def test_json_of_labels_with_a_problem(load_rows: Any) -> None:
         ([UP], "labels", 1, 0, "pmpo", "1 accepted and 0 rejected completions: PMPO-A learns from acceptances alone"),
         ([DOWN], "labels", 0, 1, "pmpo", "0 accepted and 1 rejected completions: PMPO-R learns from rejections alone"),
         ([SILENT], "labels", 0, 0, None,
-         "completions without a label, score or rank: name that column with --columns, or use --method supervised"),
+         "completions without a label, score or rank: --method supervised imitates them all; "
+         "where a column judges them, name it with --columns"),
         ([SCORE], "scores", None, None, "dro", "one score a completion: DRO-V regresses on the scores themselves"),
         ([PAIR, PAIR], "pairs", 2, 2, "dpo", "chosen and rejected for each prompt: DPO takes pairs as they are"),
         ([SCORED], "rankings", None, None, "rebel",
@@ -74,6 +77,8 @@ def test_shape_counts_method_and_why(
         "problems": [],
         "method": method,
         "why": why,
+        "empty_prompts": 0,
+        "unread_columns": {},
     }
     assert json.loads(json.dumps(found)) == found
 
@@ -101,3 +106,37 @@ def test_the_printed_view_shows_counts_method_and_problems_and_no_markup(load_ro
     assert "12 rows cannot be used" in shown and "and 2 more" in shown
     assert shown.count("label is '[bold]no'") == 10
     assert "ties" not in shown and "conflicts" not in shown
+
+
+def test_a_missed_prompt_column_shows(load_rows: Any) -> None:
+    """`asked` is the prompt and nobody knew; `rating` is read in one row and so is none of the unread columns."""
+    rows = [{"asked": "2+2?", "completion": "4", "label": 1, "id": 1}, {"asked": "3+3?", "completion": "6", "label": 0}]
+    rows += [{**UP, "rating": 3}, {**SCORE, "id": 4}, {"prompt": "a", "completion": "b", "rating": 2}, PROMPT]
+    summary = summarize(load_rows(*rows, {"asked": "no use"}))
+    found = summary.to_json()
+    assert list(found)[8:] == ["empty_prompts", "unread_columns"]
+    assert found["empty_prompts"] == 2
+    assert list(found["unread_columns"].items()) == [("asked", 2), ("id", 2)]
+    shown = printed(summary)
+    assert "no prompt" in shown and "2 rows; if a column below is their prompt, name it with --columns prompt=" in shown
+    assert "asked (2 rows), id (2 rows)" in shown
+
+
+def test_named_and_displaced_columns_go_by_the_files_names(load_rows: Any) -> None:
+    row = {"prompt": "old", "asked": "2+2?", "completion": "4", "label": 1}
+    assert summarize(load_rows(row, columns={"prompt": "asked"})).unread == {"prompt": 1}
+    assert summarize(load_rows(row)).unread == {"asked": 1}
+
+
+def test_no_more_than_a_few_unread_columns_are_printed(load_rows: Any) -> None:
+    summary = summarize(load_rows({**UP, **{f"c{index}": index for index in range(11)}}))
+    assert len(summary.unread) == 11
+    assert "c7 (1 rows) and 3 more" in printed(summary) and "no prompt" not in printed(summary)
+
+
+def printed(summary: Any) -> str:
+    """The printed view as text."""
+    console = Console(width=300, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(render(summary))
+    console.file.close()
+    return console.export_text()

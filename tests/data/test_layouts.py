@@ -302,7 +302,103 @@ OTHERS = [
 ]
 
 
-@pytest.mark.parametrize(("layout", "row", "record"), PLAIN + TRL + OTHERS)
+THANKS = [{"role": "user", "content": "Sure?"}]
+WRONG = [{"role": "assistant", "content": "No."}]
+CALL, RESULT = {"role": "assistant", "content": "look()"}, {"role": "tool", "content": "blue"}
+TALK = (*ASKED, *SAID_BLUE, Message("user", "Sure?"))
+SAID_NO = (Message("assistant", "No."),)
+
+TURNS = [
+    # All turns that both share are the prompt, wherever the prompt's own column ends.
+    (
+        "implicit-prompt pair",
+        {"chosen": SKY + BLUE + THANKS + BLUE, "rejected": SKY + BLUE + THANKS + WRONG},
+        pair(TALK, SAID_BLUE, SAID_NO),
+    ),
+    (
+        "pair",
+        {"prompt": SKY, "chosen": BLUE + THANKS + BLUE, "rejected": BLUE + THANKS + WRONG},
+        pair(TALK, SAID_BLUE, SAID_NO),
+    ),
+    (
+        "pair",
+        {"prompt": SKY[0]["content"], "chosen": BLUE + THANKS + BLUE, "rejected": BLUE + THANKS + WRONG},
+        pair(TALK, SAID_BLUE, SAID_NO),
+    ),
+    (
+        "torchtune pair",
+        {
+            "chosen_conversations": SKY + BLUE + THANKS + BLUE,
+            "rejected_conversations": SKY + BLUE + THANKS + WRONG,
+        },
+        pair(TALK, SAID_BLUE, SAID_NO),
+    ),
+    (
+        "HALOs pair",
+        {
+            "type": "pairwise_feedback",
+            "prompt": SKY,
+            "output_A": BLUE + THANKS + BLUE,
+            "output_B": BLUE + THANKS + WRONG,
+            "label": 1,
+        },
+        pair(TALK, SAID_BLUE, SAID_NO),
+    ),
+    (
+        "HALOs label",
+        {"type": "binary_feedback", "prompt": SKY, "output": BLUE + THANKS + WRONG, "label": 0},
+        label(-1.0, TALK, SAID_NO),
+    ),
+    (
+        "hosted service pair",
+        {
+            "input": {"messages": SKY},
+            "preferred_output": BLUE + THANKS + BLUE,
+            "non_preferred_output": BLUE + THANKS + WRONG,
+        },
+        pair(TALK, SAID_BLUE, SAID_NO),
+    ),
+    (
+        "ranking",
+        {"prompt": SKY, "completions": [BLUE + THANKS + BLUE, BLUE + THANKS + WRONG], "scores": [1, 0]},
+        Record("ranking", TALK, (SAID_BLUE, SAID_NO), (1.0, 0.0), scored=True),
+    ),
+    (
+        "conversation label",  # one conversation: its last turn is what the thumb is about
+        {"messages": [*SKY, CALL, RESULT, *BLUE], "label": 1},
+        label(1.0, (*ASKED, Message("assistant", "look()"), Message("tool", "blue")), SAID_BLUE),
+    ),
+    (
+        "implicit-prompt pair",  # what differs stays: the encoder tells of it
+        {"chosen": SKY + BLUE + THANKS + BLUE, "rejected": SKY + GREEN + THANKS + BLUE},
+        pair(
+            ASKED,
+            (*SAID_BLUE, Message("user", "Sure?"), *SAID_BLUE),
+            (*SAID_GREEN, Message("user", "Sure?"), *SAID_BLUE),
+        ),
+    ),
+]
+
+PROMPTS = [
+    ("label", {"context": "2+2?", "completion": "4", "label": 1}, label(1.0)),
+    ("label", {"user_prompt": "2+2?", "response": "4", "label": 1}, label(1.0)),
+    ("label", {"context": "2+2?", "text": "4", "label": 1}, label(1.0)),
+    ("pair", {"context": "2+2?", "chosen": "4", "rejected": "5"}, pair("2+2?", "4", "5")),
+    ("prompt", {"context_messages": SKY}, Record("prompt", ASKED)),
+    (
+        "pair",  # OpenRLHF's prompt collection: its templated text beside the messages
+        {"context": "User: What?", "context_messages": SKY, "chosen": BLUE, "rejected": GREEN},
+        pair(ASKED, SAID_BLUE, SAID_GREEN, columns={"context": "User: What?"}),
+    ),
+    (
+        "label",  # a question about a text: no prompt is made up of the two
+        {"question": "2+2?", "context": "Sums.", "completion": "4", "label": 1},
+        label(1.0, columns={"context": "Sums."}),
+    ),
+]
+
+
+@pytest.mark.parametrize(("layout", "row", "record"), PLAIN + TRL + OTHERS + TURNS + PROMPTS)
 def test_each_layout_becomes_its_record(load_rows: Any, layout: str, row: dict[str, Any], record: Record) -> None:
     loaded = load_rows(row)
     found = loaded.records[0]

@@ -17,6 +17,7 @@ from valence.feedback import (
     reward_statistics,
     rewards_to_preferences,
     standardize,
+    win_rates_to_rewards,
 )
 from valence.types import Labels, Preferences, Rewards
 
@@ -91,9 +92,24 @@ def test_win_rates_average_two_directions():
 
 
 def test_preferences_to_labels():
+    """Win rates 3/4, 1/2 (at the bar: accepted) and 1/4; 3 was never compared."""
     labels = preferences_to_labels(preferences((0, 1, 1.0), (0, 2, 0.5), (2, 1, 0.0), size=4))
-    assert labels.sign.tolist() == [[1, 0, -1, 0]]
+    assert labels.sign.tolist() == [[1, 1, -1, 0]]
     assert labels.present.tolist() == [[True, True, True, False]]
+
+
+def test_preferences_without_spread_say_nothing():
+    """A pair judged even, and three that beat each other in a circle: every win rate is 1/2."""
+    assert not preferences_to_labels(preferences((0, 1, 0.5))).present.any()
+    assert not preferences_to_labels(preferences((0, 1, 1.0), (1, 2, 1.0), (2, 0, 1.0))).present.any()
+
+
+def test_win_rates_to_rewards():
+    """A bare pair becomes +1 and -1; ranks 1, 2, 2 spread over [-1, 1]: win rates 1, 1/4, 1/4."""
+    ranked = rewards((1.0, 0.0, NAN), (-1.0, -2.0, -2.0))
+    spread = win_rates_to_rewards(preferences_to_win_rates(rewards_to_preferences(ranked)))
+    assert spread.value.tolist() == [[1.0, -1.0, 0.0], [1.0, -0.5, -0.5]]
+    assert torch.equal(spread.present, ranked.present)
 
 
 def test_standardize_by_hand():

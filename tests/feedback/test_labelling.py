@@ -68,11 +68,25 @@ def test_best_worst():
 
 
 def test_halves():
-    """Even, odd (the middle one unlabelled), ties in the middle, and no spread."""
-    given_rewards = rewards((4, 1, 3, 2), (3, 1, 2, NAN), (1, 2, 2, 3), (5, 5, NAN, NAN))
+    """Even, odd (the middle beats just half: accepted), ties in the middle, ties below it, and no spread."""
+    given_rewards = rewards((4, 1, 3, 2), (3, 1, 2, NAN), (1, 2, 2, 3), (3, 1, 1, 1), (5, 5, NAN, NAN))
     labels = label_halves(given_rewards)
-    assert labels.sign.tolist()[:3] == [[1, -1, 1, -1], [1, -1, 0, 0], [-1, 0, 0, 1]]
-    assert not labels.present[3].any() and dropped(given_rewards, labels) == 2
+    assert labels.sign.tolist()[:4] == [[1, -1, 1, -1], [1, -1, 1, 0], [-1, 1, 1, 1], [1, -1, -1, -1]]
+    assert not labels.present[4].any() and dropped(given_rewards, labels) == 2
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(-3, 3), min_size=2, max_size=7))
+def test_halves_have_both_signs_and_heed_the_order_alone(values):
+    """Where there is spread: equal rewards get one sign, the best +1, the worst -1; no unlabelled ones, any scale."""
+    labels = label_halves(rewards(tuple(map(float, values))))
+    signs = labels.sign[0].tolist()
+    if len(set(values)) < 2:
+        assert not labels.present.any()
+        return
+    assert signs[values.index(max(values))] == 1 and signs[values.index(min(values))] == -1 and 0 not in signs
+    assert len(set(zip(values, signs, strict=True))) == len(set(values))
+    assert label_halves(rewards(tuple(math.exp(3 * value) for value in values))).sign[0].tolist() == signs
 
 
 def test_threshold_accepts_equality_and_drops_nothing():
@@ -88,6 +102,14 @@ def test_group_mean():
     labels = label_group_mean(given_rewards)
     assert labels.sign.tolist() == [[-1, 1, 1], [0, 0, 0], [0, 0, 0]]
     assert dropped(given_rewards, labels) == 4
+
+
+def test_a_reward_that_misses_the_mean_by_rounding_reaches_it():
+    """(0.1 + 0.2 + 0.3) / 3 is 0.20000000000000004 in double precision."""
+    for dtype in (torch.float32, torch.float64):
+        value = torch.tensor([[0.1, 0.2, 0.3]], dtype=dtype)
+        for rule in (label_group_mean, label_batch_mean):
+            assert rule(Rewards(value, torch.ones(1, 3, dtype=torch.bool))).sign.tolist() == [[-1, 1, 1]]
 
 
 def test_batch_mean():

@@ -151,3 +151,9 @@ def test_one_value_for_everything() -> None:
 def test_per_is_checked() -> None:
     with pytest.raises(ValueError, match="per is 'step'"):
         TokenValue(helpers.policy("llama"), per="step")
+
+
+def test_one_value_lies_where_it_is_told() -> None:
+    assert BatchValue(device="meta").constant.device.type == "meta"
+    assert BatchValue(device=torch.device("cpu")).constant.device.type == "cpu"
+    assert BatchValue().constant.device == torch.empty(()).device

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import helpers
 from valence.critics import BatchValue, TokenValue
@@ -17,6 +18,7 @@ from valence.data.groups import Group
 from valence.errors import UserError
 from valence.objectives import DPO, DRO, PMPO, REBEL
 from valence.sources.offline import OfflineSource
+from valence.training import checkpoint
 from valence.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from valence.training.learner import Learner, make_optimizer
 from valence.training.reference import AdaptersOff, FrozenCopy
@@ -149,8 +151,88 @@ def test_a_draft_of_a_killed_process_is_ignored(tmp_path: Path) -> None:
     (tmp_path / ".draft-1").mkdir()
     (tmp_path / ".draft-1" / "state.json").write_text("{")
     (tmp_path / "step-00000009").mkdir()  # no state in it
+    (tmp_path / "step-00000009.replaced").mkdir()
     assert checkpoints(tmp_path) == []
     assert checkpoints(tmp_path / "nowhere") == []
+
+
+def test_drafts_of_killed_processes_are_removed_by_the_next_save(tmp_path: Path) -> None:
+    for name in (".draft-1", ".draft-4000000"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "state.safetensors").write_bytes(b"half")
+    path = save_checkpoint(tmp_path, *run_state(), {})
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("killed_at", range(4))
+def test_saving_a_step_again_always_leaves_a_whole_checkpoint(
+    killed_at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed before each of the four changes on disk: writing, moving aside, putting in place, deleting the old."""
+    learner, source = run_state()
+    steps(learner, source, 2)
+    save_checkpoint(tmp_path, learner, source, {"try": 1})
+    changes = 0
+
+    def until_killed(change: Any) -> Any:
+        def perhaps(*args: Any, **kwargs: Any) -> Any:
+            nonlocal changes
+            changes += 1
+            if changes > killed_at:
+                raise KeyboardInterrupt
+            return change(*args, **kwargs)
+
+        return perhaps
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", until_killed(Path.write_text))
+        patch.setattr(Path, "replace", until_killed(Path.replace))
+        whole = shutil.rmtree
+        patch.setattr(
+            shutil, "rmtree", lambda path, **options: whole(path, **options) if options else until_killed(whole)(path)
+        )
+        with pytest.raises(KeyboardInterrupt):
+            save_checkpoint(tmp_path, learner, source, {"try": 2})
+    assert changes == killed_at + 1
+    again, other_source = run_state()
+    newest = checkpoints(tmp_path)[-1]
+    assert load_checkpoint(newest, again, other_source) == {"try": 2 if killed_at == 3 else 1}
+    assert again.step == 2
+    # The next save tidies up.
+    last = save_checkpoint(tmp_path, learner, source, {"try": 3})
+    assert list(tmp_path.iterdir()) == [last] and last.name == "step-00000002"
+    assert load_checkpoint(last, again, other_source) == {"try": 3}
+
+
+def test_a_checkpoint_is_written_from_ordinary_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the device: copies made before writing are on the CPU and share nothing with the learner."""
+    written: dict[str, torch.Tensor] = {}
+
+    def keep(found: dict[str, torch.Tensor], path: Path) -> None:
+        written.update(found)
+        save_file(found, path)
+
+    monkeypatch.setattr(checkpoint, "save_file", keep)
+    learner, source = run_state()
+    steps(learner, source, 1)
+    save_checkpoint(tmp_path, learner, source, {})
+    places = {part.untyped_storage().data_ptr() for part in written.values()}
+    assert {part.device.type for part in written.values()} == {"cpu"} and len(places) == len(written)
+    assert not places & {part.untyped_storage().data_ptr() for part in learner.policy.parameters()}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
+def test_states_come_back_on_the_parameters_device(optimizer: str, tmp_path: Path) -> None:
+    learner, source = run_state(optimizer)
+    steps(learner, source, 2)
+    path = save_checkpoint(tmp_path, learner, source, {})
+    again, other_source = run_state(optimizer)
+    again.policy.to("cuda")  # pyright: ignore[reportAttributeAccessIssue]
+    load_checkpoint(path, again, other_source)
+    for part, state in again.optimizers["policy"].state.items():
+        assert part.device.type == "cuda"
+        assert all(value.device.type == "cuda" for name, value in state.items() if name != "step")
 
 
 def refused(path: Path, learner: Learner, source: OfflineSource) -> str:

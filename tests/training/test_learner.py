@@ -12,6 +12,7 @@ from torch import Tensor
 import helpers
 from helpers import Table, assert_close, make_batch, table_batch
 from valence.critics import BatchValue, TokenValue
+from valence.errors import UserError
 from valence.objectives import DPO, DRO, IPO, KTO, PMPO, REBEL, RPO, IPOAppendixE, Supervised
 from valence.training.learner import Learner, make_optimizer, signs
 from valence.training.reference import AdaptersOff, FrozenCopy
@@ -328,6 +329,45 @@ def test_a_gradient_that_is_no_number_changes_nothing() -> None:
         learner.update(table_batch(Rewards(torch.tensor([[1.0, 0.0]]), ONE), [[0, 1]]))
     assert not policy.logits.detach().any() and not critic.constant.detach().any() and learner.step == 0
     assert policy.logits.grad is None and critic.constant.grad is None
+
+
+@pytest.mark.parametrize("beat", ["likelihood", "backward"])
+def test_a_full_memory_is_one_clear_line(beat: str) -> None:
+    """The second micro-batch does not fit: what the first left in `.grad` is dropped."""
+    learner, batch = learner_for("pmpo", lr=1.0, micro_batch_size=2), make_batch(Labels)
+    real, calls = getattr(learner.policy, beat), 0
+
+    def full(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB")
+        return real(*args, **kwargs)
+
+    setattr(learner.policy, beat, full)
+    before = [part.detach().clone() for part in learner.policy.parameters()]
+    with pytest.raises(UserError) as caught:
+        learner.update(batch)
+    message = str(caught.value)
+    for flag in ("step 1", "--micro-batch-size 1", "--gradient-checkpointing", "--lora-rank", "--dtype bfloat16"):
+        assert flag in message
+    assert "\n" not in message and isinstance(caught.value.__cause__, torch.OutOfMemoryError)
+    assert learner.step == 0 and all(part.grad is None for part in learner.policy.parameters())
+    assert all(torch.equal(part, old) for part, old in zip(learner.policy.parameters(), before, strict=True))
+    # A retry is the update of a fresh learner.
+    moves, figures = stepped(learner, batch)
+    expected, others = stepped(learner_for("pmpo", lr=1.0, micro_batch_size=2), batch)
+    assert figures == others and all(torch.equal(moves[name], part) for name, part in expected.items())
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [("max_grad_norm", -1.0), ("max_grad_norm", float("nan")), ("warmup_steps", -1), ("micro_batch_size", -1)],
+)
+def test_what_may_not_be_negative(name: str, wrong: float) -> None:
+    with pytest.raises(ValueError, match=f"{name} is {wrong}, and must be at least 0"):
+        table_learner(Table(EVEN), Supervised(), **{name: wrong})
+    table_learner(Table(EVEN), Supervised(), **{name: type(wrong)(0)})
 
 
 @pytest.mark.parametrize(("name", "wrong"), [("pmpo", Preferences), ("dpo", Labels), ("kto", Rewards)])

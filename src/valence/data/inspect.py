@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from valence.data.formats.load import Loaded
 from valence.data.records import Problem, Record, Text
 
 WORDS = {"label": "labels", "score": "scores", "pair": "pairs", "ranking": "rankings", "prompt": "prompts"}
+COLUMNS_SHOWN = 8
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class Summary:
         mean_length: mean length of a completion, in characters.
         conflicts: completions of one prompt that have been both accepted and rejected.
         ties: pairs whose scores are equal.
+        empty_prompts: rows with a completion and no prompt.
+        unread: column of the files -> rows that have it, where nobody read it; most common first.
     """
 
     shape: str
@@ -49,13 +52,16 @@ class Summary:
     mean_length: float
     conflicts: int
     ties: int
+    empty_prompts: int = 0
+    unread: dict[str, int] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """The fields that `valence inspect --json` promises, and no others."""
+        """The fields that `valence inspect --json` promises, and after them what shows a missed prompt column."""
         problems = [{"file": item.file, "line": item.line, "reason": item.reason} for item in self.problems]
         promised = ("shape", "rows", "prompts", "accepted", "rejected")
         found = {name: getattr(self, name) for name in promised}
-        return {**found, "problems": problems, "method": self.method, "why": self.why}
+        missed = {"empty_prompts": self.empty_prompts, "unread_columns": self.unread}
+        return {**found, "problems": problems, "method": self.method, "why": self.why, **missed}
 
 
 def summarize(loaded: Loaded) -> Summary:
@@ -83,6 +89,8 @@ def summarize(loaded: Loaded) -> Summary:
         mean_length=sum(lengths) / len(lengths) if lengths else 0.0,
         conflicts=_conflicts(records),
         ties=sum(record.shape == "pair" and record.scored and len(set(record.values)) == 1 for record in records),
+        empty_prompts=sum(record.shape != "prompt" and not length(record.prompt) for record in records),
+        unread=loaded.unread,
     )
 
 
@@ -121,7 +129,8 @@ def _for_labels(signs: Sequence[int]) -> tuple[str | None, str]:
         return "pmpo", f"{counts}: PMPO-R learns from rejections alone"
     return (
         None,
-        "completions without a label, score or rank: name that column with --columns, or use --method supervised",
+        "completions without a label, score or rank: --method supervised imitates them all; "
+        "where a column judges them, name it with --columns",
     )
 
 
@@ -169,6 +178,9 @@ def _facts(summary: Summary) -> list[tuple[str, str]]:
     """What the table says, without what there is none of."""
     splits = ", ".join(f"{rows} {name or 'unmarked'}" for name, rows in summary.splits.items())
     low, high = summary.score_range or (0.0, 0.0)
+    unread = [f"{name} ({rows} rows)" for name, rows in summary.unread.items()]
+    more = f" and {len(unread) - COLUMNS_SHOWN} more" if len(unread) > COLUMNS_SHOWN else ""
+    hint = "; if a column below is their prompt, name it with --columns prompt=…" if unread else ""
     facts = [
         ("shape", f"{summary.shape} ({', '.join(f'{rows} {name}' for name, rows in summary.layouts.items())})"),
         ("rows", f"{summary.rows}, {summary.prompts} distinct prompts"),
@@ -176,6 +188,8 @@ def _facts(summary: Summary) -> list[tuple[str, str]]:
             "verdicts",
             f"{summary.accepted} accepted, {summary.rejected} rejected" if summary.accepted is not None else "",
         ),
+        ("no prompt", f"{summary.empty_prompts} rows{hint}" if summary.empty_prompts else ""),
+        ("not read", ", ".join(unread[:COLUMNS_SHOWN]) + more),
         ("unlabelled", str(summary.unlabelled or "")),
         ("scores", f"{low:g} to {high:g}" if summary.score_range else ""),
         ("length", f"{summary.mean_length:.0f} characters a completion" if summary.mean_length else ""),

@@ -8,6 +8,7 @@ from valence.feedback.conversions import (
     reward_statistics,
     rewards_to_preferences,
     standardize,
+    win_rates_to_rewards,
 )
 from valence.feedback.labelling import (
     dropped,
@@ -40,4 +41,5 @@ __all__ = [
     "rewards_to_pairs",
     "rewards_to_preferences",
     "standardize",
+    "win_rates_to_rewards",
 ]

@@ -73,13 +73,30 @@ def preferences_to_win_rates(preferences: Preferences) -> Rewards:
 
 
 def preferences_to_labels(preferences: Preferences) -> Labels:
-    """Accept a win rate above 1/2, reject one below, leave 1/2 unlabelled. Lossy.
+    """Accept what wins at least half of its comparisons, reject the rest. Lossy.
 
-    A pair becomes one accept and one reject; a ranking its better and worse half. Actions never compared are dropped.
+    The bar is a win rate of 1/2, and what is equal to the bar is accepted, as everywhere. A pair becomes one accept
+    and one reject; a ranking its better and worse half. Actions never compared, and contexts whose win rates are all
+    equal, are dropped.
     """
     rates = preferences_to_win_rates(preferences)
-    sign = (rates.value > 0.5).long() - (rates.value < 0.5).long()
-    return Labels(torch.where(rates.present, sign, 0), rates.present)
+    present = rates.present & has_spread(rates)
+    return Labels(torch.where(present, torch.where(rates.value >= 0.5, 1, -1), 0), present)
+
+
+def win_rates_to_rewards(win_rates: Rewards) -> Rewards:
+    """Win rates in [0, 1] as rewards in [-1, 1]: a bare pair becomes +1 and -1, a ranking is spread evenly. Lossless.
+
+    The scale is made up: an order does not say how much better one action is than the next.
+    """
+    return replace(win_rates, value=torch.where(win_rates.present, 2 * win_rates.value - 1, 0))
+
+
+def has_spread(rewards: Rewards) -> Bool[Tensor, "N 1"]:
+    """Whether a context's present rewards differ; false with fewer than two."""
+    highest = torch.where(rewards.present, rewards.value, -torch.inf).amax(-1, keepdim=True)
+    lowest = torch.where(rewards.present, rewards.value, torch.inf).amin(-1, keepdim=True)
+    return highest > lowest
 
 
 def reward_statistics(rewards: Rewards) -> tuple[float, float]:

@@ -1,8 +1,8 @@
 """Rewards to accept / reject labels: six rules, all explicit, all lossy (how much better is forgotten).
 
-In every rule a reward equal to the bar is accepted (`>=`), and the outcome does not depend on the order of a
-context's actions. Where a rule compares actions with each other, a group whose rewards are all equal says nothing: it
-is dropped (`present` False). `dropped` counts how many actions a conversion left out.
+In every rule with one bar, what is equal to the bar is accepted (`>=`; `label_top_k` has two bars), and the outcome
+does not depend on the order of a context's actions. Where a rule compares actions with each other, a group whose
+rewards are all equal says nothing: it is dropped (`present` False). `dropped` counts what a conversion left out.
 
 Shape legend: see `valence.types`.
 """
@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from valence.feedback.conversions import preferences_to_labels, rewards_to_preferences
+from valence.feedback.conversions import has_spread, preferences_to_labels, rewards_to_preferences
 from valence.types import Feedback, Labels, Rewards
 
 
@@ -35,7 +35,7 @@ def label_top_k(rewards: Rewards, *, top: int, bottom: int) -> Labels:
     if top < 0 or bottom < 0 or top + bottom == 0:
         raise ValueError(f"top and bottom must be >= 0 and not both 0, got top={top}, bottom={bottom}")
     value, present = rewards.value, rewards.present
-    keep = present & (_has_spread(rewards) & (present.sum(-1, keepdim=True) >= top + bottom))
+    keep = present & (has_spread(rewards) & (present.sum(-1, keepdim=True) >= top + bottom))
     accepted = keep & (value >= _kth_largest(value, present, top))
     rejected = keep & (-value >= _kth_largest(-value, present, bottom))
     return Labels(accepted.long() - rejected.long(), keep)
@@ -49,12 +49,11 @@ def label_best_worst(rewards: Rewards) -> Labels:
 def label_halves(rewards: Rewards) -> Labels:
     """Accept each context's better half and reject the worse one (for rankings too). Lossy.
 
-    An action is judged by how many of its context's others it beats (ties count half): more than half of them is
-    accepted, fewer rejected, exactly half (the middle one of an odd number) unlabelled. A group without spread is
-    dropped.
+    An action is accepted if it beats at least half of its context's others, a tie counting half, and else rejected:
+    (3, 2, 1) gives +1, +1, -1, as by the mean, and (1, 2, 2, 3) gives -1, +1, +1, +1. Only the order matters, ties
+    fall on one side, and a context with spread always gets both signs. A group without spread is dropped.
     """
-    labels = preferences_to_labels(rewards_to_preferences(rewards))
-    return Labels(labels.sign, labels.present & _has_spread(rewards))
+    return preferences_to_labels(rewards_to_preferences(rewards))
 
 
 def label_threshold(rewards: Rewards, threshold: float) -> Labels:
@@ -63,18 +62,21 @@ def label_threshold(rewards: Rewards, threshold: float) -> Labels:
 
 
 def label_group_mean(rewards: Rewards) -> Labels:
-    """Accept what reaches the mean of its own context. Lossy; a group without spread is dropped."""
+    """Accept what reaches the mean of its own context. Lossy; a group without spread is dropped.
+
+    A reward that misses the mean by rounding alone reaches it, as 0.2 does among (0.1, 0.2, 0.3).
+    """
     value = torch.where(rewards.present, rewards.value, 0)
     mean = value.sum(-1, keepdim=True) / rewards.present.sum(-1, keepdim=True).clamp(min=1)
-    return _split(rewards.value, mean, rewards.present & _has_spread(rewards))
+    return _split(rewards.value, mean - _rounding(value), rewards.present & has_spread(rewards))
 
 
 def label_batch_mean(rewards: Rewards) -> Labels:
-    """Accept what reaches the mean of the whole batch. Lossy; a batch without spread is dropped."""
+    """Accept what reaches the mean of the whole batch, rounding aside. Lossy; a batch without spread is dropped."""
     known = rewards.value[rewards.present]
     if known.numel() == 0 or known.min() == known.max():
         return Labels(torch.zeros_like(rewards.present, dtype=torch.long), torch.zeros_like(rewards.present))
-    return _split(rewards.value, known.mean(), rewards.present)
+    return _split(rewards.value, known.mean() - _rounding(known), rewards.present)
 
 
 def label_advantage_sign(advantages: Rewards) -> Labels:
@@ -87,11 +89,9 @@ def _split(value: Tensor, bar: Tensor | float, present: Bool[Tensor, "N K"]) -> 
     return Labels(torch.where(present, sign, 0), present)
 
 
-def _has_spread(rewards: Rewards) -> Bool[Tensor, "N 1"]:
-    """Whether a context's present rewards differ; false with fewer than two."""
-    highest = torch.where(rewards.present, rewards.value, -torch.inf).amax(-1, keepdim=True)
-    lowest = torch.where(rewards.present, rewards.value, torch.inf).amin(-1, keepdim=True)
-    return highest > lowest
+def _rounding(value: Float[Tensor, "... K"]) -> Float[Tensor, "... 1"]:
+    """How far a mean of these can lie from its true value by rounding alone."""
+    return 4 * torch.finfo(value.dtype).eps * value.abs().amax(-1, keepdim=True)
 
 
 def _kth_largest(value: Float[Tensor, "N K"], present: Bool[Tensor, "N K"], k: int) -> Float[Tensor, "N 1"]:

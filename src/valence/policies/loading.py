@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 
 from valence.errors import UserError
 from valence.policies.language import CausalLM, LanguagePolicy, Rows, Seq2SeqLM
@@ -48,35 +50,65 @@ def load_language_policy(
         lora_alpha: LoRA's scale; twice the rank by default.
         lora_targets: "all-linear", or module names with commas between.
     Raises:
-        UserError: there is no model at `model`, it is no language model, or its tokenizer has no end token.
+        UserError: there is no model at `model`, it is no language model, its tokenizer does not fit it or has no end
+            token, there is no such device or it is too small.
     """
     if dtype not in DTYPES:
         raise UserError(f"dtype is {dtype!r}, and must be one of {', '.join(DTYPES)}")
+    check_device(device)
     path = str(small_lm_path()) if model == SMALL_LM else model
+    if lora_rank > 0 and (Path(path) / "adapter_config.json").is_file():
+        raise UserError(
+            f"{path} is a LoRA adapter, and a second one on top would be saved without it: leave out --lora-rank, or "
+            "align a merged copy (in Python: load_language_policy(FOLDER).save(Path(MERGED)))"
+        )
     mixed = DTYPES[dtype] if lora_rank == 0 and dtype != "float32" else None
-    network, tokenizer = _load(
-        path, dtype=torch.float32 if mixed else DTYPES[dtype], trust_remote_code=trust_remote_code
-    )
-    disable_dropout(network)
-    if lora_rank > 0:
-        network = _add_lora(network, lora_rank, lora_alpha, lora_targets)
-    if gradient_checkpointing:
-        # transformers 5 gave it a new name on the way.
-        enable = getattr(network, "activation_checkpointing_enable", None) or network.gradient_checkpointing_enable
-        enable({"use_reentrant": False})
+    try:
+        network, tokenizer = _load(
+            path, dtype=torch.float32 if mixed else DTYPES[dtype], trust_remote_code=trust_remote_code
+        )
+        check_tokenizer(network, tokenizer, path)
+        disable_dropout(network)
         if lora_rank > 0:
-            network.enable_input_require_grads()
-    kind = Seq2SeqLM if network.config.is_encoder_decoder else CausalLM
-    policy = kind(network, tokenizer, temperature=temperature, max_new_tokens=max_new_tokens, mixed_precision=mixed).to(
-        device
-    )
-    policy.train()  # dropout is off; transformers checkpoints gradients only in training mode
-    check_head(policy)
+            network = _add_lora(network, lora_rank, lora_alpha, lora_targets)
+        if gradient_checkpointing:
+            _checkpoint_gradients(network, lora=lora_rank > 0)
+        kind = Seq2SeqLM if network.config.is_encoder_decoder else CausalLM
+        policy = kind(
+            network, tokenizer, temperature=temperature, max_new_tokens=max_new_tokens, mixed_precision=mixed
+        ).to(device)
+        policy.train()  # dropout is off; transformers checkpoints gradients only in training mode
+        check_head(policy)
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"{path} does not fit into the memory of {device}: try --dtype bfloat16 with --lora-rank 16"
+        ) from error
     return policy
+
+
+def check_device(device: str) -> None:
+    """Raises UserError where this machine has no such device."""
+    try:
+        place = torch.device(device)
+        if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
+            raise RuntimeError(f"torch {torch.__version__} sees {torch.cuda.device_count()} GPUs")
+        torch.zeros(1, device=place).item()
+    except torch.OutOfMemoryError as error:
+        raise UserError(f"--device {device} has no free memory: end what fills it, or take another device") from error
+    except (RuntimeError, AssertionError) as error:
+        reason = _reason(error, most=120)
+        raise UserError(f"--device is {device!r}, which is not here ({reason}): give cpu, cuda or auto") from error
+
+
+def _reason(error: BaseException, *, most: int = 200) -> str:
+    """What an error says, in one line of bounded length."""
+    said = " ".join(str(error).split())
+    return (f"{type(error).__name__} {said}" if isinstance(error, KeyError) or not said else said)[:most]
 
 
 def _load(path: str, *, dtype: torch.dtype, trust_remote_code: bool) -> tuple[Any, Any]:
     import transformers
+    from huggingface_hub.errors import StrictDataclassError
 
     transformers.utils.logging.disable_progress_bar()
     folder = Path(path)
@@ -99,24 +131,96 @@ def _load(path: str, *, dtype: torch.dtype, trust_remote_code: bool) -> tuple[An
                 raise OSError(f"{path} has no adapter_model.safetensors")
             merged = PeftModel.from_pretrained(network, path).merge_and_unload()
             network = merged.requires_grad_(True)  # peft froze the base
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"no language model could be loaded from {base}: {reason}") from error
-    if tokenizer.eos_token_id is None:
-        raise UserError(f"the tokenizer of {path} has no end-of-sequence token, which log pi needs: set eos_token")
+        if config.is_encoder_decoder:
+            _set_start_token(network, tokenizer)
+    except torch.OutOfMemoryError:
+        raise
+    # The last three: values in config.json that no check of transformers has foreseen.
+    except (
+        OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError, StrictDataclassError,
+        TypeError, AttributeError, ArithmeticError,
+    ) as error:  # fmt: skip
+        raise UserError(f"no language model could be loaded from {base}: {_reason(error)}") from error
     return network, tokenizer
 
 
+def _set_start_token(network: Any, tokenizer: Any) -> None:
+    """An encoder-decoder's first decoder token, put into its config where a folder says it elsewhere or not at all
+    (a plain T5 starts with padding).
+
+    Raises:
+        ValueError: nothing says it.
+    """
+    config = network.config
+    places = (
+        (config, "decoder_start_token_id"), (network.generation_config, "decoder_start_token_id"),
+        (config, "pad_token_id"), (tokenizer, "pad_token_id"),
+    )  # fmt: skip
+    found = [getattr(place, name, None) for place, name in places]
+    start = next((token for token in found if token is not None), None)
+    if start is None:
+        raise ValueError("nothing says what its decoder starts with: set decoder_start_token_id in config.json")
+    config.decoder_start_token_id = start
+
+
+def check_tokenizer(network: Any, tokenizer: Any, path: str) -> None:
+    """Raises UserError where the tokenizer has no end token, or gives ids that the model has no embedding for."""
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"the tokenizer of {path} has no end-of-sequence token, which log pi needs: set eos_token")
+    largest = max(tokenizer.get_vocab().values(), default=-1)
+    tables = (network.get_input_embeddings(), network.get_output_embeddings())
+    rows = min(table.weight.shape[0] for table in tables if table is not None)
+    if largest >= rows:
+        raise UserError(
+            f"the tokenizer of {path} gives ids up to {largest}, and the model has {rows} embeddings: it is another "
+            "model's tokenizer, or the embeddings must be resized"
+        )
+
+
 def disable_dropout(network: nn.Module) -> None:
-    """Dropout to zero everywhere: log pi / pi_ref must be 0 at the start, and equal calls must agree."""
+    """Dropout to zero everywhere: log pi / pi_ref must be 0 at the start, and equal calls must agree.
+
+    What a config said before is kept as `network.original_dropout`, a list of (config, name, value), for
+    `dropout_restored`.
+    """
+    kept: list[tuple[Any, str, float]] = list(getattr(network, "original_dropout", ()))
     for module in network.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
         # What is no module is a number of the module's own (BART, also for whole layers) or of its config's (Falcon).
         for owner in (module, getattr(module, "config", None)):
             for name in [name for name in vars(owner) if "drop" in name] if owner is not None else []:
-                if isinstance(getattr(owner, name), float):
+                value = getattr(owner, name)
+                if isinstance(value, float) and value:
+                    if owner is not module:
+                        kept.append((owner, name, value))
                     setattr(owner, name, 0.0)
+    network.original_dropout = kept  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
+
+
+@contextlib.contextmanager
+def dropout_restored(network: nn.Module) -> Iterator[None]:
+    """Inside, the configs of `network` (or of what peft wraps) say the dropout that they came with, so that saving
+    does not write our zeros into a user's config.json; the network's modules stay without dropout."""
+    original = getattr(network, "original_dropout", ())
+    try:
+        for config, name, value in original:
+            setattr(config, name, value)
+        yield
+    finally:
+        for config, name, _ in original:
+            setattr(config, name, 0.0)
+
+
+def _checkpoint_gradients(network: Any, *, lora: bool) -> None:
+    # transformers 5 gave it a new name on the way.
+    enable = getattr(network, "activation_checkpointing_enable", None) or network.gradient_checkpointing_enable
+    try:
+        enable({"use_reentrant": False})
+    except ValueError as error:
+        raise UserError(f"--gradient-checkpointing does not fit this model: {_reason(error)}") from error
+    if lora:
+        network.enable_input_require_grads()
 
 
 def _add_lora(network: Any, rank: int, alpha: int | None, targets: str) -> Any:
@@ -132,16 +236,38 @@ def _add_lora(network: Any, rank: int, alpha: int | None, targets: str) -> Any:
     try:
         return get_peft_model(network, config)
     except ValueError as error:
-        raise UserError(f"LoRA targets {targets!r} do not fit this model: {error}") from error
+        raise UserError(f"LoRA targets {targets!r} do not fit this model: {_reason(error)}") from error
 
 
-@torch.no_grad()
 def check_head(policy: LanguagePolicy) -> None:
     """Our path to the logits must give the model's own, or every log-prob would be silently wrong.
 
     Raises:
-        UserError: it does not; the model has a head of a kind that we do not know.
+        UserError: it does not, or cannot be run at all; the model is of a kind that we do not know.
     """
+    name = type(policy.core).__name__
+    try:
+        ours, theirs = _both_logits(policy)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # a model's own code may fail in any way
+        raise UserError(f"{name} cannot be run as a language policy: {_reason(error)}") from error
+    if not theirs.isfinite().all():
+        raise UserError(
+            f"{name} gives logits that are not finite: its weights are damaged, or overflow in this --dtype"
+        )
+    ours, theirs = torch.log_softmax(ours, -1), torch.log_softmax(theirs, -1)
+    tolerance = 1e-3 if policy.model.dtype == torch.float32 else 0.1
+    if not torch.allclose(ours, theirs, atol=tolerance):
+        raise UserError(
+            f"{name} turns hidden states into logits in a way Valence does not know "
+            f"(largest difference {(ours - theirs).abs().max().item():.3g}); please report this model"
+        )
+
+
+@torch.no_grad()
+def _both_logits(policy: LanguagePolicy) -> tuple[Tensor, Tensor]:
+    """(by our path, the model's own), float32, of a few tokens."""
     device = policy.device
     ids = torch.tensor([[3, 5, 4]], device=device) % policy.vocabulary
     mask = torch.ones_like(ids, dtype=torch.bool)
@@ -153,10 +279,4 @@ def check_head(policy: LanguagePolicy) -> None:
         theirs = policy.model(input_ids=ids, decoder_input_ids=torch.cat([start, steps[:, :-1]], 1)).logits[0]
     else:
         theirs = policy.model(input_ids=torch.cat([ids, steps], 1)).logits[0, 2:-1]
-    ours, theirs = torch.log_softmax(ours, -1), torch.log_softmax(theirs.float(), -1)
-    tolerance = 1e-3 if policy.model.dtype == torch.float32 else 0.1
-    if not torch.allclose(ours, theirs, atol=tolerance):
-        raise UserError(
-            f"{type(policy.core).__name__} turns hidden states into logits in a way Valence does not know "
-            f"(largest difference {(ours - theirs).abs().max().item():.3g}); please report this model"
-        )
+    return ours, theirs.float()

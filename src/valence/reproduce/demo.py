@@ -46,7 +46,8 @@ def run(out: Path, *, steps: int | None = None, samples: int = 500) -> dict[str,
         f"{100 * judge.accuracy(halves.heldout):.0f}% of unseen ones right.\n"
     )
     result = align(
-        out / "thumbs.jsonl", model="small-lm", out=out / "run", max_steps=steps, eval_every=25, max_new_tokens=64, **OPTIONS,
+        out / "thumbs.jsonl", model="small-lm", out=out / "run", max_steps=steps, eval_every=25, max_new_tokens=64,
+        **OPTIONS,
     )  # fmt: skip
     torch.manual_seed(0)
     before = load_language_policy("small-lm", max_new_tokens=64)

@@ -60,6 +60,28 @@ def write_results(
     return path
 
 
+def write_page(path: Path, title: str, text: str, picture: str) -> None:
+    """A short page beside a `results.json`, made from it: what was run, its table and its claims."""
+    result = json.loads((path.parent / "results.json").read_text(encoding="utf-8"))
+    lines = [f"# {title}", "", text, "", f"![{title}]({picture})", ""]
+    lines += [*_markdown(result["rows"]), "", "## Claims", ""]
+    lines += _markdown([claim | {"holds": "yes" if claim["holds"] else "**no**"} for claim in result["claims"]])
+    made = (
+        f"Made by `{result['command']}` at commit {result['commit']}, seeds {result['seeds']}, on {result['machine']}."
+    )
+    path.write_text("\n".join([*lines, "", made, ""]), encoding="utf-8")
+
+
+def _markdown(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    cells = [[_cell(row.get(name, "")) for name in names] for row in rows]
+    return [f"| {' | '.join(line)} |" for line in [names, ["---"] * len(names), *cells]]
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.2f}" if isinstance(value, float) else str(value)
+
+
 def print_table(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
     """Rows as a table; floats to two places."""
     from rich.console import Console
@@ -70,8 +92,7 @@ def print_table(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
     for name in names:
         table.add_column(name, justify="left" if isinstance(rows[0].get(name), str) else "right")
     for row in rows:
-        cells = (row.get(name, "") for name in names)
-        table.add_row(*(f"{cell:.2f}" if isinstance(cell, float) else str(cell) for cell in cells))
+        table.add_row(*(_cell(row.get(name, "")) for name in names))
     Console().print(table)
 
 

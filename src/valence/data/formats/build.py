@@ -105,33 +105,29 @@ def _parts(prompt: Any, completions: Sequence[Any], names: Sequence[str]) -> tup
     if isinstance(context, str) and all(isinstance(value, str) for value in texts):
         return context, texts
     turns = [(Message("assistant", value),) if isinstance(value, str) else value for value in texts]
-    if turns[0][0].role in ASKING:
-        context, turns = _separate(context, turns, names)
-    if any(turn[0].role in ASKING for turn in turns):
+    shared, answers = _separate(turns)
+    if len(answers) > 1 and any(answer[0].role in ASKING for answer in answers):
         raise Refused(f"{' and '.join(names)} answer different prompts")
-    if isinstance(context, str) and context:
-        context = (Message("user", context),)
-    return context, tuple(turns)
+    for answer, name in zip(answers, names, strict=True):
+        if answer[-1].role != "assistant" or is_blank(answer[-1:]):
+            raise Refused(f"{name} does not end with an answer of the assistant")
+    if turns[0][0].role in ASKING:
+        if context and shared[: len(context)] != context and all(turn.content != context for turn in shared):
+            raise Refused(f"{' and '.join(names)} begin with another prompt than the row's")
+        return shared, answers
+    if isinstance(context, str):
+        context = (Message("user", context),) if context else ()
+    return (*context, *shared) or "", answers
 
 
 def _separate(
-    prompt: Text, conversations: list[tuple[Message, ...]], names: Sequence[str]
-) -> tuple[Text, list[tuple[Message, ...]]]:
-    """The turns that whole conversations share, and what follows in each."""
-    first = conversations[0]
-    if len(conversations) == 1:
-        cut = 1 + max(index for index, turn in enumerate(first) if turn.role in ASKING)
-    else:
-        most = min(len(conversation) for conversation in conversations) - 1
-        alike = (len({conversation[index] for conversation in conversations}) == 1 for index in range(most))
-        cut = next((index for index, same in enumerate(alike) if not same), most)
-    shared, answers = first[:cut], [conversation[cut:] for conversation in conversations]
-    if not all(answers) or any(map(is_blank, answers)):
-        raise Refused(f"no answer follows the prompt in {' and '.join(names)}")
-    known = shared[: len(prompt)] == prompt or any(turn.content == prompt for turn in shared)
-    if prompt and not known:
-        raise Refused(f"{' and '.join(names)} begin with another prompt than the row's")
-    return shared, answers
+    conversations: Sequence[tuple[Message, ...]],
+) -> tuple[tuple[Message, ...], tuple[tuple[Message, ...], ...]]:
+    """All the leading turns that conversations share, and what follows in each: its last turn at least."""
+    most = min(len(conversation) for conversation in conversations) - 1
+    alike = (len({conversation[index] for conversation in conversations}) == 1 for index in range(most))
+    cut = next((index for index, same in enumerate(alike) if not same), most)
+    return conversations[0][:cut], tuple(conversation[cut:] for conversation in conversations)
 
 
 def _numbers(values: Any, what: str, length: int) -> tuple[float, ...]:

@@ -45,7 +45,8 @@ def pair(row: Row) -> Record | None:
 
 def single(row: Row) -> Record | None:
     """One completion with a thumb, a score or neither."""
-    key = row.first(names.COMPLETION) or (row.first(("text",)) if not row.first(names.PROMPT) else None)
+    bare = not row.first(names.PROMPT) or _judged(row)
+    key = row.first(names.COMPLETION) or (row.first(("text",)) if bare else None)
     if key is None:
         return None
     completion = row.take(key)
@@ -54,11 +55,16 @@ def single(row: Row) -> Record | None:
 
 def prompts(row: Row) -> Record | None:
     """A prompt and nothing said about an answer to it (verl's and everyone's prompt-only rows)."""
-    judged = next((name for name in names.FEEDBACK if row.has(name) and _is_verdict(row.peek(name), name)), None)
+    judged = _judged(row)
     if judged:
         raise Refused(f"{judged} without a completion")
     prompt = prompt_of(row)
     return None if prompt is None else build.prompt_only(prompt)
+
+
+def _judged(row: Row) -> str | None:
+    """The first field of the row that judges something."""
+    return next((name for name in names.FEEDBACK if row.has(name) and _is_verdict(row.peek(name), name)), None)
 
 
 def _is_verdict(value: Any, name: str) -> bool:

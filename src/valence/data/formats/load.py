@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,14 @@ class Loaded:
         problems: the rows that cannot, each with its file, line and reason.
         layouts: name of the layout -> how many records were of it.
         rows: how many rows were read.
+        unread: column of the files -> how many records have it, where no record's layout read it; most common first.
     """
 
     records: list[Record]
     problems: list[Problem]
     layouts: dict[str, int]
     rows: int
+    unread: dict[str, int] = field(default_factory=dict)
 
 
 def load_feedback(
@@ -51,13 +53,14 @@ def load_feedback(
     records: list[Record] = []
     problems: list[Problem] = []
     layouts: Counter[str] = Counter()
+    told = _Columns()
     seen: dict[str, None] = {}
     for path in paths:
         before = len(records)
         rows = _noting(read_rows(Path(path)), seen)
         for line, row in rows:
             try:
-                name, record = _record(row, renames)
+                name, record = _record(row, renames, told)
             except Refused as refused:
                 problems.append(Problem(str(path), line, str(refused)))
             else:
@@ -69,10 +72,28 @@ def load_feedback(
     if strict and problems:
         more = f" (and {len(problems) - 1} more rows with problems)" if len(problems) > 1 else ""
         raise UserError(f"{problems[0]}{more}")
-    return Loaded(records, problems, dict(layouts), len(records) + len(problems))
+    return Loaded(records, problems, dict(layouts), len(records) + len(problems), told.never_read())
 
 
-def _record(row: dict[str, Any] | Refused, renames: Mapping[str, str]) -> tuple[str, Record]:
+class _Columns:
+    """Which columns of the files were read, and how often each of the others stood beside a record."""
+
+    def __init__(self) -> None:
+        self.read: set[str] = set()
+        self.left: Counter[str] = Counter()
+
+    def note(self, row: Row, renames: Mapping[str, str], displaced: Sequence[str]) -> None:
+        """Count a row's columns by the names that they have in the file."""
+        self.read.update(renames.get(name, name) for name in row.used)
+        self.left.update(renames.get(name, name) for name in row.unread())
+        self.left.update(displaced)
+
+    def never_read(self) -> dict[str, int]:
+        """The columns that no row's layout read, most common first."""
+        return {name: rows for name, rows in self.left.most_common() if name not in self.read}
+
+
+def _record(row: dict[str, Any] | Refused, renames: Mapping[str, str], told: _Columns) -> tuple[str, Record]:
     """One row in the one schema, with its split and its other columns."""
     if isinstance(row, Refused):
         raise row
@@ -85,6 +106,7 @@ def _record(row: dict[str, Any] | Refused, renames: Mapping[str, str]) -> tuple[
     view = Row(fields, aside)
     name, record = detect(view)
     split = view.take("split") if isinstance(view.peek("split"), str) else None
+    told.note(view, renames, list(aside))
     return name, replace(record, split=split, columns=view.rest())
 
 

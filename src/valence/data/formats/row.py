@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-PROMPT = ("prompt", "instruction", "input", "query", "question")
+PROMPT = ("prompt", "instruction", "input", "query", "question", "user_prompt", "context_messages", "context")
 COMPLETION = ("completion", "response", "output")
 COMPLETIONS = ("completions", "responses")
 LABEL = ("label", "accept", "accepted", "kto_tag", "thumb", "sign")
@@ -62,6 +62,10 @@ class Row:
             return default
         self.used.add(name)
         return self.fields[name]
+
+    def unread(self) -> list[str]:
+        """The names of the fields that no layout has read."""
+        return [name for name in self.fields if name not in self.used]
 
     def rest(self) -> dict[str, Any]:
         """The fields that no layout has read."""

@@ -1,7 +1,7 @@
 """Records into contexts ready for a method: prompts with their completions and one kind of feedback.
 
-Conversions that lose something are counted and said. The arithmetic on tensors stands in `valence.feedback`; this is
-on records, where identical prompts and completions are known as text.
+Conversions that lose something are counted and said. The arithmetic is that of `valence.feedback`; here stands what
+only records have: identical prompts and completions, known as text, and the counts.
 """
 
 from __future__ import annotations

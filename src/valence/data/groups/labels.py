@@ -4,38 +4,39 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from statistics import fmean, median
+from statistics import median
 
 from valence.data.groups.group import Group, Notes
+from valence.data.groups.stacked import signs
 from valence.data.records import Record, Text
+from valence.feedback import label_group_mean, label_threshold
 
-Signs = dict[int, int]
-"""Index of a completion in its record -> +1, -1 or 0."""
+Signs = tuple[int, ...] | None
+"""+1, -1 or 0 of each of a record's completions; None where it is dropped."""
 
 
 def to_labels(records: Sequence[Record], notes: Notes) -> list[Group]:
     """Accepted and rejected completions, in the records' order.
 
-    pair: accept and reject. ranking: top and bottom half, the middle of an odd count dropped. score: accepted if it
-    is at least its prompt's mean where that prompt has two distinct scores, else at least the data set's median.
-    What has no spread (a tied pair or ranking; scores that are all alike) is dropped.
+    pair, ranking: `feedback.label_halves`, so what beats at least half of the others is accepted. score: accepted if
+    it is at least its prompt's mean where that prompt has two distinct scores (`label_group_mean`), else at least the
+    data set's median (`label_threshold`). What equals the bar is accepted everywhere; what has no spread (a tied pair
+    or ranking; scores that are all alike) is dropped.
     """
-    scores = [record for record in records if record.shape == "score"]
-    bars = _bars(scores)
-    if scores and not bars:
-        notes.add("{n} scores were dropped: they are all the same, which tells nothing apart", len(scores))
+    _note_unlabelled(records, notes)
+    scored = iter(_of_scores([record for record in records if record.shape == "score"], notes))
+    compared = iter(signs([_order(record) for record in records if record.shape in ("pair", "ranking")]))
     groups: list[Group] = []
     for record in records:
         match record.shape:
             case "label":
-                signs = _of_label(record, notes)
+                found: Signs = (int(record.values[0]),)
             case "score":
-                signs = _of_score(record, bars, notes)
-            case "pair":
-                signs = _of_pair(record, notes)
+                found = next(scored)
             case _:
-                signs = _of_ranking(record, notes)
-        groups += [_group(record, index, sign) for index, sign in signs.items()]
+                found = next(compared)
+                _note_halves(record, found, notes)
+        groups += [_group(record, index, sign) for index, sign in enumerate(found or ())]
     return groups
 
 
@@ -44,55 +45,50 @@ def _group(record: Record, index: int, sign: int) -> Group:
     return Group(record.prompt, completions, (sign,), file=record.file, line=record.line, split=record.split)
 
 
-def _of_label(record: Record, notes: Notes) -> Signs:
-    notes.add("{n} unlabelled completions were kept (they feed the KL or BC term alone)", record.values[0] == 0)
-    return {0: int(record.values[0])}
+def _note_unlabelled(records: Sequence[Record], notes: Notes) -> None:
+    silent = sum(record.shape == "label" and not record.values[0] for record in records)
+    if silent == len(records):
+        notes.add("{n} completions were kept, none of which has a label", silent)
+    else:
+        notes.add("{n} unlabelled completions were kept (they feed the KL or BC term alone)", silent)
 
 
-def _bars(scores: Sequence[Record]) -> dict[Text, tuple[float, bool]]:
-    """What a score has to reach, by prompt, and whether it is the prompt's own mean; empty where all are alike."""
-    by_prompt: defaultdict[Text, list[float]] = defaultdict(list)
-    for record in scores:
-        by_prompt[record.prompt].append(record.values[0])
+def _order(record: Record) -> tuple[float, ...]:
+    """Numbers that order a record's completions; a pair without scores has its better one first."""
+    return record.values or (1.0, 0.0)
+
+
+def _of_scores(scores: Sequence[Record], notes: Notes) -> list[Signs]:
+    """The sign of each score, by its prompt's mean or the data set's median."""
+    found: list[Signs] = [None] * len(scores)
     everything = [record.values[0] for record in scores]
     if len(set(everything)) < 2:
-        return {}
+        notes.add("{n} scores were dropped: they are all the same, which tells nothing apart", len(scores))
+        return found
+    by_prompt: defaultdict[Text, list[int]] = defaultdict(list)
+    for place, record in enumerate(scores):
+        by_prompt[record.prompt].append(place)
+    prompts = list(by_prompt.values())
+    own = signs([[everything[place] for place in places] for places in prompts], label_group_mean)
     middle = median(everything)
-    return {
-        prompt: (fmean(values), True) if len(set(values)) > 1 else (middle, False)
-        for prompt, values in by_prompt.items()
-    }
+    # A prompt's mean drops it where it has no spread: then the median decides.
+    by_median = signs([[value] for value in everything], lambda rewards: label_threshold(rewards, middle))
+    for places, row in zip(prompts, own, strict=True):
+        for index, place in enumerate(places):
+            found[place] = by_median[place] if row is None else (row[index],)
+    for sign, place in ((row, place) for places, row in zip(prompts, own, strict=True) for place in places):
+        accepted = found[place] == (1,)
+        whose = "the data set's median" if sign is None else "its prompt's mean"
+        notes.add(f"{{n}} scores became {'accepted' if accepted else 'rejected'} by {whose} (how good or bad is lost)")
+    return found
 
 
-def _of_score(record: Record, bars: dict[Text, tuple[float, bool]], notes: Notes) -> Signs:
-    if not bars:
-        return {}
-    bar, own = bars[record.prompt]
-    sign = 1 if record.values[0] >= bar else -1
-    whose = "its prompt's mean" if own else "the data set's median"
-    notes.add(f"{{n}} scores became {'accepted' if sign > 0 else 'rejected'} by {whose} (how good or bad is lost)")
-    return {0: sign}
-
-
-def _of_pair(record: Record, notes: Notes) -> Signs:
-    if record.scored and record.values[0] == record.values[1]:
+def _note_halves(record: Record, found: Signs, notes: Notes) -> None:
+    if record.shape == "pair" and found is None:
         notes.add("{n} pairs with equal scores were dropped (neither is preferred)")
-        return {}
-    notes.add("{n} pairs became {n} accepted and {n} rejected completions (which of a pair they came from is lost)")
-    return {0: 1, 1: -1}
-
-
-def _of_ranking(record: Record, notes: Notes) -> Signs:
-    """The better half accepted, the worse rejected; where a tie straddles the middle, at least the mean accepts."""
-    values = record.values
-    if len(set(values)) < 2:
+    elif record.shape == "pair":
+        notes.add("{n} pairs became {n} accepted and {n} rejected completions (which of a pair they came from is lost)")
+    elif found is None:
         notes.add("{n} rankings without any difference were dropped")
-        return {}
-    ascending, half = sorted(values), len(values) // 2
-    low, high = ascending[half - 1], ascending[-half]
-    if low == high:
-        low = high = fmean(values)
-    signs = {index: 1 if value >= high else -1 for index, value in enumerate(values) if not low < value < high}
-    notes.add("{n} rankings became their better half accepted and their worse half rejected (the order is lost)")
-    notes.add("{n} completions in the middle of a ranking were dropped", len(values) - len(signs))
-    return signs
+    else:
+        notes.add("{n} rankings became their better half accepted and their worse half rejected (the order is lost)")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from itertools import chain, combinations, zip_longest
+from itertools import chain, zip_longest
 from statistics import fmean
 from typing import NamedTuple
 
 from valence.data.groups.group import Group, Notes, Win, contexts
+from valence.data.groups.stacked import ordered
 from valence.data.records import Record, Text
 from valence.errors import UserError
 
@@ -21,26 +22,31 @@ class Comparison(NamedTuple):
     margin: float | None
 
 
+class Judged(NamedTuple):
+    """Completions with numbers that order them, real scores or not; every two that differ are one comparison."""
+
+    completions: Sequence[Text]
+    values: Sequence[float]
+    scored: bool
+
+
 def to_preferences(records: Sequence[Record], notes: Notes, max_actions: int) -> list[Group]:
     """Comparisons of each context's completions; identical completions of a context are one action.
 
-    pair: as it is. ranking: every pair of distinct values. Scores of one prompt: every pair of distinct scores.
-    Labels: an accepted beats a rejected completion of the identical prompt.
+    pair: as it is. ranking: every pair of distinct values (`feedback.rewards_to_pairs`). Scores of one prompt: every
+    pair of distinct scores. Labels: an accepted beats a rejected completion of the identical prompt.
 
     Raises:
         UserError: there are only labels and no prompt has both signs.
     """
     _refuse_labels_across_prompts(records)
     groups: list[Group] = []
-    for context in contexts(_alternated(records), max_actions, notes):
-        comparisons = list(
-            chain(
-                _of_labels([record for record in context if record.shape == "label"], notes),
-                _of_scores([record for record in context if record.shape == "score"], notes),
-                *(_of_pair(record, notes) for record in context if record.shape == "pair"),
-                *(_of_ranking(record, notes) for record in context if record.shape == "ranking"),
-            )
-        )
+    found = contexts(_alternated(records), max_actions, notes)
+    judged = [list(_judged(context, notes)) for context in found]
+    # The pairs of all contexts at once: one call of torch for each context would take most of the time.
+    pairs = iter(ordered([one.values for several in judged for one in several]))
+    for context, several in zip(found, judged, strict=True):
+        comparisons = [*_of_pairs(context, notes), *chain.from_iterable(_compared(one, next(pairs)) for one in several)]
         completions, wins = _merged(comparisons, notes)
         if wins:
             first = context[0]
@@ -77,55 +83,53 @@ def _alternated(records: Sequence[Record]) -> list[Record]:
     return [*labels, *others]
 
 
-def _of_labels(labels: Sequence[Record], notes: Notes) -> Iterator[Comparison]:
-    accepted = [record.completions[0] for record in labels if record.values[0] > 0]
-    rejected = [record.completions[0] for record in labels if record.values[0] < 0]
-    notes.add(
-        "{n} unlabelled completions were dropped: nothing says what they beat",
-        sum(not record.values[0] for record in labels),
-    )
-    if not (accepted and rejected):
-        alone = len(accepted) + len(rejected)
-        notes.add("{n} labels were dropped: no opposite label of the identical prompt to compare with", alone)
+def _judged(context: Sequence[Record], notes: Notes) -> Iterator[Judged]:
+    """What orders a context's completions, pairs apart."""
+    yield from _of_labels([record for record in context if record.shape == "label"], notes)
+    yield from _of_scores([record for record in context if record.shape == "score"], notes)
+    for record in context:
+        if record.shape == "ranking" and len(set(record.values)) < 2:
+            notes.add("{n} rankings without any difference were dropped")
+        elif record.shape == "ranking":
+            notes.add("{n} rankings became every pair of completions that they tell apart")
+            yield Judged(record.completions, record.values, record.scored)
+
+
+def _of_labels(labels: Sequence[Record], notes: Notes) -> Iterator[Judged]:
+    known = [record for record in labels if record.values[0]]
+    notes.add("{n} unlabelled completions were dropped: nothing says what they beat", len(labels) - len(known))
+    signs = [record.values[0] for record in known]
+    if len(set(signs)) < 2:
+        notes.add("{n} labels were dropped: no opposite label of the identical prompt to compare with", len(known))
         return
-    notes.add(
-        "{n} labels became comparisons of accepted with rejected completions of their prompt",
-        len(accepted) + len(rejected),
-    )
-    yield from (Comparison(better, worse, None) for better in accepted for worse in rejected)
+    notes.add("{n} labels became comparisons of accepted with rejected completions of their prompt", len(known))
+    yield Judged([record.completions[0] for record in known], signs, scored=False)
 
 
-def _of_scores(scores: Sequence[Record], notes: Notes) -> Iterator[Comparison]:
-    if len({record.values[0] for record in scores}) < 2:
+def _of_scores(scores: Sequence[Record], notes: Notes) -> Iterator[Judged]:
+    values = [record.values[0] for record in scores]
+    if len(set(values)) < 2:
         notes.add("{n} scores were dropped: no different score of the identical prompt to compare with", len(scores))
         return
     notes.add("{n} scores became comparisons within their prompt", len(scores))
-    yield from _ordered([(record.completions[0], record.values[0]) for record in scores], scored=True)
+    yield Judged([record.completions[0] for record in scores], values, scored=True)
 
 
-def _of_pair(record: Record, notes: Notes) -> Iterator[Comparison]:
-    better, worse = record.completions
-    margin = record.values[0] - record.values[1] if record.scored else record.margin
-    if record.scored and not margin:
-        notes.add("{n} pairs with equal scores were dropped (neither is preferred)")
-        return
-    yield Comparison(better, worse, margin)
+def _of_pairs(context: Sequence[Record], notes: Notes) -> Iterator[Comparison]:
+    for record in context:
+        if record.shape != "pair":
+            continue
+        better, worse = record.completions
+        margin = record.values[0] - record.values[1] if record.scored else record.margin
+        if record.scored and not margin:
+            notes.add("{n} pairs with equal scores were dropped (neither is preferred)")
+        else:
+            yield Comparison(better, worse, margin)
 
 
-def _of_ranking(record: Record, notes: Notes) -> Iterator[Comparison]:
-    if len(set(record.values)) < 2:
-        notes.add("{n} rankings without any difference were dropped")
-        return
-    notes.add("{n} rankings became every pair of completions that they tell apart")
-    yield from _ordered(list(zip(record.completions, record.values, strict=True)), scored=record.scored)
-
-
-def _ordered(judged: Sequence[tuple[Text, float]], *, scored: bool) -> Iterator[Comparison]:
-    """Every two with distinct values, the higher one first."""
-    for (left, first), (right, second) in combinations(judged, 2):
-        if first != second:
-            better, worse = (left, right) if first > second else (right, left)
-            yield Comparison(better, worse, abs(first - second) if scored else None)
+def _compared(judged: Judged, pairs: Sequence[tuple[int, int, float]]) -> Iterator[Comparison]:
+    for better, worse, gap in pairs:
+        yield Comparison(judged.completions[better], judged.completions[worse], gap if judged.scored else None)
 
 
 def _merged(comparisons: Sequence[Comparison], notes: Notes) -> tuple[tuple[Text, ...], tuple[Win, ...]]:

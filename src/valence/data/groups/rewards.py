@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from valence.data.groups.group import Group, Notes, contexts
+from valence.data.groups.stacked import spread
 from valence.data.records import Record
 
 MADE_UP = "some rewards were made up (+1 and -1) and others given: they stand on different scales"
@@ -13,14 +14,17 @@ MADE_UP = "some rewards were made up (+1 and -1) and others given: they stand on
 def to_rewards(records: Sequence[Record], notes: Notes, max_actions: int) -> list[Group]:
     """A reward for each completion; identical completions stay separate actions, as each was judged.
 
-    label: +1 or -1, one a context. Scores, scored pairs and scored rankings: as they are. Bare pairs: +1 and -1, or
-    half their margin up and down. Ranks: spread evenly from +1 for the best to -1 for the worst, so that a ranking of
-    two and a bare pair give the same.
+    label: +1 or -1 (as `feedback.labels_to_rewards`), one a context. Scores, scored pairs and scored rankings: as
+    they are. Bare pairs: +1 and -1, or half their margin up and down. Ranks: spread evenly from +1 for the best to -1
+    for the worst by their win rates (`feedback.win_rates_to_rewards`), so that a ranking of two and a bare pair give
+    the same.
     """
     groups = [group for record in records if record.shape == "label" for group in _of_label(record, notes)]
     made_up = bool(groups)
+    unscored = [record for record in records if record.shape == "ranking" and not record.scored]
+    even = dict(zip(map(id, unscored), spread([record.values for record in unscored]), strict=True))
     for context in contexts([record for record in records if record.shape != "label"], max_actions, notes):
-        rewards = [_of(record, notes) for record in context]
+        rewards = [_of(record, even.get(id(record), ()), notes) for record in context]
         made_up = made_up or any(values and not record.scored for record, values in zip(context, rewards, strict=True))
         kept = [(record, values) for record, values in zip(context, rewards, strict=True) if values]
         if kept:
@@ -45,8 +49,8 @@ def _of_label(record: Record, notes: Notes) -> list[Group]:
     return [Group(record.prompt, record.completions, reward=(value,), **where)]
 
 
-def _of(record: Record, notes: Notes) -> tuple[float, ...]:
-    """The rewards of a record's completions; none where it has no spread to make them of."""
+def _of(record: Record, even: tuple[float, ...], notes: Notes) -> tuple[float, ...]:
+    """The rewards of a record's completions, `even` for ranks; none where it has no spread to make them of."""
     if record.scored:
         notes.add("{n} scored pairs became the rewards of their completions", record.shape == "pair")
         notes.add("{n} scored rankings became the rewards of their completions", record.shape == "ranking")
@@ -61,14 +65,4 @@ def _of(record: Record, notes: Notes) -> tuple[float, ...]:
         notes.add("{n} rankings without any difference were dropped")
         return ()
     notes.add("{n} rankings without scores became rewards spread evenly from +1 to -1 (the true gaps are not known)")
-    return spread(record.values)
-
-
-def spread(values: Sequence[float]) -> tuple[float, ...]:
-    """Evenly spaced rewards in [-1, 1] in the order of `values`; equal values share the mean of their places."""
-    ascending = sorted(values)
-    last = len(values) - 1
-    return tuple(
-        (2 * ascending.index(value) + ascending.count(value) - 1) / last - 1  # mean place, doubled
-        for value in values
-    )
+    return even
