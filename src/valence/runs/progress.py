@@ -1,0 +1,50 @@
+"""The progress bar: loss, exact KL, drift and speed as it goes; plain lines where no person watches."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+
+class Progress:
+    """Shows a training run on standard error.
+
+    Args:
+        total: steps in all.
+        start: the step it goes on from.
+        show: False shows nothing.
+    """
+
+    COLUMNS = (
+        ("loss", "loss", "{:.3f}"), ("KL(ref‖π)", "kl_ref_policy_on_rows", "{:.2f}"),
+        ("accepted", "accepted_drift", "{:+.2f}"), ("rejected", "rejected_drift", "{:+.2f}"),
+        ("tok/s", "tokens_per_second", "{:,.0f}"),
+    )  # fmt: skip
+
+    def __init__(self, total: int, *, start: int = 0, show: bool = True) -> None:
+        self.total, self.show = total, show
+        self._latest: dict[str, float] = {}
+        self._bar: Any = None
+        self._every = max(1, total // 10)
+        if show and sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+            from rich.progress import Progress as Bar
+
+            columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(20), TimeRemainingColumn(), TextColumn("{task.description}"))
+            self._bar = Bar(*columns, console=Console(stderr=True))
+            self._task = self._bar.add_task("", total=total, completed=start)
+            self._bar.start()
+
+    def __call__(self, step: int, figures: dict[str, float]) -> None:
+        """Figures that are measured now and then stay on the line until the next time."""
+        self._latest |= figures
+        parts = [f"{title} {form.format(self._latest[key])}" for title, key, form in self.COLUMNS if key in self._latest]
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, description="  ".join(parts))
+        elif self.show and (step % self._every == 0 or step == self.total):
+            print(f"  step {step}/{self.total}  {'  '.join(parts)}", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()

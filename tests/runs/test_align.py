@@ -1,0 +1,249 @@
+"""`align` from a file to a folder, every method, both architectures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from valence.errors import UserError
+from valence.policies.loading import load_language_policy
+from valence.runs.align import align
+from valence.runs.config import align_config, flat
+from valence.training.tracking import read_metrics
+
+QUICK: dict[str, Any] = {
+    "quiet": True, "max_steps": 4, "batch_size": 8, "eval_every": 0, "eval_samples": 4, "eval_rows": 16,
+    "max_new_tokens": 8, "tracker": "none", "save_every": 0, "lr": 1e-2,
+}  # fmt: skip
+
+WORDS = ("good", "fine", "bad", "poor", "so-so", "great")
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def labels(tmp_path: Path) -> Path:
+    rows = [
+        {"prompt": f"p{n % 30}", "completion": f"{WORDS[n % 6]} {n}", "accept": n % 6 in (0, 1, 5)} for n in range(60)
+    ]
+    return write(tmp_path / "labels.jsonl", rows)
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Path:
+    return write(
+        tmp_path / "pairs.jsonl",
+        [{"prompt": f"p{n}", "chosen": f"good {n}", "rejected": f"bad {n}"} for n in range(40)],
+    )
+
+
+@pytest.fixture
+def scores(tmp_path: Path) -> Path:
+    rows = [{"prompt": f"p{n // 2}", "completion": f"{WORDS[n % 6]} {n}", "reward": float(n % 6)} for n in range(60)]
+    return write(tmp_path / "scores.jsonl", rows)
+
+
+CASES = [
+    ("pmpo", "labels", {}), ("pmpo", "labels", {"preset": "r"}), ("kto", "labels", {}), ("supervised", "labels", {}),
+    ("dro", "scores", {}), ("dro", "scores", {"value": "prompt"}), ("dro", "scores", {"value": "batch"}),
+    ("dro", "scores", {"value": "batch-mean"}), ("dro", "scores", {"value_network": "head"}),
+    ("rebel", "scores", {}), ("rebel", "pairs", {}), ("dpo", "pairs", {}), ("ipo", "pairs", {}), ("rpo", "pairs", {}),
+    ("pmpo", "pairs", {}), ("dro", "labels", {}), ("pmpo", "scores", {"score_temperature": 1.0}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("method, shape, options", CASES)
+def test_every_method_learns_its_training_rows(
+    method: str, shape: str, options: dict[str, Any], tiny_llama: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """After 30 steps the implicit reward ranks the rows that were trained on (here also the held-out file)."""
+    path = request.getfixturevalue(shape)
+    settings = QUICK | {"max_steps": 30, "eval_feedback": (str(path),), "eval_rows": 60, "lr": 3e-3} | options
+    result = align(path, model=tiny_llama, out=tmp_path / "out", method=method, **settings)
+    assert result.steps == 30
+    assert result.before["implicit_reward_accuracy"] == pytest.approx(0.5, abs=0.01)
+    assert result.after["implicit_reward_accuracy"] > 0.7
+    assert result.after["kl_policy_ref"] > 0
+
+
+def test_folder_holds_what_is_promised(tiny_llama: Path, labels: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    result = align(labels, model=tiny_llama, out=out, **QUICK | {"tracker": "tensorboard", "save_every": 2})
+    policy = load_language_policy(str(result.model))
+    assert not torch.equal(
+        policy.model.lm_head.weight, load_language_policy(str(tiny_llama)).model.lm_head.weight
+    )  # the weights that were trained, not the ones that came
+    assert "| kl_policy_ref |" in (out / "model" / "README.md").read_text()
+    samples = [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
+    assert len(samples) == 4
+    assert set(samples[0]) == {"prompt", "before", "after"}
+    rows = read_metrics(out / "metrics.jsonl")
+    assert [row["step"] for row in rows if "loss" in row] == [1, 2, 3, 4]
+    assert (out / "report.html").read_text().count("data:image/png;base64,") == 1
+    assert list((out / "tensorboard").glob("events.*"))
+
+
+def test_config_reruns_the_run(tiny_llama: Path, labels: Path, tmp_path: Path) -> None:
+    first = align(labels, model=tiny_llama, out=tmp_path / "a", **QUICK)
+    fields = yaml.safe_load((tmp_path / "a" / "config.yaml").read_text())
+    second = align(**(fields | {"out": str(tmp_path / "b"), "quiet": True}))
+    one, other = (load_file(result.model / "model.safetensors") for result in (first, second))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_micro_batches_give_the_same_weights(tiny_llama: Path, labels: Path, tmp_path: Path) -> None:
+    whole = align(labels, model=tiny_llama, out=tmp_path / "a", **QUICK)
+    parts = align(labels, model=tiny_llama, out=tmp_path / "b", micro_batch_size=3, **QUICK)
+    one, other = (load_file(result.model / "model.safetensors") for result in (whole, parts))
+    for name in one:
+        torch.testing.assert_close(one[name], other[name], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("method, shape", [("pmpo", "labels"), ("dro", "scores"), ("dpo", "pairs"), ("kto", "labels")])
+def test_encoder_decoder(
+    method: str, shape: str, tiny_t5: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    path = request.getfixturevalue(shape)
+    options = QUICK | {"max_steps": 60, "eval_feedback": (str(path),), "eval_rows": 60, "lr": 3e-3}
+    result = align(path, model=tiny_t5, out=tmp_path / "out", method=method, **options)
+    assert result.after["implicit_reward_accuracy"] > 0.7
+
+
+def test_lora_saves_an_adapter_and_its_reference_is_the_base(tiny_llama: Path, labels: Path, tmp_path: Path) -> None:
+    result = align(labels, model=tiny_llama, out=tmp_path / "out", lora_rank=2, **QUICK | {"max_steps": 10})
+    assert (result.model / "adapter_model.safetensors").is_file()
+    assert not (result.model / "model.safetensors").exists()
+    assert result.after["kl_policy_ref"] > 0
+    merged = load_language_policy(str(result.model))
+    assert not hasattr(merged.model, "peft_config")
+
+
+def test_kl_budget_stops_and_keeps_the_model_within_it(tiny_llama: Path, labels: Path, tmp_path: Path) -> None:
+    options = QUICK | {"max_steps": 60, "lr": 1e-2, "eval_samples": 32}
+    result = align(labels, model=tiny_llama, out=tmp_path / "out", kl_budget=0.5, **options)
+    assert result.stopped is not None
+    assert "over the budget of 0.5" in result.stopped
+    assert result.steps < 60
+    assert result.after["kl_policy_ref"] < 0.75  # other samples than the ones the budget was measured on
+
+
+def test_resume_extends_a_finished_run_like_one_long_run(tiny_llama: Path, scores: Path, tmp_path: Path) -> None:
+    """DRO-V: weights, value network, both optimizers, the order of rows and the random state go on."""
+    options = QUICK | {"method": "dro", "save_every": 3, "warmup_steps": 2}
+    align(scores, model=tiny_llama, out=tmp_path / "a", **options | {"max_steps": 10})
+    align(scores, model=tiny_llama, out=tmp_path / "b", **options | {"max_steps": 5})
+    align(scores, model=tiny_llama, out=tmp_path / "b", resume=True, **options | {"max_steps": 10})
+    one, other = (load_file(tmp_path / side / "model" / "model.safetensors") for side in "ab")
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    steps = [row["step"] for row in read_metrics(tmp_path / "b" / "metrics.jsonl") if "loss" in row]
+    assert steps == list(range(1, 11))
+
+
+BAD = [
+    ({"method": "dpo"}, "labels_apart", "cannot"), ({"method": "rebel"}, "single_scores", "no prompt has two"),
+    ({"method": "kto"}, "one_sided", "one side is missing"), ({"preset": "r"}, "one_sided", "there are none"),
+    ({"method": "nope"}, "labels", "must be one of"), ({"lr": "fast"}, "labels", "must be of kind float"),
+    ({"learning_rate": 1}, "labels", "no field 'learning_rate'"), ({"max_steps": 2.5}, "labels", "of kind int"),
+    ({"dtype": "float8"}, "labels", "must be one of"), ({"max_length": 2}, "labels", "raise it"),
+    ({"columns": "prompt"}, "labels", "must look like"), ({"tracker": "paper"}, "labels", "must be one of"),
+    ({"model": "/nope"}, "labels", "no model at /nope"), ({}, "flat_scores", "nothing to learn"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("options, data, said", BAD)
+def test_bad_input_is_one_clear_line(
+    options: dict[str, Any], data: str, said: str, tiny_llama: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    made = {
+        "labels_apart": [{"prompt": f"{n}", "completion": "x", "accept": n % 2 == 0} for n in range(30)],
+        "single_scores": [{"prompt": f"{n}", "completion": "x", "score": n} for n in range(30)],
+        "flat_scores": [{"prompt": f"{n}", "completion": "x", "score": 3} for n in range(30)],
+        "one_sided": [{"prompt": f"{n}", "completion": "x", "accept": True} for n in range(30)],
+    }
+    path = write(tmp_path / "data.jsonl", made[data]) if data in made else request.getfixturevalue(data)
+    arguments = {"model": tiny_llama, "out": tmp_path / "out"} | QUICK | options
+    with pytest.raises(UserError, match=said) as caught:
+        align(path, **arguments)
+    assert "\n" not in str(caught.value)
+
+
+def test_bc_form_takes_unlabelled_rows_in_place_of_the_kl(tiny_llama: Path, labels: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="there are none: use kl"):
+        align(labels, model=tiny_llama, out=tmp_path / "a", regularizer="bc", **QUICK)
+    rows = [{"prompt": f"p{n}", "completion": f"so-so {n}", "label": 0 if n % 2 else None} for n in range(40)]
+    path = write(tmp_path / "unlabelled.jsonl", rows)
+    options = QUICK | {"max_steps": 20, "beta": 2, "lr": 3e-3}
+    result = align([labels, path], model=tiny_llama, out=tmp_path / "b", regularizer="bc", **options)
+    assert "regularizer='bc'" in (tmp_path / "b" / "report.html").read_text().replace("&#x27;", "'")
+    assert result.after["kl_policy_ref"] > 0
+
+
+def test_resume_refuses_other_feedback_and_other_settings(tiny_llama: Path, labels: Path, tmp_path: Path) -> None:
+    options = QUICK | {"save_every": 2, "method": "pmpo"}
+    align(labels, model=tiny_llama, out=tmp_path / "out", **options)
+    kept = (tmp_path / "out" / "config.yaml").read_text()
+    with pytest.raises(UserError, match="lr changed"):
+        align(labels, model=tiny_llama, out=tmp_path / "out", resume=True, **options | {"lr": 1e-3})
+    flipped = [json.loads(line) for line in labels.read_text().splitlines()]
+    write(labels, [row | {"accept": not row["accept"]} for row in flipped])
+    with pytest.raises(UserError, match="it has changed"):
+        align(labels, model=tiny_llama, out=tmp_path / "out", resume=True, **options)
+    assert (tmp_path / "out" / "config.yaml").read_text() == kept
+
+
+def test_every_problem_row_is_written_down(tiny_llama: Path, labels: Path, tmp_path: Path) -> None:
+    """Rows that cannot be read, rows of the held-out file, and rows cut to fit."""
+    with labels.open("a") as file:
+        file.write("nonsense\n" + json.dumps({"prompt": "p", "completion": "long " * 60, "accept": True}) + "\n")
+    other = write(tmp_path / "other.jsonl", [{"prompt": "p", "completion": "x", "accept": True}, {"completion": ""}])
+    options = QUICK | {"max_length": 100, "eval_feedback": (str(other),)}
+    align(labels, model=tiny_llama, out=tmp_path / "out", **options)
+    rows = [json.loads(line) for line in (tmp_path / "out" / "problems.jsonl").read_text().splitlines()]
+    assert [(Path(row["file"]).name, row["line"]) for row in rows] == [
+        ("labels.jsonl", 61), ("other.jsonl", 2), ("labels.jsonl", 62),
+    ]  # fmt: skip
+    good = write(tmp_path / "good.jsonl", [json.loads(line) for line in labels.read_text().splitlines()[61:]])
+    with pytest.raises(UserError, match="--strict makes them errors"):
+        align(good, model=tiny_llama, out=tmp_path / "b", method="pmpo", strict=True, **QUICK | {"max_length": 100})
+
+
+def test_plain_demonstrations_can_be_learned(tiny_llama: Path, tmp_path: Path) -> None:
+    path = write(tmp_path / "sft.jsonl", [{"prompt": f"p{n}", "completion": f"so {n}"} for n in range(40)])
+    options = QUICK | {"max_steps": 30, "lr": 1e-2}
+    result = align(path, model=tiny_llama, out=tmp_path / "out", method="supervised", **options)
+    losses = [row["loss"] for row in read_metrics(tmp_path / "out" / "metrics.jsonl") if "loss" in row]
+    assert losses[-1] < 0.5 * losses[0]
+    assert result.after["kl_policy_ref"] > 1
+
+
+def test_budget_holds_across_a_resume(tiny_llama: Path, labels: Path, tmp_path: Path) -> None:
+    options = QUICK | {"max_steps": 40, "eval_samples": 32, "save_every": 5}
+    first = align(labels, model=tiny_llama, out=tmp_path / "out", kl_budget=0.5, **options)
+    again = align(labels, model=tiny_llama, out=tmp_path / "out", kl_budget=0.5, resume=True, **options)
+    assert first.stopped is not None
+    assert again.stopped is not None
+    assert again.after["kl_policy_ref"] < 0.75
+
+
+def test_a_folder_with_a_run_is_not_overwritten(tiny_llama: Path, labels: Path, tmp_path: Path) -> None:
+    align(labels, model=tiny_llama, out=tmp_path / "out", **QUICK)
+    before = (tmp_path / "out" / "metrics.jsonl").read_text()
+    with pytest.raises(UserError, match="already holds a run"):
+        align(labels, model=tiny_llama, out=tmp_path / "out", **QUICK)
+    assert (tmp_path / "out" / "metrics.jsonl").read_text() == before
+
+
+def test_flat_fields_make_the_same_config() -> None:
+    config = align_config(feedback="f", model="m", out="o", lr="1e-4", beta=2, lora_rank=4, eval_feedback="e")
+    assert config.train.lr == 1e-4
+    assert config.method.beta == "2"
+    assert align_config(**flat(config)) == config
