@@ -276,7 +276,11 @@ class LanguagePolicy(nn.Module):
         """Write weights (safetensors), tokenizer and temperature so that transformers or peft loads them."""
         if self.temperature != 1 and getattr(self.core, "generation_config", None) is not None:
             self.core.generation_config.update(do_sample=True, temperature=self.temperature)
-        self.model.save_pretrained(folder)
+        # Here, not above: loading builds policies, and so imports this file.
+        from valence.policies.loading import dropout_restored
+
+        with dropout_restored(self.model):
+            self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 
 

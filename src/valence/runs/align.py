@@ -79,8 +79,10 @@ def align(
     Raises:
         UserError: bad input, in one line that says what, where and what to do.
     """
-    paths = [feedback] if isinstance(feedback, str | Path) else list(feedback)
-    config = align_config(feedback=[str(path) for path in paths], model=str(model), out=str(out), **options)
+    paths: Any = str(feedback) if isinstance(feedback, Path) else feedback
+    if isinstance(paths, list | tuple):
+        paths = [str(path) for path in paths]
+    config = align_config(feedback=paths, model=str(model), out=str(out), **options)
     check_complete(config)
     return run_alignment(config, say=(lambda line: None) if quiet else print, show=not quiet)
 

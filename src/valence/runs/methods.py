@@ -16,7 +16,7 @@ from valence.feedback import reward_statistics, standardize
 from valence.objectives import DPO, DRO, IPO, KTO, PMPO, REBEL, RPO, Supervised
 from valence.policies.language import LanguagePolicy
 from valence.protocols import Critic, Objective
-from valence.runs.config import MethodConfig
+from valence.runs.config import PRESET_ALPHA, MethodConfig
 from valence.types import Rewards
 
 Takes = Literal["labels", "rewards", "preferences"]
@@ -26,7 +26,6 @@ TAKES: dict[str, Takes] = {
     "dpo": "preferences", "ipo": "preferences", "rpo": "preferences",
 }  # fmt: skip
 PAPER_BETA = {1.0: 0.0, 0.5: 0.5, 0.0: 2.0}
-PRESET_ALPHA = {"ar": 0.5, "a": 1.0, "r": 0.0}
 
 
 def takes(method: str, records: Sequence[Record], config: MethodConfig) -> Takes:
@@ -45,35 +44,35 @@ def prepare_groups(method: str, groups: list[Group], config: MethodConfig) -> tu
         UserError: the method cannot learn anything from these groups.
     """
     notes: list[str] = []
-    if method == "dro" and config.value == "prompt-mean":
-        kept = [group for group in groups if len(group.completions) > 1]
-        if not kept:
-            raise UserError("--value prompt-mean needs prompts with two scores, and there are none: use batch-mean")
-        alone = len(groups) - len(kept)
-        groups, notes = kept, [f"{alone} prompts with one score were left out: their mean is the score"] if alone else []
-    if method == "dro" and config.standardize:
-        groups, note = standardized(groups)
-        return groups, [*notes, note]
     if method == "dro":
+        if config.value == "prompt-mean":
+            groups, notes = _with_two(groups, "--value prompt-mean", "use --value batch-mean")
+        if config.standardize:
+            groups, note = standardized(groups)
+            notes.append(note)
         return groups, notes
     if method in ("rebel", "pmpo") and groups[0].reward is not None:
-        kept = [group for group in groups if len(group.completions) > 1]
-        if not kept:
-            why = f"{method} compares the scores of one prompt, and no prompt has two"
-            raise UserError(f"{why}: use dro for single scores")
-        alone = len(groups) - len(kept)
-        return kept, [f"{alone} prompts with one completion only were left out: {method} compares"] if alone else []
-    if method == "supervised" and all(group.sign == (0,) for group in groups):
+        return _with_two(groups, method, "use dro for single scores")
+    if method != "supervised":
+        return groups, notes
+    if all(group.sign == (0,) for group in groups):
         # Plain demonstrations: nobody said yes or no to any of them.
         shown = [replace(group, sign=(1,)) for group in groups]
         return shown, [f"none of the {len(groups)} rows is labelled: all are taken as accepted"]
-    if method == "supervised":
-        kept = [group for group in groups if (group.sign or (0,))[0] > 0]
-        if not kept:
-            raise UserError("supervised learns from accepted completions, and there are none")
-        dropped = len(groups) - len(kept)
-        return kept, [f"{dropped} rejected or unlabelled rows are not used by supervised"] if dropped else []
-    return groups, []
+    kept = [group for group in groups if (group.sign or (0,))[0] > 0]
+    if not kept:
+        raise UserError("supervised learns from accepted completions, and there are none")
+    dropped = len(groups) - len(kept)
+    return kept, [f"{dropped} rejected or unlabelled rows are not used by supervised"] if dropped else []
+
+
+def _with_two(groups: list[Group], what: str, instead: str) -> tuple[list[Group], list[str]]:
+    """The groups with two completions or more, and a note of how many were left out."""
+    kept = [group for group in groups if len(group.completions) > 1]
+    if not kept:
+        raise UserError(f"{what} compares the scores of one prompt, and no prompt has two: {instead}")
+    alone = len(groups) - len(kept)
+    return kept, [f"{alone} prompts with one completion were left out: {what} compares"] if alone else []
 
 
 def standardized(groups: list[Group]) -> tuple[list[Group], str]:
@@ -156,7 +155,7 @@ def make_critic(objective: Objective, config: MethodConfig, policy: LanguagePoli
     if "value" not in objective.needs:
         return None
     if config.value == "batch":
-        return BatchValue()
+        return BatchValue(device=policy.device)
     if config.value_network == "head":
         return TokenValue(policy, shared=True, per=config.value)
     backbone = policy.frozen_copy()

@@ -31,7 +31,13 @@ class Progress:
             from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
             from rich.progress import Progress as Bar
 
-            columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(20), TimeRemainingColumn(), TextColumn("{task.description}"))
+            columns = (
+                TextColumn("step"),
+                MofNCompleteColumn(),
+                BarColumn(20),
+                TimeRemainingColumn(),
+                TextColumn("{task.description}"),
+            )
             self._bar = Bar(*columns, console=Console(stderr=True))
             self._task = self._bar.add_task("", total=total, completed=start)
             self._bar.start()
@@ -39,7 +45,9 @@ class Progress:
     def __call__(self, step: int, figures: dict[str, float]) -> None:
         """Figures that are measured now and then stay on the line until the next time."""
         self._latest |= figures
-        parts = [f"{title} {form.format(self._latest[key])}" for title, key, form in self.COLUMNS if key in self._latest]
+        parts = [
+            f"{title} {form.format(self._latest[key])}" for title, key, form in self.COLUMNS if key in self._latest
+        ]
         if self._bar is not None:
             self._bar.update(self._task, completed=step, description="  ".join(parts))
         elif self.show and (step % self._every == 0 or step == self.total):
