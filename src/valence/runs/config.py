@@ -140,8 +140,8 @@ class ModelConfig:
     """Let the model's folder run code of its own."""
     temperature: float = 1.0
     """Of sampling; part of the policy, so in its likelihoods too."""
-    max_new_tokens: int = 64
-    """Longest sample."""
+    max_new_tokens: int | None = None
+    """Longest sample; the longest completion of the feedback where not given, 256 at most."""
 
     def __post_init__(self) -> None:
         _check_numbers(self, "lora_rank", least=0)
