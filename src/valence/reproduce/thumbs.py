@@ -61,17 +61,19 @@ SIZES = {
 }
 TUNE_SEED = 100
 
-# Every method is tuned over four settings, on a seed that is not reported. PMPO keeps the paper's alpha and beta, so
-# its four are learning rates; the others' are two learning rates times two strengths of their own regularisation.
+# Every method is tuned over three settings, on a seed that is not reported. PMPO keeps the paper's alpha and beta, so
+# its three are learning rates; the others' are learning rates and strengths of their own regularisation.
 GRIDS: dict[str, tuple[dict[str, Any], ...]] = {
-    "PMPO-AR": tuple({"method": "pmpo", "preset": "ar", "lr": lr} for lr in (1e-4, 2e-4, 3e-4, 4e-4)),
-    "PMPO-A": tuple({"method": "pmpo", "preset": "a", "lr": lr} for lr in (1e-4, 2e-4, 3e-4, 4e-4)),
-    "PMPO-R": tuple({"method": "pmpo", "preset": "r", "lr": lr} for lr in (1e-4, 2e-4, 3e-4, 4e-4)),
-    "KTO": tuple({"method": "kto", "beta": b, "lr": lr} for b in (0.1, 0.5) for lr in (5e-5, 1e-4)),
-    "DRO-V": tuple({"method": "dro", "tau": t, "lr": lr} for t in (0.3, 1.0) for lr in (1e-4, 3e-4)),
+    "PMPO-AR": tuple({"method": "pmpo", "preset": "ar", "lr": lr} for lr in (3e-3, 6e-3, 1e-2)),
+    "PMPO-A": tuple({"method": "pmpo", "preset": "a", "lr": lr} for lr in (3e-3, 6e-3, 1e-2)),
+    "PMPO-R": tuple({"method": "pmpo", "preset": "r", "lr": lr} for lr in (3e-3, 6e-3, 1e-2)),
+    "KTO": tuple({"method": "kto", "beta": b, "lr": lr} for b, lr in ((0.1, 2e-3), (0.1, 4e-3), (0.5, 4e-3))),
+    "DRO-V": tuple({"method": "dro", "tau": t, "lr": lr} for t, lr in ((1.0, 3e-3), (1.0, 6e-3), (0.3, 6e-3))),
 }
-COMMON = {"lr_schedule": "linear", "batch_size": 64}
-DEFAULT = 2
+# Adafactor, the DRO paper's optimizer: its rates are relative to each weight's size. In a first look AdamW went twice
+# as far in KL for the same gain, in every method; see docs/decisions.md.
+COMMON = {"lr_schedule": "linear", "batch_size": 64, "optimizer": "adafactor"}
+DEFAULT = 1
 """The setting of a grid that is used where nothing is tuned."""
 SMOKE = ("PMPO-AR", "DRO-V")
 ROWS = {"PMPO-A": "accepted", "PMPO-R": "rejected"}
@@ -218,7 +220,7 @@ def run(out: Path, size_name: str, workers: int | None = None) -> Path:
     chosen: dict[str, Mapping[str, Any]] = {name: grid[DEFAULT] for name, grid in GRIDS.items()}
     tuned: list[dict[str, Any]] = []
     if size.tune:
-        print("tuning, four settings a method, on a seed of its own:")
+        print("tuning, three settings a method, on a seed of its own:")
         candidates = [Setting("reference", seed=TUNE_SEED)]
         candidates += [
             Setting(name, options, ROWS.get(name, "all"), TUNE_SEED) for name, grid in GRIDS.items() for options in grid
@@ -233,7 +235,7 @@ def run(out: Path, size_name: str, workers: int | None = None) -> Path:
         settings += [Setting(name, chosen[name], ROWS.get(name, "all"), seed) for name in methods]
         if not smoke:
             settings.append(Setting("shuffled labels", chosen["PMPO-AR"], "shuffled", seed))
-            for beta in (1.0, 0.0):
+            for beta in (1.0, 0.0) if seed == size.seeds[0] else ():
                 options = {key: value for key, value in chosen["PMPO-R"].items() if key != "preset"}
                 settings.append(
                     Setting(f"PMPO-R beta={beta:g}", options | {"alpha": 0.0, "beta": beta}, "rejected", seed)
@@ -258,10 +260,10 @@ def run(out: Path, size_name: str, workers: int | None = None) -> Path:
 PAGE = """\
 The carried small model samples sentences from nothing; a judge fitted on other sentences says how many are positive.
 Feedback: the critics' marks on 4,824 sentences, all of them or one side alone; DRO-V takes them as rewards of +1, -1.
-Every method was tuned over four settings, on a seed that is not reported, by the same judge, and had to stay within
+Every method was tuned over three settings, on a seed that is not reported, by the same judge, and had to stay within
 3.5 nats of KL(π‖π_ref) and 0.8 of the reference's distinct-2; where no setting did, the one of least KL was taken.
 `positive` is a percentage, KLs are nats a sentence, `positive_sd` is over seeds. PMPO keeps the paper's α and β; the
-PMPO-R rows that name a β have one below the bound, and are there to run away."""
+PMPO-R rows that name a β have one below the bound, and are there to run away (one seed)."""
 
 
 def plot(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
