@@ -183,7 +183,7 @@ def test_bc_form_takes_unlabelled_rows_in_place_of_the_kl(tiny_llama: Path, labe
     path = write(tmp_path / "unlabelled.jsonl", rows)
     options = QUICK | {"max_steps": 20, "beta": 2, "lr": 3e-3}
     result = align([labels, path], model=tiny_llama, out=tmp_path / "b", regularizer="bc", **options)
-    assert "regularizer='bc'" in (tmp_path / "b" / "report.html").read_text().replace("&#x27;", "'")
+    assert "regularizer=bc" in (tmp_path / "b" / "report.html").read_text()
     assert result.after["kl_policy_ref"] > 0
 
 

@@ -70,8 +70,8 @@ GRIDS: dict[str, tuple[dict[str, Any], ...]] = {
     "KTO": tuple({"method": "kto", "beta": b, "lr": lr} for b, lr in ((0.1, 2e-3), (0.1, 4e-3), (0.5, 4e-3))),
     "DRO-V": tuple({"method": "dro", "tau": t, "lr": lr} for t, lr in ((1.0, 3e-3), (1.0, 6e-3), (0.3, 6e-3))),
 }
-# Adafactor, the DRO paper's optimizer: its rates are relative to each weight's size. In a first look AdamW went twice
-# as far in KL for the same gain, in every method; see docs/decisions.md.
+# Adafactor, the DRO paper's optimizer: its rates are relative to each weight's size. In a first look at PMPO-AR, AdamW
+# went twice as far in KL for a smaller gain; see docs/decisions.md.
 COMMON = {"lr_schedule": "linear", "batch_size": 64, "optimizer": "adafactor"}
 DEFAULT = 1
 """The setting of a grid that is used where nothing is tuned."""

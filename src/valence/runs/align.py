@@ -22,7 +22,7 @@ from valence.protocols import Objective
 from valence.runs.config import AlignConfig, align_config, check_complete, flat
 from valence.runs.data import Encoded, Say, encode_feedback, read_feedback
 from valence.runs.evaluation import Evaluation
-from valence.runs.methods import make_critic, make_objective
+from valence.runs.methods import describe, make_critic, make_objective
 from valence.runs.progress import Progress
 from valence.sources.offline import OfflineSource
 from valence.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
@@ -205,7 +205,7 @@ def _plan(config: AlignConfig, policy: LanguagePolicy, learner: Learner, data: E
     lr = learner.base_lrs["policy"]
     return (
         f"model: {config.model}, {trained / 1e6:.1f}M trainable parameters on {policy.device}\n"
-        f"run: {steps} steps of {config.train.batch_size} contexts, {learner.objective}, lr {lr:g}, "
+        f"run: {steps} steps of {config.train.batch_size} contexts, {describe(learner.objective)}, lr {lr:g}, "
         f"{len(data.train):,} training and {len(data.heldout):,} held-out contexts"
     )
 
@@ -256,7 +256,7 @@ def _write(
     before, after = looks[0], looks[-1]
     result = AlignResult(out, method, outcome.steps, outcome.stopped, before, after)
     facts = {
-        "method": method, "objective": repr(learner.objective), "model": config.model,
+        "method": method, "objective": describe(learner.objective), "model": config.model,
         "feedback": ", ".join(Path(path).name for path in config.feedback), "steps": str(outcome.steps),
         "stopped early": outcome.stopped or "no",
     }  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any, Literal
 
 import torch
@@ -148,6 +148,13 @@ def make_objective(method: str, config: MethodConfig, groups: Sequence[Group]) -
     if method == "rpo":
         return RPO(beta=beta, sft_weight=config.sft_weight), []
     return kinds[method](beta=beta), []
+
+
+def describe(objective: Any) -> str:
+    """The objective's name and fields, numbers short and what is not set left out."""
+    values = {item.name: getattr(objective, item.name) for item in fields(objective)}
+    shown = {name: f"{value:.4g}" if isinstance(value, float) else value for name, value in values.items()}
+    return f"{type(objective).__name__}({', '.join(f'{k}={v}' for k, v in shown.items() if v is not None)})"
 
 
 def make_critic(objective: Objective, config: MethodConfig, policy: LanguagePolicy) -> Critic | None:
