@@ -16,7 +16,9 @@ from valence.reproduce.thumbs_data import Judge, read_sentences, split_sentences
 from valence.runs.align import align
 from valence.training.reference import FrozenCopy
 
-OPTIONS = {"method": "pmpo", "preset": "ar", "lr": 3e-4, "lr_schedule": "linear", "batch_size": 64}
+OPTIONS = {
+    "method": "pmpo", "preset": "ar", "lr": 1e-2, "lr_schedule": "linear", "batch_size": 64, "optimizer": "adafactor",
+}  # fmt: skip
 """The setting that `valence reproduce thumbs` chooses, on a seed that is not the demo's."""
 
 
