@@ -44,7 +44,7 @@ def row(positive: float, kl: float, distinct: float = 0.6) -> dict[str, Any]:
 
 
 def test_choose_takes_the_most_positive_within_the_limits() -> None:
-    rows = [row(60, 1), row(80, 3.9), row(95, 4.1), row(90, 2, distinct=0.4)]
+    rows = [row(60, 1), row(80, 3.4), row(95, 3.6), row(90, 2, distinct=0.4)]
     assert choose(rows, {"distinct_2": 0.6}) is rows[1]
     assert choose([row(95, 30), row(90, 9)], {"distinct_2": 0.6})["positive"] == 90
 
