@@ -75,7 +75,7 @@ GRIDS: dict[str, tuple[dict[str, Any], ...]] = {
 COMMON = {"lr_schedule": "linear", "batch_size": 64, "optimizer": "adafactor"}
 DEFAULT = 1
 """The setting of a grid that is used where nothing is tuned."""
-SMOKE = ("PMPO-AR", "DRO-V")
+SMOKE = ("PMPO-AR",)
 ROWS = {"PMPO-A": "accepted", "PMPO-R": "rejected"}
 
 
@@ -141,13 +141,17 @@ def run_all(settings: Sequence[Setting], size: Size, folder: Path, workers: int)
     """All settings, in processes side by side; each row is printed when it is there."""
     folder.mkdir(parents=True, exist_ok=True)
     keep = [str(folder / f"{setting.name.replace(' ', '-')}-{setting.seed}.txt") for setting in settings]
-    rows = []
+    tasks = (settings, [size] * len(settings), keep)
+    if workers == 1:
+        return [_said(row) for row in map(run_setting, *tasks)]
     with ProcessPoolExecutor(max_workers=workers, mp_context=get_context("spawn")) as pool:
-        for row in pool.map(run_setting, settings, [size] * len(settings), keep):
-            rows.append(row)
-            figures = f"KL(π‖ref) {row['kl_policy_ref']:7.2f}, distinct-2 {row['distinct_2']:.3f}  {row['options']}"
-            print(f"  {row['name']:22} seed {row['seed']:<4} {row['positive']:5.1f}% positive, {figures}", flush=True)
-    return rows
+        return [_said(row) for row in pool.map(run_setting, *tasks)]
+
+
+def _said(row: dict[str, Any]) -> dict[str, Any]:
+    figures = f"KL(π‖ref) {row['kl_policy_ref']:7.2f}, distinct-2 {row['distinct_2']:.3f}  {row['options']}"
+    print(f"  {row['name']:22} seed {row['seed']:<4} {row['positive']:5.1f}% positive, {figures}", flush=True)
+    return row
 
 
 def choose(rows: Sequence[Mapping[str, Any]], baseline: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -213,7 +217,7 @@ def check_claims(lines: Sequence[Mapping[str, Any]]) -> list[Claim]:
 def run(out: Path, size_name: str, workers: int | None = None) -> Path:
     """The experiment; prints its tables and writes `out/results.json`, a picture and the samples."""
     size, folder = SIZES[size_name], out / "samples"
-    workers = workers or os.cpu_count() or 1
+    workers = 1 if size_name == "smoke" else workers or os.cpu_count() or 1
     halves = split_sentences(read_sentences())
     accuracy = Judge(halves.judge).accuracy(halves.heldout)
     print(f"judge: {100 * accuracy:.1f}% of held-out sentences right; {len(halves.feedback)} sentences of feedback")
