@@ -6,7 +6,7 @@ Recipe, so that anyone can redo it:
 3. `--review-steps` steps of supervised fine-tuning on single review sentences, some prose kept so it is not lost.
 
 The review sentences are rt_polarity's train split as plain text, without their marks; its held-out split is never
-seen. Each is read about three times only: a model that knows its feedback rows by heart (a first one did, by a nat a
+seen. Each is read about twice only: a model that knows its feedback rows by heart (a first one did, by a nat a
 token) learns little from thumbs on them, since what is pushed up or down is then not what it would say.
 
     python scripts/pretrain_small.py --text train.txt.gz --heldout-text heldout.txt.gz \
