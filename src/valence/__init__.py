@@ -13,11 +13,17 @@ if TYPE_CHECKING:
     from valence.data.formats import load_feedback
     from valence.errors import UserError
     from valence.runs.align import align
+    from valence.search.search import PreferenceSearch
 
-__all__ = ["UserError", "align", "load_feedback"]
+__all__ = ["PreferenceSearch", "UserError", "align", "load_feedback"]
 __version__ = "0.1.0"
 
-_HOMES = {"align": "valence.runs.align", "load_feedback": "valence.data.formats", "UserError": "valence.errors"}
+_HOMES = {
+    "align": "valence.runs.align",
+    "load_feedback": "valence.data.formats",
+    "PreferenceSearch": "valence.search.search",
+    "UserError": "valence.errors",
+}
 
 
 def __getattr__(name: str) -> Any:

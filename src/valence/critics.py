@@ -1,11 +1,12 @@
-"""Value estimates: what DRO-V subtracts from the reward.
+"""Value estimates: what DRO-V subtracts from the reward, and the Q networks of control.
 
 Shape legend: see `valence.types`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -78,3 +79,47 @@ class BatchValue(nn.Module):
 def trainable_parameters(module: Any) -> Iterator[nn.Parameter]:
     """The parameters that learn, of a policy or a critic."""
     return (part for part in module.parameters() if part.requires_grad)
+
+
+class QNetwork(nn.Module):
+    """Q(x, y) of control actions: several networks side by side, trained on the same targets from different starts.
+
+    Their smallest value is an estimate that errs low (clipped double Q, Fujimoto et al. 2018), which keeps
+    bootstrapping from feeding on its own mistakes.
+
+    Args:
+        observation_size, action_size: O and D.
+        hidden: units of each hidden layer; the first is layer-normalised, so that observations need no scaling.
+        heads: how many networks.
+    """
+
+    def __init__(
+        self, observation_size: int, action_size: int, hidden: Sequence[int] = (256, 256), *, heads: int = 2
+    ) -> None:
+        super().__init__()
+        sizes = [observation_size + action_size, *hidden, 1]
+        self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
+        for fan_in, fan_out in pairwise(sizes):
+            bound = fan_in**-0.5
+            self.weights.append(torch.empty(heads, fan_in, fan_out).uniform_(-bound, bound))
+            self.biases.append(torch.empty(heads, 1, fan_out).uniform_(-bound, bound))
+        self.gain = nn.Parameter(torch.ones(heads, 1, hidden[0]))
+        self.shift = nn.Parameter(torch.zeros(heads, 1, hidden[0]))
+
+    def forward(
+        self, observation: Float[Tensor, "N O"], action: Float[Tensor, "N K D"]
+    ) -> Float[Tensor, "heads N K"]:
+        """Every network's value of K actions for each observation, in the reward's unit."""
+        first, bias = self.weights[0], self.biases[0]
+        size = observation.shape[-1]
+        # What depends on the observation alone is computed once, not for each action.
+        seen = torch.baddbmm(bias, observation.expand(len(first), -1, -1), first[:, :size])
+        rows = action.flatten(0, 1)
+        done = torch.matmul(rows, first[:, size:])
+        hidden = (seen[:, :, None] + done.unflatten(1, action.shape[:2])).flatten(1, 2)
+        normal = nn.functional.layer_norm(hidden, hidden.shape[-1:])
+        hidden = torch.addcmul(self.shift, normal, self.gain).relu_()
+        for weight, bias in zip(self.weights[1:-1], self.biases[1:-1], strict=True):
+            hidden = torch.baddbmm(bias, hidden, weight).relu_()
+        value = torch.baddbmm(self.biases[-1], hidden, self.weights[-1])
+        return value[..., 0].unflatten(1, action.shape[:2])

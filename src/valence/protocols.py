@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from valence.types import Action, Batch, Feedback, Likelihood, Loss, Target
 
-NEEDS = frozenset({"log_prob", "ref_log_prob", "ref_kl", "policy_kl", "value"})
+DECOUPLED = frozenset({"log_prob_mean", "log_prob_covariance", "ref_kl_mean", "ref_kl_covariance"})
+"""What only Gaussian policies have."""
+NEEDS = frozenset({"log_prob", "ref_log_prob", "ref_kl", "policy_kl", "value"}) | DECOUPLED
 
 
 @runtime_checkable

@@ -119,6 +119,13 @@ class Batch:
         return Batch(**{item.name: select_rows(getattr(self, item.name), rows) for item in fields(self)})
 
 
+PER_STEP = (
+    "log_prob", "ref_log_prob", "ref_kl", "policy_kl",
+    "log_prob_mean", "log_prob_covariance", "ref_kl_mean", "ref_kl_covariance",
+)  # fmt: skip
+"""What a `Likelihood` holds for each step."""
+
+
 @dataclass(frozen=True)
 class Likelihood:
     """What a policy says of the actions of a batch, per step, zero where an action has no step.
@@ -130,6 +137,9 @@ class Likelihood:
         ref_log_prob: the same under pi_ref. Constant.
         ref_kl: KL(pi_ref || pi) of each step's distribution, `[N, K, T]`. Differentiable, exact, >= 0.
         policy_kl: KL(pi || pi_ref) of each step's distribution, `[N, K, T]`. For reports.
+        log_prob_mean, log_prob_covariance: a Gaussian's log-prob with pi's mean and pi_ref's covariance, and with
+            pi_ref's mean and pi's covariance, `[N, K, T]`: what learns the two apart (MPO). Differentiable.
+        ref_kl_mean, ref_kl_covariance: KL(pi_ref || those two), `[N, K, T]`. Differentiable, exact.
         value: V, filled by the learner from a critic: per step `[N, K, T]`, per context `[N, 1]`, or a scalar `[]`.
         mask: which steps exist, `[N, K, T]`.
     """
@@ -138,13 +148,16 @@ class Likelihood:
     ref_log_prob: Float[Tensor, "N K *T"] | None = None
     ref_kl: Float[Tensor, "N K *T"] | None = None
     policy_kl: Float[Tensor, "N K *T"] | None = None
+    log_prob_mean: Float[Tensor, "N K *T"] | None = None
+    log_prob_covariance: Float[Tensor, "N K *T"] | None = None
+    ref_kl_mean: Float[Tensor, "N K *T"] | None = None
+    ref_kl_covariance: Float[Tensor, "N K *T"] | None = None
     value: Float[Tensor, "..."] | None = None
     mask: Bool[Tensor, "N K T"] | None = None
 
     def total(self) -> Likelihood:
         """Sum every per-step quantity over steps: log pi(y|x) and KL of the whole action, nats."""
-        per_step = ("log_prob", "ref_log_prob", "ref_kl", "policy_kl")
-        parts = {name: getattr(self, name) for name in per_step}
+        parts = {name: getattr(self, name) for name in PER_STEP}
         summed = {name: part.sum(-1) for name, part in parts.items() if part is not None}
         return replace(self, **summed)
 
@@ -186,6 +199,7 @@ class Target:
         baseline: KTO's KL or DRO's closed-form V: `[N, 1]` or a scalar `[]`.
         pairs: comparisons (DPO, IPO, RPO, REBEL).
         beta: KL weight read off the collected batch's class fractions, `[]` (PMPO).
+        penalty: how far each action lies outside its bounds, `[N, K]` (MPO).
     """
 
     present: Bool[Tensor, "N K"]
@@ -195,6 +209,7 @@ class Target:
     baseline: Float[Tensor, "..."] | None = None
     pairs: Pairs | None = None
     beta: Float[Tensor, ""] | None = None
+    penalty: Float[Tensor, "N K"] | None = None
 
     def select(self, rows: slice) -> Target:
         num_contexts, num_actions = self.present.shape
@@ -205,6 +220,7 @@ class Target:
             present=self.present[rows],
             weight=select_rows(self.weight, rows),
             reward=select_rows(self.reward, rows),
+            penalty=select_rows(self.penalty, rows),
             baseline=select_rows(self.baseline, rows) if per_context else self.baseline,
             pairs=pairs,
         )

@@ -10,6 +10,7 @@ COMMANDS = {
     "inspect": "tell what a file of feedback holds, and which method would learn from it",
     "align": "make a language model better from a file of feedback",
     "demo": "align the small model that Valence carries with real human thumbs, in minutes",
+    "search": "find where a function is smallest, from values of any scale, by accepting and rejecting",
     "reproduce": "rerun an experiment, the paper's figures beside ours",
 }
 

@@ -12,12 +12,16 @@ import tyro
 from valence.cli.parse import parse
 from valence.errors import UserError
 
-EXPERIMENTS = {"thumbs": "valence.reproduce.thumbs"}
+EXPERIMENTS = {
+    "thumbs": "valence.reproduce.thumbs",
+    "bandit": "valence.reproduce.bandit",
+    "offline-control": "valence.reproduce.offline_control",
+}
 
 
 @dataclass(frozen=True)
 class Reproduce:
-    """Rerun an experiment and print the paper's figures beside ours. Experiments: thumbs."""
+    """Rerun an experiment and print the paper's figures beside ours. Experiments: thumbs, bandit, offline-control."""
 
     name: tyro.conf.Positional[str]
     """Which experiment."""

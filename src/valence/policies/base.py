@@ -12,9 +12,7 @@ from jaxtyping import Bool
 from torch import Tensor
 from torch.distributions import Distribution, kl_divergence
 
-from valence.types import Likelihood
-
-PER_STEP = ("log_prob", "ref_log_prob", "ref_kl", "policy_kl")
+from valence.types import PER_STEP, Likelihood
 
 
 def likelihood_from_distributions(

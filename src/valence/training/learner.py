@@ -42,7 +42,8 @@ class Learner:
         objective: what judges it.
         reference: what the KL is to; None only where the objective needs none.
         critic: fills `Likelihood.value`; None where the objective needs none.
-        optimizers: "policy", and "value" where there is a critic with parameters of its own.
+        optimizers: "policy"; "value" where there is a critic with parameters of its own; "dual" where the objective
+            learns something on the side (MPO's temperatures).
         warmup_steps: the learning rates rise linearly over so many steps.
         total_steps: where given, the learning rates fall linearly to 0 at this step after the warm-up.
         max_grad_norm: gradients are clipped to it, policy and critic apart; 0 does not clip.
@@ -70,6 +71,8 @@ class Learner:
             raise ValueError(f"{type(self.objective).__name__} needs a reference policy, and none was given")
         if self.critic is None and "value" in asked:
             raise ValueError(f"{type(self.objective).__name__} needs a critic, and none was given")
+        if self._duals() and "dual" not in self.optimizers:
+            raise ValueError(f"{type(self.objective).__name__} needs an optimizer called 'dual' for its state")
         self.base_lrs = {name: optimizer.param_groups[0]["lr"] for name, optimizer in self.optimizers.items()}
 
     def update(self, batch: Batch, *, watch: bool = False) -> dict[str, float]:
@@ -160,8 +163,12 @@ class Learner:
         leaves = {name: getattr(likelihood, name).requires_grad_() for name in sorted(live)}
         loss = self.objective(likelihood, target, self.objective.state())
         total = loss.total(target.size)
-        grads = dict(zip(leaves, torch.autograd.grad(total, list(leaves.values()), allow_unused=True), strict=True))
-        grads = {name: grad for name, grad in grads.items() if grad is not None}
+        duals = self._duals()
+        found = torch.autograd.grad(total, [*leaves.values(), *duals], allow_unused=True)
+        grads = {name: grad for name, grad in zip(leaves, found, strict=False) if grad is not None}
+        for dual, grad in zip(duals, found[len(leaves) :], strict=True):
+            if grad is not None:
+                dual.grad = grad if dual.grad is None else dual.grad + grad
         # 3. pull back
         if value is not None and "value" in grads:
             value.backward(grads.pop("value"))
@@ -169,6 +176,10 @@ class Learner:
         # How many members an objective's mean has is not said: contexts stand for them.
         figures = {name: (float(metric), float(batch.num_contexts)) for name, metric in loss.metrics.items()}
         return total.item(), figures | ({} if sign is None else self._watch(batch, likelihood, sign))
+
+    def _duals(self) -> list[torch.nn.Parameter]:
+        state = self.objective.state()
+        return [] if state is None else list(trainable_parameters(state))
 
     def _watch(self, batch: Batch, likelihood: Likelihood, sign: Tensor) -> dict[str, tuple[float, float]]:
         total = likelihood.detach().total()

@@ -1,0 +1,182 @@
+"""MPO: weight sampled actions by their values, and move the policy towards them by no more than a bound.
+
+    E-step   w_k = softmax_k(Q(x, y_k) / eta), eta minimising  eta eps + eta E_x[log mean_k e^{Q(x, y_k) / eta}]
+    M-step   maximise E_x[sum_k w_k log pi(y_k|x)]  subject to  E_x[KL(pi_ref || pi)] <= eps_kl
+
+the constraint by a Lagrange multiplier that is learned along, as eta is. A Gaussian's mean and covariance are bounded
+apart: each is learned with the other as the reference has it, and each has its own multiplier.
+
+Source: Abdolmaleki et al. 2018, "Maximum a posteriori policy optimisation", Eq. 8 to 13, and 2018b, "Relative entropy
+regularized policy iteration" (the decoupled bounds); the action penalty is that of its public implementation in Acme.
+Units: rewards in their own, as eta; KLs and bounds in nats, summed over an action's dimensions.
+
+Departs from the papers:
+- One multiplier for the whole action, where Acme has one for each dimension: `epsilon_mean` and `epsilon_covariance`
+  are multiplied by nothing, so choose them for all dimensions together.
+- With `decoupled=False` (categorical policies) one bound, `epsilon_mean`, is on KL(pi_ref || pi).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+
+from valence.objectives.common import part, require_feedback, require_non_negative, require_positive, zero_absent
+from valence.types import Batch, Likelihood, Loss, Rewards, Target
+
+
+def mpo_weights(
+    reward: Float[Tensor, "N K"], present: Tensor, temperature: Tensor | float
+) -> Float[Tensor, "N K"]:
+    """The E-step: softmax of reward / temperature over each context's present actions; sums to 1, or to 0 if none."""
+    scaled = (zero_absent(reward, present) / temperature).masked_fill(~present, -torch.inf)
+    return torch.where(present.any(-1, keepdim=True), torch.softmax(scaled, -1), 0.0).nan_to_num()
+
+
+def mpo_temperature_loss(
+    reward: Float[Tensor, "N K"], present: Tensor, temperature: Tensor, *, epsilon: float
+) -> Float[Tensor, "N 1"]:
+    """The dual of the E-step's bound KL(q || pi_ref) <= epsilon, per context; convex in the temperature.
+
+    Args:
+        temperature: eta, > 0. Differentiable.
+        epsilon: the bound, nats.
+    Returns:
+        eta epsilon + eta log mean_k e^{r_k / eta}, zero where a context has no action.
+    """
+    number = present.sum(-1, keepdim=True)
+    scaled = (zero_absent(reward, present) / temperature).masked_fill(~present & (number > 0), -torch.inf)
+    mean = torch.logsumexp(scaled, -1, keepdim=True) - number.clamp(min=1).log()
+    return torch.where(number > 0, temperature * (epsilon + mean), 0.0)
+
+
+class Duals(nn.Module):
+    """MPO's temperature and multipliers, kept positive by a softplus, and what they start at."""
+
+    FLOOR = 1e-8
+
+    def __init__(self, **initial: float) -> None:
+        super().__init__()
+        self.raw = nn.ParameterDict({name: nn.Parameter(_inverse_softplus(value)) for name, value in initial.items()})
+
+    def __getitem__(self, name: str) -> Float[Tensor, ""]:
+        return softplus(self.raw[name]) + self.FLOOR
+
+
+def _inverse_softplus(value: float) -> Tensor:
+    return torch.tensor(value + math.log(-math.expm1(-value)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class MPO:
+    """The objective of this file. Takes Rewards: Q-values of actions that the reference drew.
+
+    Its multipliers are `state()`, which belongs to this instance: one for each run, with an optimizer called "dual".
+
+    Args:
+        epsilon: bound on KL(q || pi_ref) of the E-step, nats.
+        epsilon_mean: bound on the mean's KL, or on the whole KL where not decoupled, nats.
+        epsilon_covariance: bound on the covariance's KL, nats.
+        epsilon_penalty: bound of a second E-step whose reward is minus the distance to the action bounds; 0 has none.
+        decoupled: bound a Gaussian's mean and covariance apart.
+        init_temperature, init_multiplier, init_multiplier_covariance: what the duals start at.
+    Raises:
+        ValueError: a field out of range.
+    """
+
+    epsilon: float = 0.1
+    epsilon_mean: float = 2.5e-3
+    epsilon_covariance: float = 1e-6
+    epsilon_penalty: float = 1e-3
+    decoupled: bool = True
+    init_temperature: float = 10.0
+    init_multiplier: float = 10.0
+    init_multiplier_covariance: float = 1000.0
+    _duals: Duals = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        require_positive(
+            epsilon=self.epsilon, epsilon_mean=self.epsilon_mean, epsilon_covariance=self.epsilon_covariance,
+            init_temperature=self.init_temperature, init_multiplier=self.init_multiplier,
+            init_multiplier_covariance=self.init_multiplier_covariance,
+        )  # fmt: skip
+        require_non_negative(epsilon_penalty=self.epsilon_penalty)
+        initial = {"temperature": self.init_temperature, "mean": self.init_multiplier}
+        if self.decoupled:
+            initial["covariance"] = self.init_multiplier_covariance
+        if self.epsilon_penalty:
+            initial["penalty"] = 1.0
+        object.__setattr__(self, "_duals", Duals(**initial))
+
+    @property
+    def needs(self) -> frozenset[str]:
+        if not self.decoupled:
+            return frozenset({"log_prob", "ref_kl"})
+        return frozenset({"log_prob_mean", "log_prob_covariance", "ref_kl_mean", "ref_kl_covariance"})
+
+    @property
+    def frozen_needs(self) -> frozenset[str]:
+        return frozenset()
+
+    @property
+    def accepts(self) -> tuple[type, ...]:
+        return (Rewards,)
+
+    def state(self) -> Duals:
+        return self._duals
+
+    def prepare(self, batch: Batch, frozen: Likelihood | None) -> Target:
+        require_feedback(self, batch.feedback)
+        assert isinstance(batch.feedback, Rewards)
+        penalty = None
+        if self.epsilon_penalty:
+            steps = batch.action.steps
+            outside = (steps - steps.clamp(-1.0, 1.0)).flatten(2)
+            penalty = outside.norm(dim=-1)
+        contexts = max(int(batch.present.any(-1).sum()), 1)
+        return Target(present=batch.present, size=float(contexts), reward=batch.feedback.value, penalty=penalty)
+
+    def __call__(self, likelihood: Likelihood, target: Target, state: Any = None) -> Loss:
+        duals = self._duals if state is None else state
+        assert target.reward is not None
+        total, present = likelihood.total(), target.present
+        temperature = duals["temperature"]
+        weight = mpo_weights(target.reward, present, temperature.detach())
+        dual = mpo_temperature_loss(target.reward, present, temperature, epsilon=self.epsilon)
+        metrics = {"temperature": temperature.detach()}
+        if target.penalty is not None:
+            cost = duals["penalty"]
+            weight = weight + mpo_weights(-target.penalty, present, cost.detach())
+            dual = dual + mpo_temperature_loss(-target.penalty, present, cost, epsilon=self.epsilon_penalty)
+            metrics["penalty_temperature"] = cost.detach()
+        # A context's KL is the same for all of its actions: their mean is it.
+        share = present / present.sum(-1, keepdim=True).clamp(min=1)
+        policy = torch.zeros_like(share)
+        for half, log_prob, kl, epsilon in self._halves(total):
+            multiplier = duals[half]
+            kl = zero_absent(kl, present)
+            policy = policy - weight * zero_absent(log_prob, present) + multiplier.detach() * share * kl
+            dual = dual + multiplier * (share * (epsilon - kl.detach())).sum(-1, keepdim=True)
+            metrics[f"kl_ref_policy_{half}"] = (share * kl.detach()).sum() / target.size
+            metrics[f"multiplier_{half}"] = multiplier.detach()
+        return Loss({"policy": policy, "dual": dual}, metrics)
+
+    def _halves(self, total: Likelihood) -> list[tuple[str, Tensor, Tensor, float]]:
+        """(name, log pi, KL, bound) of what is bounded apart."""
+        if not self.decoupled:
+            return [("mean", total.log_prob, part(total, "ref_kl", "MPO"), self.epsilon_mean)]
+        return [
+            (
+                half,
+                part(total, f"log_prob_{half}", "MPO"),
+                part(total, f"ref_kl_{half}", "MPO"),
+                {"mean": self.epsilon_mean, "covariance": self.epsilon_covariance}[half],
+            )
+            for half in ("mean", "covariance")
+        ]

@@ -1,0 +1,94 @@
+"""What control policies share: a small network on observations, sampling, and the three beats over a distribution.
+
+A control policy is one step: actions are `[N, K, 1, D]`. Its context is a float tensor of observations, `[N, O]`.
+`decode` turns steps into what an environment takes, D numbers in [-1, 1].
+
+Shape legend: see `valence.types`; D action dimensions, O observation dimensions.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from valence.policies.base import likelihood_from_distributions, pull_back
+from valence.protocols import Reference
+from valence.types import Action, Batch, Likelihood
+
+
+def torso(size_in: int, hidden: Sequence[int]) -> nn.Sequential:
+    """Linear layers with ELU; the first is layer-normalised and squashed, so that observations need no scaling."""
+    layers: list[nn.Module] = []
+    for place, size in enumerate(hidden):
+        layers.append(nn.Linear(size_in, size))
+        layers += [nn.LayerNorm(size), nn.Tanh()] if place == 0 else [nn.ELU()]
+        size_in = size
+    return nn.Sequential(*layers)
+
+
+class Actor(nn.Module):
+    """The base of `GaussianPolicy` and `CategoricalPolicy`, which add the head."""
+
+    def __init__(self, observation_size: int, action_size: int, hidden: Sequence[int]) -> None:
+        super().__init__()
+        for name, size in {"observation_size": observation_size, "action_size": action_size}.items():
+            if size < 1:
+                raise ValueError(f"{name} is {size}, and must be at least 1")
+        if not hidden or min(hidden) < 1:
+            raise ValueError(f"hidden is {tuple(hidden)}, and must name at least one layer of at least one unit")
+        self.observation_size, self.action_size = observation_size, action_size
+        self.torso = torso(observation_size, hidden)
+
+    def distribution(self, context: Float[Tensor, "N O"]) -> Distribution:
+        """Over the steps of one action: batch shape `[N, 1, 1]`, event shape `[D]`."""
+        raise NotImplementedError
+
+    def draw(self, context: Float[Tensor, "N O"], num_samples: int, generator: torch.Generator) -> Tensor:
+        """Steps `[N, num_samples, 1, D]` from the distribution."""
+        raise NotImplementedError
+
+    def decode(self, steps: Tensor) -> Float[Tensor, "... D"]:
+        """What the environment takes: `steps [..., D]` to numbers in [-1, 1]."""
+        raise NotImplementedError
+
+    def mode(self, context: Float[Tensor, "N O"]) -> Float[Tensor, "N D"]:
+        """The most likely action, decoded."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def sample(self, context: Float[Tensor, "N O"], num_samples: int, generator: torch.Generator) -> Action:
+        steps = self.draw(context, num_samples, generator)
+        return Action(steps, torch.ones(steps.shape[:3], dtype=torch.bool))
+
+    def likelihood(self, batch: Batch, reference: Reference | None, needs: frozenset[str]) -> Likelihood:
+        ours, theirs = self.distribution(batch.context), self._reference(batch, reference, needs)
+        return likelihood_from_distributions(ours, theirs, batch.action.steps, batch.action.mask, needs)
+
+    def _reference(self, batch: Batch, reference: Reference | None, needs: frozenset[str]) -> Distribution | None:
+        """The reference's distribution, constant; None where nothing asks for it."""
+        if reference is None or not needs - {"log_prob", "value"}:
+            return None
+        with torch.no_grad(), reference.active() as other:
+            return other.distribution(batch.context)
+
+    def backward(
+        self, batch: Batch, reference: Reference | None, likelihood: Likelihood, grads: Mapping[str, Tensor]
+    ) -> None:
+        pull_back(likelihood, grads)
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        return dict(self.named_parameters())
+
+    def frozen_copy(self, *, dtype: torch.dtype | None = None, device: str | None = None) -> Any:
+        """A copy that does not learn."""
+        return copy.deepcopy(self).to(device=device, dtype=dtype).requires_grad_(False)
+
+    def settings(self) -> dict[str, Any]:
+        """What `valence.policies.runner` must know to build it again: its constructor's arguments."""
+        raise NotImplementedError

@@ -1,0 +1,67 @@
+"""Each action dimension cut into bins: independent categoricals, whose KLs are exact.
+
+Steps are bin numbers, `[N, K, 1, D]`, whole; `decode` gives the bins' centres, evenly spaced over [-1, 1].
+
+Shape legend: see `valence.policies.actor`; B bins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.distributions import Categorical, Independent
+
+from valence.policies.actor import Actor
+
+
+class CategoricalPolicy(Actor):
+    """Logits over the bins of each dimension from one network.
+
+    Args:
+        observation_size, action_size: O and D.
+        hidden: units of each hidden layer.
+        bins: B, at least 2: the first is -1 and the last +1.
+    Raises:
+        ValueError: a size below 1, or fewer than 2 bins.
+    """
+
+    def __init__(
+        self, observation_size: int, action_size: int, hidden: Sequence[int] = (256, 256), *, bins: int = 11
+    ) -> None:
+        super().__init__(observation_size, action_size, hidden)
+        if bins < 2:
+            raise ValueError(f"bins is {bins}, and must be at least 2")
+        self.hidden, self.bins = tuple(hidden), bins
+        self.head = nn.Linear(hidden[-1], action_size * bins)
+        with torch.no_grad():
+            self.head.weight.mul_(0.01)
+            self.head.bias.zero_()
+
+    def logits(self, context: Float[Tensor, "N O"]) -> Float[Tensor, "N 1 1 D B"]:
+        """Unnormalised log-probabilities of the bins."""
+        return self.head(self.torso(context)).view(-1, 1, 1, self.action_size, self.bins)
+
+    def distribution(self, context: Float[Tensor, "N O"]) -> Independent:
+        return Independent(Categorical(logits=self.logits(context), validate_args=False), 1, validate_args=False)
+
+    def draw(self, context: Float[Tensor, "N O"], num_samples: int, generator: torch.Generator) -> Tensor:
+        chances = self.logits(context).softmax(-1).view(-1, self.bins)
+        picks = torch.multinomial(chances, num_samples, replacement=True, generator=generator)
+        return picks.view(len(context), self.action_size, num_samples).transpose(1, 2)[:, :, None]
+
+    def decode(self, steps: Tensor) -> Float[Tensor, "... D"]:
+        return steps.to(self.head.weight.dtype) * (2.0 / (self.bins - 1)) - 1.0
+
+    @torch.no_grad()
+    def mode(self, context: Float[Tensor, "N O"]) -> Float[Tensor, "N D"]:
+        return self.decode(self.logits(context)[:, 0, 0].argmax(-1))
+
+    def settings(self) -> dict[str, Any]:
+        return {
+            "kind": "categorical", "observation_size": self.observation_size, "action_size": self.action_size,
+            "hidden": list(self.hidden), "bins": self.bins,
+        }  # fmt: skip

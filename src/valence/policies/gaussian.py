@@ -1,0 +1,103 @@
+"""A Gaussian over continuous actions with independent dimensions: a mean and a standard deviation from a network.
+
+The Gaussian is not squashed, so its densities and KLs are exact; the environment is given its actions clipped to
+[-1, 1] (`decode`), and the mean itself lies in [-1, 1] by a tanh. Actions are kept unclipped.
+
+Shape legend: see `valence.policies.actor`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.distributions import Independent, Normal
+from torch.nn.functional import softplus
+
+from valence.policies.actor import Actor
+from valence.policies.base import likelihood_from_distributions
+from valence.protocols import DECOUPLED, Reference
+from valence.types import Batch, Likelihood
+
+
+class GaussianPolicy(Actor):
+    """Mean and standard deviation from one network.
+
+    Args:
+        observation_size, action_size: O and D.
+        hidden: units of each hidden layer.
+        init_scale: standard deviation at the start, in units of half the action range.
+        min_scale: what it never falls below; 0 lets it vanish, and with it exploration.
+    Raises:
+        ValueError: a size below 1, or a scale out of range.
+    """
+
+    def __init__(
+        self, observation_size: int, action_size: int, hidden: Sequence[int] = (256, 256), *,
+        init_scale: float = 0.5, min_scale: float = 1e-3,
+    ) -> None:  # fmt: skip
+        super().__init__(observation_size, action_size, hidden)
+        if not 0 <= min_scale < init_scale:
+            raise ValueError(f"need 0 <= min_scale < init_scale, got {min_scale} and {init_scale}")
+        self.hidden, self.init_scale, self.min_scale = tuple(hidden), init_scale, min_scale
+        self.head = nn.Linear(hidden[-1], 2 * action_size)
+        with torch.no_grad():
+            self.head.weight.mul_(0.01)
+            self.head.bias.zero_()
+
+    def moments(self, context: Float[Tensor, "N O"]) -> tuple[Float[Tensor, "N 1 1 D"], Float[Tensor, "N 1 1 D"]]:
+        """Mean and standard deviation of each action dimension."""
+        mean, raw = self.head(self.torso(context))[:, None, None].chunk(2, dim=-1)
+        scale = softplus(raw) * ((self.init_scale - self.min_scale) / math.log(2)) + self.min_scale
+        return torch.tanh(mean), scale
+
+    def distribution(self, context: Float[Tensor, "N O"]) -> Independent:
+        return _normal(*self.moments(context))
+
+    def draw(self, context: Float[Tensor, "N O"], num_samples: int, generator: torch.Generator) -> Tensor:
+        mean, scale = self.moments(context)
+        noise = torch.randn(len(context), num_samples, 1, self.action_size, generator=generator, dtype=mean.dtype)
+        return mean + scale * noise
+
+    def decode(self, steps: Tensor) -> Float[Tensor, "... D"]:
+        return steps.clamp(-1.0, 1.0)
+
+    @torch.no_grad()
+    def mode(self, context: Float[Tensor, "N O"]) -> Float[Tensor, "N D"]:
+        return self.decode(self.moments(context)[0][:, 0, 0])
+
+    def likelihood(self, batch: Batch, reference: Reference | None, needs: frozenset[str]) -> Likelihood:
+        """As everywhere, and the two halves of a decoupled update where they are asked for."""
+        if not needs & DECOUPLED:
+            return super().likelihood(batch, reference, needs)
+        theirs = self._reference(batch, reference, needs)
+        if theirs is None:
+            raise ValueError(f"{sorted(needs & DECOUPLED)} need a reference policy, and none was given")
+        mean, scale = self.moments(batch.context)
+        steps, mask = batch.action.steps, batch.action.mask
+        parts = {}
+        for name, half in {
+            "mean": _normal(mean, theirs.base_dist.scale),
+            "covariance": _normal(theirs.base_dist.loc, scale),
+        }.items():
+            measured = likelihood_from_distributions(half, theirs, steps, mask, frozenset({"log_prob", "ref_kl"}))
+            parts |= {f"log_prob_{name}": measured.log_prob, f"ref_kl_{name}": measured.ref_kl}
+        whole = likelihood_from_distributions(_normal(mean, scale), theirs, steps, mask, needs - DECOUPLED)
+        return Likelihood(
+            **{name: getattr(whole, name) for name in ("log_prob", "ref_log_prob", "ref_kl", "policy_kl", "mask")},
+            **parts,
+        )
+
+    def settings(self) -> dict[str, Any]:
+        return {
+            "kind": "gaussian", "observation_size": self.observation_size, "action_size": self.action_size,
+            "hidden": list(self.hidden), "init_scale": self.init_scale, "min_scale": self.min_scale,
+        }  # fmt: skip
+
+
+def _normal(mean: Tensor, scale: Tensor) -> Independent:
+    return Independent(Normal(mean, scale, validate_args=False), 1, validate_args=False)

@@ -1,0 +1,75 @@
+"""A Gaussian policy without context, its covariance kept as size and shape: covariance = size^2 * shape, det(shape) 1.
+
+Shapes: n samples of d coordinates. Whitened samples z = shape^(-1/2) (u - mean) / size are draws of N(0, I).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+from jaxtyping import Float
+
+
+@dataclass(frozen=True, eq=False)
+class Gaussian:
+    """N(mean, size^2 shape).
+
+    Args:
+        mean: `[d]`.
+        size: > 0; the geometric mean of the standard deviations along the axes.
+        shape: `[d, d]`, symmetric, positive definite, of determinant 1.
+    """
+
+    mean: Float[np.ndarray, " d"]
+    size: float
+    shape: Float[np.ndarray, "d d"]
+    root: Float[np.ndarray, "d d"] = field(init=False)
+    axes: Float[np.ndarray, " d"] = field(init=False)
+
+    def __post_init__(self) -> None:
+        values, vectors = np.linalg.eigh(self.shape)
+        if not (self.size > 0 and values[0] > 0):
+            raise ValueError("the covariance must be positive definite")
+        object.__setattr__(self, "root", (vectors * np.sqrt(values)) @ vectors.T)
+        object.__setattr__(self, "axes", np.sqrt(values))
+
+    @classmethod
+    def round(cls, mean: Float[np.ndarray, " d"], size: float) -> Gaussian:
+        """The same standard deviation in all directions."""
+        return cls(mean, float(size), np.eye(len(mean)))
+
+    @property
+    def covariance(self) -> Float[np.ndarray, "d d"]:
+        return self.size**2 * self.shape
+
+    @property
+    def std(self) -> Float[np.ndarray, " d"]:
+        """Standard deviation of each coordinate."""
+        return self.size * np.sqrt(np.diag(self.shape))
+
+    @property
+    def condition(self) -> float:
+        """The longest axis over the shortest, squared."""
+        return float((self.axes[-1] / self.axes[0]) ** 2)
+
+    def unwhiten(self, z: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
+        return self.mean + self.size * z @ self.root
+
+    def whiten(self, samples: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
+        return np.linalg.solve(self.root, (samples - self.mean).T).T / self.size
+
+    def log_prob(self, samples: Float[np.ndarray, "n d"]) -> Float[np.ndarray, " n"]:
+        """log density, nats."""
+        dim = len(self.mean)
+        return -0.5 * (self.whiten(samples) ** 2).sum(-1) - dim * (math.log(self.size) + 0.5 * math.log(2 * math.pi))
+
+
+def kl_divergence(first: Gaussian, second: Gaussian) -> float:
+    """KL(first ‖ second), nats."""
+    shift = second.whiten(first.mean[None])[0]
+    moved = np.linalg.solve(second.root, first.root)
+    scale = first.size / second.size
+    dim = len(first.mean)
+    return float(0.5 * (scale**2 * (moved**2).sum() + shift @ shift - dim) - dim * math.log(scale))

@@ -1,0 +1,153 @@
+"""An environment as a source of batches: act, remember, train the critic, and let it judge the reference's actions.
+
+`next` lives some environment steps into the replay, takes one critic step, and gives the batch that the objective
+improves the policy on: for each state, K actions drawn from the reference with their values. The same actions and
+values serve the critic's targets, so that the large forward pass is made once.
+
+The critic: n-step returns, several networks of which the smallest bootstraps (clipped double Q), target networks
+copied every so many updates. Twins rather than a distribution over returns: that needs the range of returns, which a
+user's environment does not tell.
+
+Shape legend: see `valence.types`; O observation, D action dimensions.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from valence.critics import QNetwork
+from valence.data.replay import Replay, Transitions
+from valence.protocols import Reference
+from valence.sources.environments import Crew
+from valence.types import Action, Batch, Feedback, Rewards
+
+Labelling = Callable[[Rewards], Feedback]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ControlSettings:
+    """How an agent gathers and judges.
+
+    Args:
+        batch_size: states in a batch.
+        num_actions: K, actions drawn from the reference for each state.
+        steps_per_update: environment steps lived for each update; below 1, several updates a step.
+        warmup_steps: steps of uniformly random actions before the first update.
+        critic_lr: of Adam.
+        target_every: updates between copies of the critic into its target.
+    Raises:
+        ValueError: a field out of range.
+    """
+
+    batch_size: int = 256
+    num_actions: int = 4
+    steps_per_update: float = 4.0
+    warmup_steps: int = 1000
+    critic_lr: float = 1e-3
+    target_every: int = 100
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "num_actions", "steps_per_update", "critic_lr", "target_every"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)}, and must be > 0")
+        if self.warmup_steps < 1:
+            raise ValueError(f"warmup_steps is {self.warmup_steps}, and must be at least 1")
+
+
+class ControlSource:
+    """See the page's top.
+
+    Args:
+        crew: the environments.
+        critic: Q; its target is copied from it.
+        reference: whose actions are judged.
+        replay: for as many environments as the crew has.
+        label: turns values into the feedback that the objective takes; None leaves them.
+        seed: of all sampling.
+    """
+
+    unit = "env_steps"
+
+    def __init__(
+        self, crew: Crew, critic: QNetwork, reference: Reference, replay: Replay, settings: ControlSettings, *,
+        label: Labelling | None = None, seed: int = 0,
+    ) -> None:  # fmt: skip
+        self.crew, self.critic, self.reference, self.replay = crew, critic, reference, replay
+        self.settings, self.label = settings, label
+        self.target = copy.deepcopy(critic).requires_grad_(False)
+        self.optimizer = torch.optim.Adam(critic.parameters(), lr=settings.critic_lr, fused=True)
+        self.generator = torch.Generator().manual_seed(seed)
+        self.env_steps, self.updates = 0, 0
+        self.num_units = 0
+        self.figures: dict[str, float] = {}
+
+    def next(self, policy: Any) -> Batch:
+        """Live, train the critic, and give the states with the reference's actions judged."""
+        before = self.env_steps
+        due = self.settings.warmup_steps + self.updates * self.settings.steps_per_update
+        while self.env_steps < due or not len(self.replay):
+            self._live(policy)
+        self.num_units = self.env_steps - before
+        batch = self.replay.sample(self.settings.batch_size, self.generator)
+        with torch.no_grad(), self.reference.active() as reference:
+            steps = reference.draw(batch.following, self.settings.num_actions, self.generator)
+            values = self.target(batch.following, reference.decode(steps)[:, :, 0])
+        self._train_critic(batch, values)
+        judged = Rewards(values.mean(0), torch.ones(values.shape[1:], dtype=torch.bool))
+        action = Action(steps, torch.ones(steps.shape[:3], dtype=torch.bool))
+        return Batch(batch.following, action, judged if self.label is None else self.label(judged))
+
+    def _live(self, policy: Any) -> None:
+        """One step of every environment."""
+        if self.env_steps < self.settings.warmup_steps:
+            shape = (len(self.crew.environments), policy.action_size)
+            actions = torch.rand(shape, generator=self.generator) * 2 - 1
+        else:
+            seen = torch.from_numpy(np.stack(self.crew.observations))
+            with torch.no_grad():
+                actions = policy.decode(policy.draw(seen, 1, self.generator))[:, 0, 0]
+        for place, (before, action, after) in enumerate(self.crew.step(list(actions.numpy()))):
+            self.replay.add(
+                place, before, action, after.reward, after.observation,
+                terminated=after.terminated, truncated=after.truncated,
+            )  # fmt: skip
+            self.env_steps += 1
+        if self.crew.finished:
+            self.figures["train_return"] = self.crew.finished[-1]
+            self.crew.finished.clear()
+
+    def _train_critic(self, batch: Transitions, values: Float[Tensor, "heads N K"]) -> None:
+        """One step on the squared error to the n-step target with the smallest network's mean value at its end."""
+        ahead = values.mean(-1).amin(0)
+        goal = batch.reward + batch.discount * ahead
+        found = self.critic(batch.observation, batch.action[:, None])[..., 0]
+        loss = (found - goal).square().mean(-1).sum()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        self.updates += 1
+        self.figures |= {"critic_loss": loss.item(), "q": ahead.mean().item(), "env_steps": float(self.env_steps)}
+        if self.updates % self.settings.target_every == 0:
+            self.target.load_state_dict(self.critic.state_dict())
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "crew": self.crew.state_dict(), "replay": self.replay.state_dict(),
+            "critic": self.critic.state_dict(), "target": self.target.state_dict(),
+            "optimizer": self.optimizer.state_dict(), "generator": self.generator.get_state(),
+            "env_steps": self.env_steps, "updates": self.updates, "figures": dict(self.figures),
+        }  # fmt: skip
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name in ("crew", "replay", "critic", "target", "optimizer"):
+            getattr(self, name).load_state_dict(state[name])
+        self.generator.set_state(state["generator"])
+        self.env_steps, self.updates, self.figures = state["env_steps"], state["updates"], dict(state["figures"])

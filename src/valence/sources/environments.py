@@ -1,0 +1,205 @@
+"""Environments to act in, each behind the same few calls: gymnasium's by id, and the DeepMind Control Suite's.
+
+Actions are D numbers in [-1, 1], scaled to what the environment takes; observations are flat float32 vectors. The
+seed of every episode is given, so that an episode can be lived again: `Crew` resumes by doing so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+
+from valence.errors import UserError
+
+CONTROL_SUITE = "dm_control/"
+TESTED = {"dm-control": "1.0.50", "mujoco": "3.17.0"}
+"""The pair that works here: this dm-control breaks on mujoco 4."""
+
+
+class Step(NamedTuple):
+    """What came of an action: `observation` is where it led, also at an episode's end."""
+
+    observation: np.ndarray
+    reward: float
+    terminated: bool
+    truncated: bool
+
+
+@runtime_checkable
+class Environment(Protocol):
+    observation_size: int
+    action_size: int
+
+    def reset(self, seed: int) -> np.ndarray: ...
+
+    def step(self, action: np.ndarray) -> Step: ...
+
+    def render(self) -> np.ndarray:
+        """A picture, `[height, width, 3]`, 0 to 255."""
+        ...
+
+
+def flatten(observation: Any) -> np.ndarray:
+    """A dictionary's parts in their order, numbers and arrays, as one float32 vector."""
+    parts = observation.values() if hasattr(observation, "values") else [observation]
+    return np.concatenate([np.asarray(part, dtype=np.float32).ravel() for part in parts])
+
+
+class ControlSuite:
+    """A task of the DeepMind Control Suite; its episodes are cut off (not ended) after their 1000 steps."""
+
+    def __init__(self, domain: str, task: str) -> None:
+        suite = _control_suite()
+        if (domain, task) not in suite.ALL_TASKS:
+            tasks = ", ".join(sorted(name for owner, name in suite.ALL_TASKS if owner == domain))
+            known = f"its tasks are {tasks}" if tasks else f"domains are {', '.join(sorted(suite.TASKS_BY_DOMAIN))}"
+            raise UserError(f"the control suite has no {CONTROL_SUITE}{domain}-{task}-v0; {known}")
+        self._environment = suite.load(domain, task, task_kwargs={"random": 0})
+        spec = self._environment.action_spec()
+        self._centre, self._half = (spec.maximum + spec.minimum) / 2, (spec.maximum - spec.minimum) / 2
+        self.action_size = int(np.prod(spec.shape))
+        self.observation_size = len(self.reset(0))
+
+    def reset(self, seed: int) -> np.ndarray:
+        # The suite's tasks draw their starts from this; there is no call that reseeds it.
+        self._environment.task._random = np.random.RandomState(seed)
+        return flatten(self._environment.reset().observation)
+
+    def step(self, action: np.ndarray) -> Step:
+        after = self._environment.step(self._centre + self._half * action)
+        terminated = after.last() and after.discount == 0
+        return Step(flatten(after.observation), float(after.reward), terminated, after.last() and not terminated)
+
+    def render(self) -> np.ndarray:
+        return self._environment.physics.render(240, 320, camera_id=0)
+
+
+class Gymnasium:
+    """An environment of gymnasium, by id (`package:Name-v0` imports the package first)."""
+
+    def __init__(self, name: str, *, pictures: bool = False) -> None:
+        import gymnasium
+
+        try:
+            self._environment = gymnasium.make(name, render_mode="rgb_array" if pictures else None)
+        except (gymnasium.error.Error, ImportError) as error:
+            raise UserError(
+                f"gymnasium cannot make {name!r} ({_first_line(error)}); the control suite's tasks are named "
+                f"{CONTROL_SUITE}DOMAIN-TASK-v0, for instance {CONTROL_SUITE}cartpole-swingup-v0"
+            ) from error
+        space = self._environment.action_space
+        if not isinstance(space, gymnasium.spaces.Box) or not (space.is_bounded()):
+            raise UserError(f"{name} takes actions of {space}; valence control needs a bounded Box of numbers")
+        low, high = space.low.ravel().astype(np.float64), space.high.ravel().astype(np.float64)
+        self._shape, self._type = space.shape, space.dtype
+        self._centre, self._half = (high + low) / 2, (high - low) / 2
+        self.action_size = len(low)
+        self.observation_size = len(self.reset(0))
+
+    def reset(self, seed: int) -> np.ndarray:
+        return flatten(self._environment.reset(seed=seed)[0])
+
+    def step(self, action: np.ndarray) -> Step:
+        scaled = (self._centre + self._half * action).reshape(self._shape).astype(self._type)
+        observation, reward, terminated, truncated, _ = self._environment.step(scaled)
+        return Step(flatten(observation), float(reward), bool(terminated), bool(truncated and not terminated))
+
+    def render(self) -> np.ndarray:
+        return np.asarray(self._environment.render())
+
+
+def make_environment(name: str, *, pictures: bool = False) -> Environment:
+    """`dm_control/DOMAIN-TASK-v0`, or an id of gymnasium's.
+
+    Args:
+        pictures: whether `render` will be called.
+    Raises:
+        UserError: there is none of that name, it is not for continuous actions, or its package is missing.
+    """
+    if not name.startswith(CONTROL_SUITE):
+        return Gymnasium(name, pictures=pictures)
+    domain, _, task = name.removeprefix(CONTROL_SUITE).removesuffix("-v0").partition("-")
+    return ControlSuite(domain, task)
+
+
+def _control_suite() -> Any:
+    found = {}
+    for package in TESTED:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "none"
+    right = " with ".join(f"{package}=={number}" for package, number in TESTED.items())
+    if "none" in found.values() or int(found["mujoco"].split(".")[0]) >= 4:
+        have = ", ".join(f"{package} {number}" for package, number in found.items())
+        raise UserError(f"the control suite needs {right} (found {have}): pip install 'valence-learn[control]'")
+    # dm-control opens EGL when it is imported; Triton imported after that ends in a segmentation fault.
+    from dm_control import suite
+
+    return suite
+
+
+def _first_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:160]
+
+
+class Crew:
+    """Environments side by side, each going on by itself from episode to episode.
+
+    Every episode's seed follows from (seed, environment, episode number). What is remembered is the actions of the
+    episodes under way: to resume, they are lived again.
+
+    Args:
+        make: makes one environment.
+        size: how many.
+        seed: of all episodes.
+    """
+
+    def __init__(self, make: Callable[[], Environment], size: int, seed: int) -> None:
+        self.environments = [make() for _ in range(size)]
+        self.seed = seed
+        self.episode = [0] * size
+        self.observations = [self._begin(place) for place in range(size)]
+        self._actions: list[list[np.ndarray]] = [[] for _ in range(size)]
+        self._returns = [0.0] * size
+        self.finished: list[float] = []
+        """Returns of the episodes that have ended, oldest first; whoever reads them clears them."""
+
+    def _begin(self, place: int) -> np.ndarray:
+        seed = np.random.SeedSequence([self.seed, place, self.episode[place]]).generate_state(1)[0]
+        return self.environments[place].reset(int(seed >> 1))
+
+    def step(self, actions: Sequence[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray, Step]]:
+        """One step of each: (observation, action, what came of it). Ended episodes begin anew by themselves."""
+        lived = []
+        for place, action in enumerate(actions):
+            before, after = self.observations[place], self.environments[place].step(action)
+            lived.append((before, action, after))
+            self._returns[place] += after.reward
+            self._actions[place].append(action)
+            self.observations[place] = after.observation
+            if after.terminated or after.truncated:
+                self.finished.append(self._returns[place])
+                self.episode[place] += 1
+                self._returns[place], self._actions[place] = 0.0, []
+                self.observations[place] = self._begin(place)
+        return lived
+
+    def state_dict(self) -> dict[str, Any]:
+        actions = [torch.from_numpy(np.array(done)) if done else None for done in self._actions]
+        return {"seed": self.seed, "episode": list(self.episode), "actions": actions, "finished": list(self.finished)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.seed, self.episode, self.finished = state["seed"], list(state["episode"]), list(state["finished"])
+        for place, done in enumerate(state["actions"]):
+            self.observations[place] = self._begin(place)
+            self._actions[place], self._returns[place] = [], 0.0
+            for action in [] if done is None else done.numpy():
+                after = self.environments[place].step(action)
+                self._actions[place].append(action)
+                self._returns[place] += after.reward
+                self.observations[place] = after.observation

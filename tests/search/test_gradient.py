@@ -1,0 +1,125 @@
+"""The paper's protocol on the ordinary learner: its numbers by plain autograd, and that it learns."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.distributions import Normal, kl_divergence
+
+from valence.objectives import DPO, PMPO, pmpo_a, pmpo_ar, pmpo_r
+from valence.search import Box, Unbounded
+from valence.search.gradient import GradientSearch
+
+VALUES = [[3.0, 1.0, 4.0, 2.0], [0.1, 0.4, 0.3, 0.2], [9.0, 8.0, 7.0, 6.0], [1.0, 2.0, 3.0, 4.0]]
+
+
+def by_hand(draws: list[np.ndarray], objective: Any, lag: int, lr: float) -> tuple[Tensor, Tensor]:
+    """The same steps written out, latent units being x's own."""
+    mean = torch.tensor([0.5, -1.0], dtype=torch.float64, requires_grad=True)
+    log_std = torch.full((2,), math.log(0.7), dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.Adam([mean, log_std], lr=lr)
+    old = Normal(mean.detach().clone(), log_std.detach().exp())
+    for step, (x, values) in enumerate(zip(draws, VALUES, strict=True), 1):
+        new, order = Normal(mean, log_std.exp()), np.argsort(values)
+        logs = new.log_prob(torch.as_tensor(x)).sum(-1)
+        if isinstance(objective, PMPO):
+            kl = kl_divergence(old, new).sum()
+            alpha, beta = objective.alpha, float(objective.beta)
+            loss = -alpha * logs[order[:2]].mean() + (1 - alpha) * logs[order[2:]].mean() + beta * kl
+        else:
+            ratio = logs - old.log_prob(torch.as_tensor(x)).sum(-1)
+            loss = -torch.nn.functional.logsigmoid(objective.beta * (ratio[order[0]] - ratio[order[3]]))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if step % lag == 0:
+            old = Normal(mean.detach().clone(), log_std.detach().exp())
+    return mean.detach(), log_std.detach()
+
+
+@pytest.mark.parametrize("objective", [pmpo_ar(), pmpo_a(), pmpo_r(), DPO(beta=0.7)])
+def test_steps_are_the_objectives_by_plain_autograd(objective: Any) -> None:
+    search = GradientSearch(
+        Unbounded(0, 1, 2), objective, refresh_every=2, lr=0.05, start=[0.5, -1.0], sigma=0.7, seed=1
+    )
+    draws = []
+    for values in VALUES:
+        draws.append(search.ask())
+        search.tell(draws[-1], values=values)
+    mean, log_std = by_hand(draws, objective, lag=2, lr=0.05)
+    # The objectives' class weights are float32.
+    torch.testing.assert_close(search.policy.mean.detach(), mean, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(search.policy.log_std.detach(), log_std, rtol=1e-5, atol=1e-6)
+    assert (mean - torch.tensor([0.5, -1.0])).abs().min() > 0.01
+
+
+def test_samples_come_from_the_lagging_reference() -> None:
+    search = GradientSearch(Unbounded(0, 1, 1), pmpo_a(), refresh_every=3, lr=0.5, seed=1)
+    means = []
+    for _ in range(6):
+        x = search.ask(500)
+        means.append(float(x.mean()))
+        search.tell(x, values=x[:, 0])
+    np.testing.assert_allclose(means[:3], 0, atol=0.15)
+    assert max(means[3:]) < -0.3
+
+
+@pytest.mark.parametrize("objective", [pmpo_ar(), DPO(beta=1.0)])
+@pytest.mark.parametrize("kind", ["values", "ranks", "labels", "pairs"])
+def test_every_kind_of_feedback_moves_it_the_right_way(objective: Any, kind: str) -> None:
+    search = GradientSearch(Box(-5, 5, 1), objective, refresh_every=20, lr=0.02, seed=0)
+    for _ in range(200):
+        x = search.ask()
+        values = (x[:, 0] - 2) ** 2
+        feedback = {
+            "values": values,
+            "ranks": values.argsort().argsort(),
+            "labels": np.where(values <= np.median(values), 1, -1),
+            "pairs": [(int(values.argmin()), int(values.argmax()))],
+        }
+        search.tell(x, **{kind: feedback[kind]})
+    assert abs(search.mean[0] - 2) < 0.5
+
+
+@pytest.mark.parametrize("objective", [pmpo_r(), DPO(beta=1.0)])
+def test_it_resumes_bit_for_bit(objective: Any, tmp_path: Path) -> None:
+    def make() -> GradientSearch:
+        return GradientSearch(Box(-5, 5, 2), objective, refresh_every=3, seed=2)
+
+    def go(search: GradientSearch, steps: int) -> None:
+        for _ in range(steps):
+            x = search.ask()
+            search.tell(x, values=(x**2).sum(-1))
+
+    search = make()
+    go(search, 4)
+    search.save(tmp_path)
+    again = make()
+    again.resume(tmp_path)
+    go(search, 4)
+    go(again, 4)
+    assert torch.equal(search.policy.mean, again.policy.mean)
+    assert torch.equal(search.policy.log_std, again.policy.log_std)
+    assert search.told == again.told == 32
+    assert search.result.value == again.result.value
+    with pytest.raises(FileNotFoundError):
+        make().resume(tmp_path / "none")
+
+
+def test_result_and_bad_arguments() -> None:
+    search = GradientSearch(Box(-5, 5, 1), pmpo_ar(), start=[1.0])
+    assert search.result.source == "mean" and search.result.x == pytest.approx([1.0])
+    search.tell([[0.0], [1.0]], values=[1.0, 0.5])
+    assert search.result.value == 0.5 and search.result.source == "best value"
+    with pytest.raises(ValueError, match="tell one of"):
+        search.tell([[0.0]])
+    with pytest.raises(ValueError, match="num_samples"):
+        GradientSearch(Box(-5, 5, 1), pmpo_ar(), num_samples=1)
+    with pytest.raises(ValueError, match="cannot become preferences"):
+        GradientSearch(Box(-5, 5, 1), DPO(), seed=0).tell([[0.0], [1.0]], labels=[1, 1])
