@@ -12,15 +12,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from valence.data.formats import load_feedback
     from valence.errors import UserError
+    from valence.policies.runner import PolicyRunner
     from valence.runs.align import align
+    from valence.runs.control import control
     from valence.search.search import PreferenceSearch
 
-__all__ = ["PreferenceSearch", "UserError", "align", "load_feedback"]
+__all__ = ["PolicyRunner", "PreferenceSearch", "UserError", "align", "control", "load_feedback"]
 __version__ = "0.1.0"
 
 _HOMES = {
     "align": "valence.runs.align",
+    "control": "valence.runs.control",
     "load_feedback": "valence.data.formats",
+    "PolicyRunner": "valence.policies.runner",
     "PreferenceSearch": "valence.search.search",
     "UserError": "valence.errors",
 }

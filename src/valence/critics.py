@@ -106,9 +106,7 @@ class QNetwork(nn.Module):
         self.gain = nn.Parameter(torch.ones(heads, 1, hidden[0]))
         self.shift = nn.Parameter(torch.zeros(heads, 1, hidden[0]))
 
-    def forward(
-        self, observation: Float[Tensor, "N O"], action: Float[Tensor, "N K D"]
-    ) -> Float[Tensor, "heads N K"]:
+    def forward(self, observation: Float[Tensor, "N O"], action: Float[Tensor, "N K D"]) -> Float[Tensor, "heads N K"]:
         """Every network's value of K actions for each observation, in the reward's unit."""
         first, bias = self.weights[0], self.biases[0]
         size = observation.shape[-1]

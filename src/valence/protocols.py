@@ -12,10 +12,8 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from valence.types import Action, Batch, Feedback, Likelihood, Loss, Target
+from valence.types import DECOUPLED, Action, Batch, Feedback, Likelihood, Loss, Target
 
-DECOUPLED = frozenset({"log_prob_mean", "log_prob_covariance", "ref_kl_mean", "ref_kl_covariance"})
-"""What only Gaussian policies have."""
 NEEDS = frozenset({"log_prob", "ref_log_prob", "ref_kl", "policy_kl", "value"}) | DECOUPLED
 
 
@@ -96,7 +94,14 @@ class FeedbackFn(Protocol):
 
 @runtime_checkable
 class Source(Protocol):
-    """Where batches come from."""
+    """Where batches come from.
+
+    Attributes:
+        unit, num_units: what speed is counted in ("tokens", "env_steps"), and how many the last batch took.
+    """
+
+    unit: str
+    num_units: int
 
     def next(self, policy: Policy) -> Batch: ...
 

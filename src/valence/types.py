@@ -119,10 +119,9 @@ class Batch:
         return Batch(**{item.name: select_rows(getattr(self, item.name), rows) for item in fields(self)})
 
 
-PER_STEP = (
-    "log_prob", "ref_log_prob", "ref_kl", "policy_kl",
-    "log_prob_mean", "log_prob_covariance", "ref_kl_mean", "ref_kl_covariance",
-)  # fmt: skip
+DECOUPLED = frozenset({"log_prob_mean", "log_prob_covariance", "ref_kl_mean", "ref_kl_covariance"})
+"""What only Gaussian policies have."""
+PER_STEP = ("log_prob", "ref_log_prob", "ref_kl", "policy_kl", *sorted(DECOUPLED))
 """What a `Likelihood` holds for each step."""
 
 

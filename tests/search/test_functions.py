@@ -25,7 +25,8 @@ def test_zero_at_the_optimum_and_more_elsewhere(name: str, dim: int) -> None:
 @pytest.mark.parametrize(
     "name, x, value",
     [
-        ("sphere", [1, 2], 5), ("rosenbrock", [1, 3], 400), ("double-sum", [1, 2], 1 + 9), ("schwefel", [0, 0], 837.96577),
+        ("sphere", [1, 2], 5), ("rosenbrock", [1, 3], 400), ("double-sum", [1, 2], 1 + 9),
+        ("schwefel", [0, 0], 837.96577),
         ("ellipsoid", [1, 2], 1 + 4e6), ("cigar", [2, 1], 4 + 1e6), ("different-powers", [2, 2], 4 + 64),
         ("ackley", [1, 0], 20 + np.e - 20 * np.exp(-0.2 / np.sqrt(2)) - np.exp(1.0)),
         ("griewank", [np.pi, 0], 1 + np.pi**2 / 4000 + 1), ("rastrigin", [0.5, 1], 0.25 + 20 + 1),

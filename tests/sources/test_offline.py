@@ -86,8 +86,8 @@ def test_what_a_batch_holds() -> None:
     assert batch.feedback.sign[:, 0].tolist() == [1 if n % 3 else -1 for n in numbers]
     for n, steps, mask in zip(numbers, batch.action.steps[:, 0], batch.action.mask[:, 0], strict=True):
         assert steps[mask].tolist() == [n + 50] * (1 + n % 2) + [1]
-    assert given.num_tokens == sum((1 + n % 3) + (1 + n % 2) + 1 for n in numbers)
-    assert given.num_tokens == int(batch.context.mask.sum() + batch.action.mask.sum())
+    assert given.num_units == sum((1 + n % 3) + (1 + n % 2) + 1 for n in numbers)
+    assert given.num_units == int(batch.context.mask.sum() + batch.action.mask.sum())
     assert batch.mismatched is None
 
 

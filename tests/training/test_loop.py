@@ -20,7 +20,8 @@ from valence.types import Batch, Labels
 class Source:
     """The same batch again and again."""
 
-    num_tokens = 10
+    unit = "tokens"
+    num_units = 10
 
     def __init__(self) -> None:
         self.given = 0

@@ -9,6 +9,7 @@ from importlib import import_module
 COMMANDS = {
     "inspect": "tell what a file of feedback holds, and which method would learn from it",
     "align": "make a language model better from a file of feedback",
+    "control": "make a control policy better by acting in an environment",
     "demo": "align the small model that Valence carries with real human thumbs, in minutes",
     "search": "find where a function is smallest, from values of any scale, by accepting and rejecting",
     "reproduce": "rerun an experiment, the paper's figures beside ours",
@@ -38,16 +39,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     except UserError as error:
         fail(str(error))
     except KeyboardInterrupt:
-        print("interrupted; valence align … --resume goes on from the last checkpoint", file=sys.stderr)
+        print("interrupted; --resume goes on from the last checkpoint", file=sys.stderr)
         sys.exit(130)
     except ModuleNotFoundError as error:
         if not error.name or error.name.split(".")[0] == "valence":
             raise
-        fail(f"the package {error.name} is not installed: pip install 'valence-learn[language]'")
+        fail(f"the package {error.name} is not installed: pip install 'valence-learn[{_extra(name)}]'")
     except BrokenPipeError:
         # The reader of our output (head, less) has gone; say nothing more.
         sys.stderr.close()
         sys.exit(0)
+
+
+def _extra(command: str) -> str:
+    return "control" if command in ("control", "search", "reproduce") else "language"
 
 
 def fail(message: str) -> None:

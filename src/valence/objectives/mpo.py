@@ -31,9 +31,7 @@ from valence.objectives.common import part, require_feedback, require_non_negati
 from valence.types import Batch, Likelihood, Loss, Rewards, Target
 
 
-def mpo_weights(
-    reward: Float[Tensor, "N K"], present: Tensor, temperature: Tensor | float
-) -> Float[Tensor, "N K"]:
+def mpo_weights(reward: Float[Tensor, "N K"], present: Tensor, temperature: Tensor | float) -> Float[Tensor, "N K"]:
     """The E-step: softmax of reward / temperature over each context's present actions; sums to 1, or to 0 if none."""
     scaled = (zero_absent(reward, present) / temperature).masked_fill(~present, -torch.inf)
     return torch.where(present.any(-1, keepdim=True), torch.softmax(scaled, -1), 0.0).nan_to_num()

@@ -15,11 +15,13 @@ Departs from the paper:
 - The expectations are class means over the data set (or over the collected batch), not per context: labels have
   K = 1. Hence beta's bound is (1 - alpha) / rho; the paper's "beta > 1 - alpha" is that for means over all rows.
 - `beta="auto"` is that bound. The paper tunes beta; its constants are `pmpo_ar`, `pmpo_a` and `pmpo_r`.
+- `covariance_beta` splits a Gaussian's objective into that of its mean and that of its covariance (as MPO's bounds).
 - On rows that pi_ref did not draw, the per-token KL of Eq. 17 is a regulariser, not an estimate of KL(pi_ref || pi).
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -38,7 +40,7 @@ from valence.objectives.common import (
     require_positive,
     zero_absent,
 )
-from valence.types import Batch, Feedback, Labels, Likelihood, Loss, Rewards, Target
+from valence.types import DECOUPLED, Batch, Feedback, Labels, Likelihood, Loss, Rewards, Target
 
 
 def class_fractions(sign: Int[Tensor, "N K"], present: Bool[Tensor, "N K"]) -> tuple[float, float]:
@@ -157,6 +159,9 @@ class PMPO:
         temperature: eta of the weighted form for Rewards, in the reward's unit. Labels do not use it.
         regularizer: "kl", or "bc" where reference logits cannot be had: the negative log-likelihood of unlabelled
             rows (sign 0), samples of pi_ref, takes the KL's place; its expectation differs by a constant.
+        covariance_beta: Gaussian policies only: learn mean and covariance apart, each with the other as the reference
+            has it, so that spread need not vanish; `beta` then weighs the mean's KL and this the covariance's. inf
+            leaves the covariance where it is. None: one objective for both, as in the paper.
     Raises:
         ValueError: a field out of range.
     """
@@ -167,6 +172,7 @@ class PMPO:
     rejected_fraction: float | None = None
     temperature: float | None = None
     regularizer: Literal["kl", "bc"] = "kl"
+    covariance_beta: float | None = None
 
     def __post_init__(self) -> None:
         require_fraction(alpha=self.alpha)
@@ -178,6 +184,10 @@ class PMPO:
             require_non_negative(beta=self.beta)
         if self.temperature is not None:
             require_positive(temperature=self.temperature)
+        if self.covariance_beta is not None and not self.covariance_beta >= 0:
+            raise ValueError(f"covariance_beta must be >= 0, got {self.covariance_beta}")
+        if self.covariance_beta is not None and self.regularizer == "bc":
+            raise ValueError("the BC form has no KL to split: leave covariance_beta out")
         if (self.accepted_fraction is None) != (self.rejected_fraction is None):
             raise ValueError("accepted_fraction and rejected_fraction go together: give both or neither")
         if (self.accepted_fraction or 0) + (self.rejected_fraction or 0) > 1 + 1e-9:
@@ -185,6 +195,8 @@ class PMPO:
 
     @property
     def needs(self) -> frozenset[str]:
+        if self.covariance_beta is not None:
+            return frozenset({"log_prob"}) | DECOUPLED
         off = self.regularizer == "bc" or self.beta == 0 or (self.beta == "auto" and self.alpha == 1)
         return frozenset({"log_prob"}) if off else frozenset({"log_prob", "ref_kl"})
 
@@ -273,12 +285,28 @@ class PMPO:
             "accepted_log_prob": (log_prob, present & (target.reward > 0)),
             "rejected_log_prob": (log_prob, present & (target.reward < 0)),
         }
+        if self.covariance_beta is not None:
+            return self._decoupled(total, target, weight, beta, means(values))
         ref_kl = None
         if "ref_kl" in self.needs:
             ref_kl = zero_absent(part(total, "ref_kl", "PMPO"), present)
             values["kl_ref_policy"] = (ref_kl, present)
         loss = pmpo_loss(log_prob, ref_kl, weight, beta=beta)
         return Loss({"policy": loss}, means(values) | {"beta": beta})
+
+    def _decoupled(
+        self, total: Likelihood, target: Target, weight: Tensor, beta: Tensor, metrics: dict[str, Tensor]
+    ) -> Loss:
+        """The objective of the mean plus that of the covariance, the latter left out where its KL weight is inf."""
+        assert self.covariance_beta is not None
+        loss = torch.zeros_like(weight)
+        for half, strength in {"mean": beta, "covariance": self.covariance_beta}.items():
+            log_prob = zero_absent(part(total, f"log_prob_{half}", "PMPO"), target.present)
+            ref_kl = zero_absent(part(total, f"ref_kl_{half}", "PMPO"), target.present)
+            if not math.isinf(float(strength)):
+                loss = loss + pmpo_loss(log_prob, ref_kl, weight, beta=strength)
+            metrics |= means({f"kl_ref_policy_{half}": (ref_kl, target.present)})
+        return Loss({"policy": loss}, metrics | {"beta": beta})
 
 
 def pmpo_ar(**fields: Any) -> PMPO:

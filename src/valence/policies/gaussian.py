@@ -20,8 +20,8 @@ from torch.nn.functional import softplus
 
 from valence.policies.actor import Actor
 from valence.policies.base import likelihood_from_distributions
-from valence.protocols import DECOUPLED, Reference
-from valence.types import Batch, Likelihood
+from valence.protocols import Reference
+from valence.types import DECOUPLED, Batch, Likelihood
 
 
 class GaussianPolicy(Actor):

@@ -135,7 +135,8 @@ def _number(value: float) -> float | str:
 
 def check_claims(rows: Sequence[Mapping[str, Any]]) -> list[Claim]:
     """The paper's claims on part A, the product's aims on part B."""
-    return [*_protocol_claims([row for row in rows if row["part"] == "A"]), *_product_claims(rows)]
+    protocol = [row for row in rows if row["part"] == "A"]
+    return [*(_protocol_claims(protocol) if protocol else []), *_product_claims(rows)]
 
 
 def _protocol_claims(rows: Sequence[Mapping[str, Any]]) -> list[Claim]:

@@ -123,7 +123,7 @@ def _preference_search(task: Task) -> float:
         x = search.ask()
         values = np.array([function(point) for point in x])
         if values.min() <= TARGET:
-            return search.told + int(np.argmax(values <= TARGET)) + 1
+            return float(search.told + int(np.argmax(values <= TARGET)) + 1)
         if lots is None:
             search.tell(x, values=values)
         else:
@@ -149,7 +149,7 @@ def _pycma(task: Task) -> float:
             points = strategy.ask()
             values = [function(np.asarray(point)) for point in points]
             if min(values) <= TARGET:
-                return told + next(place for place, value in enumerate(values, 1) if value <= TARGET)
+                return float(told + next(place for place, value in enumerate(values, 1) if value <= TARGET))
             strategy.tell(points, values)
             told += len(points)
         start, factor = random.uniform(low, high, task.problem.dim), 2 * factor
@@ -160,5 +160,5 @@ def _random(task: Task) -> float:
     function, random = task.problem.function(), np.random.default_rng([task.seed, 10])
     for count in range(1, task.limit + 1):
         if function(random.uniform(*task.problem.bounds, task.problem.dim)) <= TARGET:
-            return count
+            return float(count)
     return math.inf

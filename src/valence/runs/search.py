@@ -17,6 +17,8 @@ from valence.objectives import PMPO
 from valence.search.search import PreferenceSearch, Result
 from valence.search.space import Space
 
+Curve = list[list[int | float]]
+"""Evaluations and best value, at each improvement."""
 STATE, RESULTS, PICTURE = "search.json", "results.json", "convergence.png"
 
 
@@ -96,7 +98,7 @@ def evaluate(function: Callable[[np.ndarray], Any], x: np.ndarray) -> float:
     except Exception as error:
         raise UserError(f"the function raised {type(error).__name__}: {error} {where}") from error
     try:
-        number = float(value)
+        number = float(value.item() if hasattr(value, "item") else value)
     except (TypeError, ValueError) as error:
         raise UserError(f"the function returned {value!r}, not a number, {where}") from error
     if math.isnan(number) or number == -math.inf:
@@ -104,11 +106,11 @@ def evaluate(function: Callable[[np.ndarray], Any], x: np.ndarray) -> float:
     return number
 
 
-def _save(search: PreferenceSearch, curve: list[list[float]], about: dict[str, Any], out: Path) -> None:
+def _save(search: PreferenceSearch, curve: Curve, about: dict[str, Any], out: Path) -> None:
     search.save(out / STATE, extra={"about": about, "curve": curve})
 
 
-def _resumed(out: Path | None, about: dict[str, Any]) -> tuple[PreferenceSearch, list[list[float]]]:
+def _resumed(out: Path | None, about: dict[str, Any]) -> tuple[PreferenceSearch, Curve]:
     if out is None or not (out / STATE).is_file():
         raise UserError(f"there is no saved search in {out}: start without --resume")
     search = PreferenceSearch.load(out / STATE)
@@ -121,14 +123,14 @@ def _resumed(out: Path | None, about: dict[str, Any]) -> tuple[PreferenceSearch,
     return search, search.extra.get("curve", [])
 
 
-def _write(search: PreferenceSearch, curve: list[list[float]], about: dict[str, Any], why: str, out: Path) -> None:
+def _write(search: PreferenceSearch, curve: Curve, about: dict[str, Any], why: str, out: Path) -> None:
     found = asdict(search.result) | {"x": search.result.x.tolist()}
     tree = about | {"result": found, "stopped": why, "mean": search.mean.tolist(), "curve": curve}
     (out / RESULTS).write_text(json.dumps(tree, indent=1) + "\n")
     plot_curve(curve, search.told, out / PICTURE)
 
 
-def plot_curve(curve: list[list[float]], told: int, path: Path) -> None:
+def plot_curve(curve: Curve, told: int, path: Path) -> None:
     """The best value against evaluations: logarithmic where all values are positive."""
     import matplotlib
 

@@ -33,6 +33,9 @@ class Step(NamedTuple):
 class Environment(Protocol):
     observation_size: int
     action_size: int
+    low: np.ndarray
+    high: np.ndarray
+    """What the environment itself takes, `[D]`: -1 and 1 are scaled to them."""
 
     def reset(self, seed: int) -> np.ndarray: ...
 
@@ -49,6 +52,11 @@ def flatten(observation: Any) -> np.ndarray:
     return np.concatenate([np.asarray(part, dtype=np.float32).ravel() for part in parts])
 
 
+def scale(action: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """[-1, 1] to [low, high]."""
+    return (high + low) / 2 + (high - low) / 2 * action
+
+
 class ControlSuite:
     """A task of the DeepMind Control Suite; its episodes are cut off (not ended) after their 1000 steps."""
 
@@ -60,8 +68,9 @@ class ControlSuite:
             raise UserError(f"the control suite has no {CONTROL_SUITE}{domain}-{task}-v0; {known}")
         self._environment = suite.load(domain, task, task_kwargs={"random": 0})
         spec = self._environment.action_spec()
-        self._centre, self._half = (spec.maximum + spec.minimum) / 2, (spec.maximum - spec.minimum) / 2
         self.action_size = int(np.prod(spec.shape))
+        self.low = np.broadcast_to(spec.minimum, self.action_size).astype(np.float64)
+        self.high = np.broadcast_to(spec.maximum, self.action_size).astype(np.float64)
         self.observation_size = len(self.reset(0))
 
     def reset(self, seed: int) -> np.ndarray:
@@ -70,7 +79,7 @@ class ControlSuite:
         return flatten(self._environment.reset().observation)
 
     def step(self, action: np.ndarray) -> Step:
-        after = self._environment.step(self._centre + self._half * action)
+        after = self._environment.step(scale(action, self.low, self.high))
         terminated = after.last() and after.discount == 0
         return Step(flatten(after.observation), float(after.reward), terminated, after.last() and not terminated)
 
@@ -92,19 +101,18 @@ class Gymnasium:
                 f"{CONTROL_SUITE}DOMAIN-TASK-v0, for instance {CONTROL_SUITE}cartpole-swingup-v0"
             ) from error
         space = self._environment.action_space
-        if not isinstance(space, gymnasium.spaces.Box) or not (space.is_bounded()):
+        if not isinstance(space, gymnasium.spaces.Box) or not space.is_bounded():
             raise UserError(f"{name} takes actions of {space}; valence control needs a bounded Box of numbers")
-        low, high = space.low.ravel().astype(np.float64), space.high.ravel().astype(np.float64)
+        self.low, self.high = space.low.ravel().astype(np.float64), space.high.ravel().astype(np.float64)
         self._shape, self._type = space.shape, space.dtype
-        self._centre, self._half = (high + low) / 2, (high - low) / 2
-        self.action_size = len(low)
+        self.action_size = len(self.low)
         self.observation_size = len(self.reset(0))
 
     def reset(self, seed: int) -> np.ndarray:
         return flatten(self._environment.reset(seed=seed)[0])
 
     def step(self, action: np.ndarray) -> Step:
-        scaled = (self._centre + self._half * action).reshape(self._shape).astype(self._type)
+        scaled = scale(action, self.low, self.high).reshape(self._shape).astype(self._type)
         observation, reward, terminated, truncated, _ = self._environment.step(scaled)
         return Step(flatten(observation), float(reward), bool(terminated), bool(truncated and not terminated))
 

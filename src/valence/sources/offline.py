@@ -29,6 +29,8 @@ class OfflineSource:
         ValueError: no rows, or a batch size below 1.
     """
 
+    unit = "tokens"
+
     def __init__(
         self,
         rows: Sequence[EncodedGroup],
@@ -46,14 +48,14 @@ class OfflineSource:
         self.rows, self.batch_size, self.pad = rows, batch_size, pad
         self.seed, self.mismatched, self.device = seed, mismatched, device
         self.epoch, self.position = 0, 0
-        self.num_tokens = 0
+        self.num_units = 0
 
     @property
     def batches_per_epoch(self) -> int:
         return math.ceil(len(self.rows) / self.batch_size)
 
     def next(self, policy: Any = None) -> Batch:
-        """The next batch; `num_tokens` then says how many real tokens it holds."""
+        """The next batch; `num_units` then says how many real tokens it holds."""
         if self.position >= len(self.rows):
             self.epoch, self.position = self.epoch + 1, 0
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
@@ -61,7 +63,7 @@ class OfflineSource:
         picks = order[self.position : self.position + self.batch_size].tolist()
         self.position += len(picks)
         chosen = [self.rows[pick] for pick in picks]
-        self.num_tokens = sum(row.num_tokens for row in chosen)
+        self.num_units = sum(row.num_tokens for row in chosen)
         return move(collate(chosen, pad=self.pad, mismatched=self.mismatched), self.device)
 
     @cached_property

@@ -28,6 +28,8 @@ class Schedule:
         save_every: how often a checkpoint is written.
         kl_budget: stop when KL(pi || pi_ref) on fresh samples passes this many nats.
         kl_every: how often that is looked at.
+        track_every: how often the trackers are given a step's figures; where updates are fast, writing each would
+            take longer than they do.
     """
 
     steps: int
@@ -36,6 +38,7 @@ class Schedule:
     save_every: int = 0
     kl_budget: float | None = None
     kl_every: int = 10
+    track_every: int = 1
 
 
 @dataclass(frozen=True)
@@ -85,10 +88,11 @@ def train(
         figures = learner.update(batch, watch=watch)
         took = time.perf_counter() - began
         seconds += took
-        figures["tokens_per_second"] = source.num_tokens / took
+        figures[f"{source.unit}_per_second"] = source.num_units / took
+        figures |= getattr(source, "figures", {})
         step = learner.step
-        for tracker in trackers:
-            tracker.log(step, figures)
+        if _due(step, schedule.track_every, schedule.steps):
+            _log(trackers, step, figures)
         if on_step is not None:
             on_step(step, figures)
         save = checkpoint_folder is not None and step < schedule.steps and _due(step, schedule.save_every)
@@ -97,11 +101,11 @@ def train(
             if stopped is not None:
                 break
         if evaluate is not None and step < schedule.steps and _due(step, schedule.eval_every):
-            _log(trackers, step, evaluate(step))
+            _log(trackers, step, evaluate(step), "eval/")
         if save and checkpoint_folder is not None:
             save_checkpoint(checkpoint_folder, learner, source, {})
     if evaluate is not None:
-        _log(trackers, learner.step, evaluate(learner.step))
+        _log(trackers, learner.step, evaluate(learner.step), "eval/")
     return Outcome(learner.step, stopped, seconds)
 
 
@@ -109,9 +113,9 @@ def _due(step: int, every: int, last: int | None = None) -> bool:
     return bool(every) and (step % every == 0 or step == last)
 
 
-def _log(trackers: Sequence[Tracker], step: int, figures: dict[str, float]) -> None:
+def _log(trackers: Sequence[Tracker], step: int, figures: dict[str, float], prefix: str = "") -> None:
     for tracker in trackers:
-        tracker.log(step, {f"eval/{name}": value for name, value in figures.items()})
+        tracker.log(step, {f"{prefix}{name}": value for name, value in figures.items()})
 
 
 class _Budget:

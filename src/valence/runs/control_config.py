@@ -1,0 +1,153 @@
+"""The fields of a control run, in three small groups; each validated when made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+import tyro
+
+from valence.runs.config import PRESET_ALPHA, _check, _check_numbers, _is_number
+from valence.training.tracking import TRACKERS
+
+CONTROL_METHODS = ("pmpo", "mpo", "dpo", "rebel")
+LABELS = ("halves", "best-worst", "mean")
+
+
+@dataclass(frozen=True)
+class ImproveConfig:
+    """How the policy is improved on actions that the critic has judged. What is left out takes the method's default."""
+
+    method: Literal["pmpo", "mpo", "dpo", "rebel"] = "pmpo"
+    """What is minimised."""
+    preset: Literal["ar", "a", "r"] | None = None
+    """PMPO: accepted and rejected, accepted only, rejected only, with the smallest bounded beta (1, 0, 2)."""
+    labels: Literal["halves", "best-worst", "mean"] = "halves"
+    """PMPO: accept the better half, the best alone (and reject the worst), or what reaches the mean."""
+    alpha: float | None = None
+    """PMPO: weight of accepted against rejected, 0 to 1; 0.5 where not given."""
+    beta: str | None = None
+    """PMPO: KL weight, a number or auto (the smallest bounded one; auto). DPO: its beta (1; Gaussians need more)."""
+    covariance_beta: float | None = None
+    """PMPO, Gaussian: KL weight of the covariance, which is then learned apart from the mean; inf keeps it."""
+    eta: float = 1.0
+    """REBEL: step size, nats for each unit of value."""
+    epsilon: float = 0.1
+    """MPO: bound of the E-step, nats."""
+    epsilon_mean: float = 2.5e-3
+    """MPO: bound on the mean's KL (categorical: on the whole KL), nats."""
+    epsilon_covariance: float = 1e-6
+    """MPO, Gaussian: bound on the covariance's KL, nats."""
+
+    def __post_init__(self) -> None:
+        _check(self.method in CONTROL_METHODS, "method", self.method, f"one of {', '.join(CONTROL_METHODS)}")
+        _check(self.preset in (None, *PRESET_ALPHA), "preset", self.preset, f"one of {', '.join(PRESET_ALPHA)}")
+        _check(self.labels in LABELS, "labels", self.labels, f"one of {', '.join(LABELS)}")
+        _check(self.alpha is None or 0 <= self.alpha <= 1, "alpha", self.alpha, "between 0 and 1")
+        _check(self.preset is None or self.alpha is None, "alpha", self.alpha, "left out: --preset sets it")
+        _check(self.beta in (None, "auto") or _is_number(self.beta), "beta", self.beta, "a finite number >= 0 or auto")
+        ok = self.covariance_beta is None or self.covariance_beta >= 0
+        _check(ok, "covariance_beta", self.covariance_beta, "a number >= 0, or inf")
+        _check_numbers(self, "eta", "epsilon", "epsilon_mean", "epsilon_covariance", above=0)
+
+
+@dataclass(frozen=True)
+class AgentConfig:
+    """Networks, critic and how fast they learn."""
+
+    policy: Literal["gaussian", "categorical"] = "gaussian"
+    """Gaussian, or each action dimension in bins."""
+    bins: int = 11
+    """Categorical: bins of each dimension."""
+    hidden: tuple[int, ...] = (256, 256)
+    """Units of each hidden layer, of the policy and of each critic."""
+    lr: float = 1e-3
+    """Learning rate of the policy."""
+    critic_lr: float = 1e-3
+    """Learning rate of the critic."""
+    batch_size: int = 256
+    """States in a batch."""
+    num_actions: int = 4
+    """Actions drawn from the reference and judged in each state."""
+    steps_per_update: float = 4.0
+    """Environment steps for each update; below 1, several updates a step."""
+    refresh_every: int = 100
+    """Updates between refreshes of the reference, and of the critic's target."""
+    discount: float = 0.99
+    """Gamma, per environment step."""
+    n_step: int = 5
+    """Rewards in a critic's target before it bootstraps."""
+    init_scale: float = 0.5
+    """Gaussian: standard deviation at the start, in units of half the action range."""
+
+    def __post_init__(self) -> None:
+        _check(self.policy in ("gaussian", "categorical"), "policy", self.policy, "gaussian or categorical")
+        _check(bool(self.hidden) and min(self.hidden) >= 1, "hidden", self.hidden, "one size or more, each at least 1")
+        _check_numbers(self, "lr", "critic_lr", "steps_per_update", above=0)
+        _check_numbers(self, "batch_size", "refresh_every", "n_step", least=1)
+        _check_numbers(self, "bins", "num_actions", least=2)
+        _check_numbers(self, "discount", above=0, most=1)
+        _check_numbers(self, "init_scale", above=0, most=10)
+
+
+@dataclass(frozen=True)
+class TrialConfig:
+    """One run: how long, from which seed, what is watched and kept."""
+
+    steps: int = 100_000
+    """Environment steps, in all environments together."""
+    out: str = ""
+    """Folder to write into; runs/ENVIRONMENT where not given."""
+    seed: int = 0
+    """Same seed, same bits (on one machine, with as many threads)."""
+    num_environments: int = 1
+    """Environments lived in side by side."""
+    warmup_steps: int = 1000
+    """Steps of random actions before the first update."""
+    eval_every: int = 10_000
+    """Environment steps between evaluations; 0 evaluates at the end only."""
+    eval_episodes: int = 5
+    """Episodes of each evaluation, acting by the most likely action."""
+    save_every: int = 50_000
+    """Environment steps between checkpoints; 0 keeps none."""
+    resume: bool = False
+    """Go on from the last checkpoint in --out."""
+    tracker: str = "tensorboard"
+    """tensorboard, wandb, trackio or none; metrics.jsonl is always written."""
+    video: bool = False
+    """Write video.gif of an episode of the final policy."""
+    threads: int = 1
+    """torch threads; one is fastest for networks of this size."""
+
+    def __post_init__(self) -> None:
+        _check_numbers(self, "steps", "num_environments", "warmup_steps", "eval_episodes", "threads", least=1)
+        _check_numbers(self, "seed", "eval_every", "save_every", least=0)
+        _check(self.tracker in TRACKERS, "tracker", self.tracker, f"one of {', '.join(TRACKERS)}")
+        _check(self.steps > self.warmup_steps, "steps", self.steps, f"more than --warmup-steps, {self.warmup_steps}")
+
+
+@dataclass(frozen=True)
+class ControlConfig:
+    """A whole run. Improve a control policy by acting: a critic judges actions, the method learns from its verdicts."""
+
+    environment: tyro.conf.Positional[str]
+    """dm_control/DOMAIN-TASK-v0, or an id of gymnasium's."""
+    improve: ImproveConfig = field(default_factory=ImproveConfig)
+    agent: AgentConfig = field(default_factory=AgentConfig)
+    trial: TrialConfig = field(default_factory=TrialConfig)
+
+
+def control_config(environment: str, **options: Any) -> ControlConfig:
+    """From flat names, as on the command line.
+
+    Raises:
+        TypeError: an option that there is not.
+    """
+    groups = {"improve": ImproveConfig, "agent": AgentConfig, "trial": TrialConfig}
+    made = {}
+    for name, group in groups.items():
+        mine = {item.name for item in fields(group)} & options.keys()
+        made[name] = group(**{key: options.pop(key) for key in mine})
+    if options:
+        raise TypeError(f"control has no option {', '.join(map(repr, sorted(options)))}")
+    return ControlConfig(environment, **made)

@@ -1,0 +1,140 @@
+"""`valence search`: a run end to end, going on, and one clear line for bad input."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from valence.cli.main import main
+
+OWN = """
+import numpy as np
+def bowl(x): return ((x - 1) ** 2).sum()
+def raises(x): raise RuntimeError("no\\nway")
+def nan(x): return float("nan")
+def minus(x): return -np.inf
+def word(x): return "a"
+def pair(x): return [1.0, 2.0]
+def array(x): return np.array([(x @ x)])
+def changes(x):
+    x += 100
+    return (x - 100) @ (x - 100)
+number = 3
+"""
+
+BAD = [
+    (["nope", "--dim", "2"], "there is no function 'nope'"),
+    (["sphere"], "--dim"),
+    (["sphere", "--dim", "0"], "--dim is 0"),
+    (["sphere", "--dim", "x"], "--dim"),
+    (["rosenbrock", "--dim", "1"], "rosenbrock needs --dim 2"),
+    (["sphere", "--dim", "2", "--low", "3", "--high", "1"], "low must be below high"),
+    (["sphere", "--dim", "2", "--low", "nan"], "finite"),
+    (["sphere", "--dim", "2", "--budget", "0"], "--budget is 0"),
+    (["sphere", "--dim", "2", "--sigma", "-1"], "sigma must be > 0"),
+    (["sphere", "--dim", "2", "--alpha", "2"], "alpha must be"),
+    (["sphere", "--dim", "2", "--alpha", "0", "--beta", "0.5"], "unbounded"),
+    (["sphere", "--dim", "2", "--preset", "r", "--beta", "1"], "not both"),
+    (["sphere", "--dim", "2", "--preset", "x"], "preset"),
+    (["sphere", "--dim", "2", "--method", "dpo"], "dpo"),
+    (["sphere", "--dim", "2", "--population", "1"], "population must be"),
+    (["sphere", "--dim", "2", "--resume"], "--resume needs --out"),
+    (["sphere", "--dim", "2", "--resume", "--out", "none"], "no saved search in none"),
+    (["none.py:f", "--dim", "2"], "no such file: none.py"),
+    (["no_such_module:f", "--dim", "2"], "no_such_module cannot be imported"),
+    (["own.py:f", "--dim", "2"], "own.py has no function 'f'"),
+    (["own.py:number", "--dim", "2"], "own.py has no function 'number'"),
+    (["broken.py:f", "--dim", "2"], "broken.py cannot be imported: SyntaxError"),
+    (["own.py:raises", "--dim", "2"], "RuntimeError: no way"),
+    (["own.py:nan", "--dim", "2"], "returned nan"),
+    (["own.py:minus", "--dim", "2"], "returned -inf"),
+    (["own.py:word", "--dim", "2"], "'a', not a number"),
+    (["own.py:pair", "--dim", "2"], "not a number"),
+]
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.py").write_text(OWN)
+    (tmp_path / "broken.py").write_text("def f(x:\n")
+    return tmp_path
+
+
+@pytest.mark.parametrize("words, said", BAD)
+def test_bad_input_exits_2_with_one_line(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["search", *words, "--quiet"])
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+
+
+def test_a_run_reaches_its_target_and_writes_what_it_found(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["search", "own.py:bowl", "--dim", "2", "--target", "1e-6", "--out", "o", "--low", "-3", "--high", "4"])
+    said = capsys.readouterr()
+    assert "target reached" in said.out and "best " in said.err
+    result = json.loads((folder / "o" / "results.json").read_text())
+    assert result["result"]["value"] <= 1e-6
+    assert result["result"]["x"] == pytest.approx([1, 1], abs=2e-3)
+    assert (result["low"], result["high"], result["stopped"]) == (-3, 4, "target reached")
+    assert [point[1] for point in result["curve"]] == sorted((point[1] for point in result["curve"]), reverse=True)
+    assert {path.name for path in (folder / "o").iterdir()} == {"results.json", "convergence.png", "search.json"}
+    assert (folder / "o" / "convergence.png").read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize("first", ["90", "100"])
+def test_a_resumed_run_is_the_run_that_was_not_stopped(first: str, folder: Path) -> None:
+    words = ["search", "schwefel", "--dim", "2", "--seed", "3", "--quiet"]
+    main([*words, "--budget", first, "--out", "a"])
+    main([*words, "--budget", "400", "--out", "a", "--resume"])
+    main([*words, "--budget", "400", "--out", "b"])
+    ours, theirs = (json.loads((folder / name / "search.json").read_text()) for name in "ab")
+    for name in ("policy", "random", "best", "state"):
+        ours[name].pop("extra", None) if name == "state" else None
+        theirs[name].pop("extra", None) if name == "state" else None
+        assert ours[name] == theirs[name]
+    assert ours["state"]["told"] == 400
+
+
+def test_resuming_another_run_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["search", "sphere", "--dim", "2", "--budget", "30", "--out", "a", "--quiet"])
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        main(["search", "sphere", "--dim", "2", "--budget", "60", "--out", "a", "--resume", "--seed", "4", "--quiet"])
+    assert "has seed = 0, not 4" in capsys.readouterr().err
+    (folder / "a" / "search.json").write_text("{")
+    with pytest.raises(SystemExit):
+        main(["search", "sphere", "--dim", "2", "--budget", "60", "--out", "a", "--resume", "--quiet"])
+    assert "cannot be read" in capsys.readouterr().err
+
+
+def test_resuming_what_is_finished_changes_nothing(folder: Path) -> None:
+    words = ["search", "sphere", "--dim", "2", "--budget", "60", "--out", "a", "--quiet"]
+    main(words)
+    before = (folder / "a" / "results.json").read_text()
+    main([*words, "--resume"])
+    assert (folder / "a" / "results.json").read_text() == before
+
+
+@pytest.mark.parametrize("options", [["--preset", "ar"], ["--preset", "a"], ["--preset", "r"], ["--kl", "exact"]])
+def test_presets_and_forms_of_the_kl_work(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    main(["search", "double-sum", "--dim", "3", "--target", "1e-4", "--quiet", *options])
+    assert "target reached" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["array", "changes"])
+def test_functions_may_return_an_array_of_one_and_change_what_they_are_given(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["search", f"own.py:{name}", "--dim", "2", "--target", "1e-4", "--quiet"])
+    assert "target reached" in capsys.readouterr().out
+
+
+def test_a_module_beside_the_user_is_found(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "hillside_of_tests.py").write_text("def f(x): return x @ x\n")
+    main(["search", "hillside_of_tests:f", "--dim", "2", "--target", "1e-4", "--quiet"])
+    assert "target reached" in capsys.readouterr().out
