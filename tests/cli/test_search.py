@@ -22,6 +22,13 @@ def changes(x):
     x += 100
     return (x - 100) @ (x - 100)
 number = 3
+def fragile(x):
+    from pathlib import Path
+    count = int(Path("count").read_text()) + 1
+    Path("count").write_text(str(count))
+    if count == 100:
+        raise RuntimeError("power cut")
+    return x @ x
 """
 
 BAD = [
@@ -52,6 +59,7 @@ BAD = [
     (["own.py:minus", "--dim", "2"], "returned -inf"),
     (["own.py:word", "--dim", "2"], "'a', not a number"),
     (["own.py:pair", "--dim", "2"], "not a number"),
+    (["sphere", "--dim", "2", "--out", "own.py"], "cannot write into own.py"),
 ]
 
 
@@ -98,6 +106,18 @@ def test_a_resumed_run_is_the_run_that_was_not_stopped(first: str, folder: Path)
         theirs[name].pop("extra", None) if name == "state" else None
         assert ours[name] == theirs[name]
     assert ours["state"]["told"] == 400
+
+
+def test_a_run_that_broke_goes_on_from_its_last_step(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("valence.runs.search.SAVE_EVERY", 0.0)
+    words = ["search", "own.py:fragile", "--dim", "2", "--budget", "180", "--quiet", "--out"]
+    (folder / "count").write_text("0")
+    with pytest.raises(SystemExit):
+        main([*words, "a"])
+    assert 90 <= json.loads((folder / "a" / "search.json").read_text())["state"]["told"] < 100
+    main([*words, "a", "--resume"])
+    main([*words, "b"])
+    assert (folder / "a" / "search.json").read_text() == (folder / "b" / "search.json").read_text()
 
 
 def test_resuming_another_run_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

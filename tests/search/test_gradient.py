@@ -74,7 +74,7 @@ def test_samples_come_from_the_lagging_reference() -> None:
 @pytest.mark.parametrize("kind", ["values", "ranks", "labels", "pairs"])
 def test_every_kind_of_feedback_moves_it_the_right_way(objective: Any, kind: str) -> None:
     search = GradientSearch(Box(-5, 5, 1), objective, refresh_every=20, lr=0.02, seed=0)
-    for _ in range(150):
+    for _ in range(100):
         x = search.ask()
         values = (x[:, 0] - 2) ** 2
         feedback = {

@@ -207,9 +207,15 @@ def test_nothing_said_is_nothing_learned() -> None:
     assert pmpo_weights(judge_values([2.0] * 4, 4), PMPO(alpha=0.5), exact_kl=False) is None
 
 
-def test_without_a_kl_rejections_are_refused() -> None:
-    with pytest.raises(ValueError, match="unbounded"):
-        pmpo_weights(judge_labels([1, -1], 2), PMPO(alpha=0.0, beta=0.0), exact_kl=True)
+@pytest.mark.parametrize("exact", [True, False])
+def test_a_beta_too_small_for_one_sided_labels_is_replaced_and_said(exact: bool) -> None:
+    """The paper's AR with rejections alone: W = -0.5 + 0.5 = 0."""
+    said = judge_labels([0, -1], 2)
+    with pytest.warns(UserWarning, match=r"beta = 0.5 .* 1 is used"):
+        weights = pmpo_weights(said, PMPO(alpha=0.5, beta=0.5), exact_kl=exact)
+    auto = pmpo_weights(said, PMPO(alpha=0.5), exact_kl=exact)
+    assert weights is not None and auto is not None
+    np.testing.assert_array_equal(weights.mean, auto.mean)
 
 
 @pytest.mark.parametrize("accepted", [0.1, 0.5, 0.8])

@@ -136,6 +136,14 @@ def test_restarts_find_what_one_run_misses() -> None:
     assert solved[0] < 3 == solved[9]
 
 
+def test_without_values_it_stops_instead_of_beginning_anew() -> None:
+    search = PreferenceSearch(Box(-5, 5, 2), seed=0, sigma=0.01, start=OPTIMUM)
+    while not search.stop():
+        told(search, by_labels, 1)
+    assert search.result.restarts == 0 and search.stop() == "the policy is a point"
+    assert off_centre(search.mean) < 1e-18
+
+
 def test_a_stopped_search_stays_where_it_is() -> None:
     search = PreferenceSearch(Box(-5, 5, 2), seed=0, restarts=0)
     while not search.stop():

@@ -15,6 +15,7 @@ from valence.errors import UserError
 EXPERIMENTS = {
     "thumbs": "valence.reproduce.thumbs",
     "bandit": "valence.reproduce.bandit",
+    "control": "valence.reproduce.control",
     "offline-control": "valence.reproduce.offline_control",
 }
 

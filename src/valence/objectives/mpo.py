@@ -50,7 +50,7 @@ def mpo_temperature_loss(
     """
     number = present.sum(-1, keepdim=True)
     scaled = (zero_absent(reward, present) / temperature).masked_fill(~present & (number > 0), -torch.inf)
-    mean = torch.logsumexp(scaled, -1, keepdim=True) - number.clamp(min=1).log()
+    mean = torch.logsumexp(scaled, -1, keepdim=True) - number.clamp(min=1).to(scaled.dtype).log()
     return torch.where(number > 0, temperature * (epsilon + mean), 0.0)
 
 
@@ -133,8 +133,9 @@ class MPO:
         require_feedback(self, batch.feedback)
         assert isinstance(batch.feedback, Rewards)
         penalty = None
-        if self.epsilon_penalty:
-            steps = batch.action.steps
+        steps = batch.action.steps
+        # Bins and tokens are whole numbers, with no bounds to lie outside of.
+        if self.epsilon_penalty and steps.is_floating_point():
             outside = (steps - steps.clamp(-1.0, 1.0)).flatten(2)
             penalty = outside.norm(dim=-1)
         contexts = max(int(batch.present.any(-1).sum()), 1)
@@ -155,13 +156,14 @@ class MPO:
             metrics["penalty_temperature"] = cost.detach()
         # A context's KL is the same for all of its actions: their mean is it.
         share = present / present.sum(-1, keepdim=True).clamp(min=1)
+        contexts = present.any(-1).sum().clamp(min=1)
         policy = torch.zeros_like(share)
         for half, log_prob, kl, epsilon in self._halves(total):
             multiplier = duals[half]
             kl = zero_absent(kl, present)
             policy = policy - weight * zero_absent(log_prob, present) + multiplier.detach() * share * kl
             dual = dual + multiplier * (share * (epsilon - kl.detach())).sum(-1, keepdim=True)
-            metrics[f"kl_ref_policy_{half}"] = (share * kl.detach()).sum() / target.size
+            metrics[f"kl_ref_policy_{half}"] = (share * kl.detach()).sum() / contexts
             metrics[f"multiplier_{half}"] = multiplier.detach()
         return Loss({"policy": policy, "dual": dual}, metrics)
 

@@ -77,6 +77,7 @@ class GaussianPolicy(Actor):
         theirs = self._reference(batch, reference, needs)
         if theirs is None:
             raise ValueError(f"{sorted(needs & DECOUPLED)} need a reference policy, and none was given")
+        assert isinstance(theirs, Independent)
         mean, scale = self.moments(batch.context)
         steps, mask = batch.action.steps, batch.action.mask
         parts = {}

@@ -63,12 +63,13 @@ class PolicyRunner:
             weights = load_file(home / WEIGHTS)
             policy = KINDS[about["policy"].pop("kind")](**about["policy"])
             policy.load_state_dict(weights)
+            low, high, environment = np.array(about["low"]), np.array(about["high"]), about["environment"]
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             raise UserError(f"there is no policy to load in {folder} ({' '.join(str(error).split())})") from error
-        return cls(policy.requires_grad_(False), np.array(about["low"]), np.array(about["high"]), about["environment"])
+        return cls(policy.requires_grad_(False), low, high, environment)
 
     def act(self, observation: Any, *, generator: torch.Generator | None = None) -> np.ndarray:
-        """The action for one observation `[O]` (or a dictionary of its parts), or for N of them, `[N, O]`.
+        """The action for one observation `[O]` (in any shape, or a dictionary of its parts), or for N, `[N, O]`.
 
         Args:
             generator: draw from the policy with it; None takes the most likely action.
@@ -79,13 +80,16 @@ class PolicyRunner:
         """
         if isinstance(observation, Mapping):
             observation = np.concatenate([np.asarray(part, dtype=np.float32).ravel() for part in observation.values()])
-        seen = torch.as_tensor(np.asarray(observation, dtype=np.float32))
-        if seen.shape[-1] != self.policy.observation_size:
-            raise ValueError(f"the policy sees {self.policy.observation_size} numbers, and was given {seen.shape[-1]}")
+        seen, size = torch.as_tensor(np.asarray(observation, dtype=np.float32)), self.policy.observation_size
+        # One observation that is no vector is flattened, as it was in training.
+        seen = seen.flatten() if seen.shape[-1:] != (size,) and seen.numel() == size else seen
+        if seen.shape[-1:] != (size,):
+            raise ValueError(f"the policy sees {size} numbers, and was given an observation of shape {[*seen.shape]}")
         rows = seen.reshape(-1, seen.shape[-1])
         if generator is None:
             chosen = self.policy.mode(rows)
         else:
             chosen = self.policy.decode(self.policy.draw(rows, 1, generator))[:, 0, 0]
         action = (self.high + self.low) / 2 + (self.high - self.low) / 2 * chosen.double().numpy()
-        return action.reshape(*seen.shape[:-1], -1)
+        # Rounding may step over a bound, which some environments refuse.
+        return action.clip(self.low, self.high).reshape(*seen.shape[:-1], -1)

@@ -28,7 +28,7 @@ from valence.runs.config import PRESET_ALPHA
 from valence.runs.control_config import AgentConfig, ControlConfig, ImproveConfig, control_config
 from valence.runs.progress import Progress
 from valence.sources.control import ControlSettings, ControlSource, Labelling
-from valence.sources.environments import Crew, make_environment
+from valence.sources.environments import Crew, Environment, make_environment
 from valence.training.checkpoint import checkpoints, load_checkpoint
 from valence.training.learner import Learner
 from valence.training.loop import Schedule, train
@@ -103,13 +103,18 @@ def make_policy(agent: AgentConfig, observation_size: int, action_size: int) -> 
     return CategoricalPolicy(observation_size, action_size, agent.hidden, bins=agent.bins)
 
 
+def make(config: ControlConfig, *, pictures: bool = False) -> Environment:
+    """The environment of a run."""
+    return make_environment(config.environment, repeat=config.agent.action_repeat, pictures=pictures)
+
+
 class Agent:
     """The parts of a run, wired: `learner` improves `policy` on what `source` gives."""
 
     def __init__(self, config: ControlConfig) -> None:
         agent, trial = config.agent, config.trial
         torch.manual_seed(trial.seed)
-        crew = Crew(lambda: make_environment(config.environment), trial.num_environments, trial.seed)
+        crew = Crew(lambda: make(config), trial.num_environments, trial.seed)
         self.environment = crew.environments[0]
         sizes = (self.environment.observation_size, self.environment.action_size)
         self.policy = make_policy(agent, *sizes)
@@ -152,7 +157,7 @@ def run_control(config: ControlConfig, *, quiet: bool = False) -> ControlResult:
     agent = Agent(config)
     start = _begin(out, config, agent)
     per_update = config.agent.steps_per_update
-    evaluation = Evaluation(lambda: make_environment(config.environment), trial.eval_episodes)
+    evaluation = Evaluation(lambda: make(config), trial.eval_episodes)
     curve = _kept_curve(out, start)
     progress = _Progress(agent, start, show=not quiet)
 
@@ -182,7 +187,7 @@ def run_control(config: ControlConfig, *, quiet: bool = False) -> ControlResult:
     space = agent.environment
     save_actor(out / "policy", agent.policy, low=space.low, high=space.high, environment=config.environment)
     if trial.video:
-        film(agent.policy, make_environment(config.environment, pictures=True), out / "video.gif")
+        film(agent.policy, make(config, pictures=True), out / "video.gif")
     return ControlResult(out, curve, returns, outcome.seconds)
 
 

@@ -73,10 +73,12 @@ class AgentConfig:
     """Environment steps for each update; below 1, several updates a step."""
     refresh_every: int = 100
     """Updates between refreshes of the reference, and of the critic's target."""
+    action_repeat: int = 1
+    """Environment steps that each action lasts; the control suite's quick tasks learn sooner with 2 to 8."""
     discount: float = 0.99
-    """Gamma, per environment step."""
+    """Gamma, per action."""
     n_step: int = 5
-    """Rewards in a critic's target before it bootstraps."""
+    """Actions' rewards in a critic's target before it bootstraps."""
     init_scale: float = 0.5
     """Gaussian: standard deviation at the start, in units of half the action range."""
 
@@ -84,7 +86,7 @@ class AgentConfig:
         _check(self.policy in ("gaussian", "categorical"), "policy", self.policy, "gaussian or categorical")
         _check(bool(self.hidden) and min(self.hidden) >= 1, "hidden", self.hidden, "one size or more, each at least 1")
         _check_numbers(self, "lr", "critic_lr", "steps_per_update", above=0)
-        _check_numbers(self, "batch_size", "refresh_every", "n_step", least=1)
+        _check_numbers(self, "batch_size", "refresh_every", "n_step", "action_repeat", least=1)
         _check_numbers(self, "bins", "num_actions", least=2)
         _check_numbers(self, "discount", above=0, most=1)
         _check_numbers(self, "init_scale", above=0, most=10)

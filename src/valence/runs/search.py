@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ from valence.search.space import Space
 
 Curve = list[list[int | float]]
 """Evaluations and best value, at each improvement."""
+SAVE_EVERY = 2.0
+"""Seconds between saves; at most one step is lost where a step takes longer."""
 STATE, RESULTS, PICTURE = "search.json", "results.json", "convergence.png"
 
 
@@ -55,12 +58,17 @@ def run_search(
     Returns:
         What was found, and why it ended.
     Raises:
-        UserError: the function raised, or returned no number; or there is nothing to resume.
+        UserError: the function raised, or returned no number; there is nothing to resume; or `out` cannot be written.
     """
     about = about or {}
     search, curve = _resumed(options.out, about) if options.resume else (make(), [])
     why = _ended(search, options) if search.best else None
-    bar = _Bar(options)
+    if options.out is not None:
+        try:
+            options.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot write into {options.out}: {error.strerror}") from error
+    bar, saved = _Bar(options), time.monotonic()
     try:
         while why is None:
             x = search.ask(min(search.missing, options.budget - search.told))
@@ -69,8 +77,9 @@ def run_search(
             if not curve or search.best[0] < curve[-1][1]:
                 curve.append([search.told, search.best[0]])
             why = _ended(search, options)
-            if options.out is not None and (why or bar.due(search.told)):
+            if options.out is not None and (why or time.monotonic() - saved > SAVE_EVERY):
                 _save(search, curve, about, options.out)
+                saved = time.monotonic()
             bar(search, final=why is not None)
     finally:
         bar.close()
@@ -174,16 +183,12 @@ class _Bar:
             self._task = self._bar.add_task("", total=options.budget)
             self._bar.start()
 
-    def due(self, told: int) -> bool:
-        """Whether another tenth of the budget is spent."""
-        return told >= self._next
-
     def __call__(self, search: PreferenceSearch, *, final: bool) -> None:
         assert search.best is not None
         said = f"best {search.best[0]:.3e}  size {search.policy.size:.1e}  restarts {search.result.restarts}"
         if self._bar is not None:
             self._bar.update(self._task, completed=min(search.told, self.budget), description=said)
-        elif self.show and (final or self.due(search.told)):
+        elif self.show and (final or search.told >= self._next):
             print(f"  {search.told}/{self.budget} evaluations  {said}", file=sys.stderr, flush=True)
         while self._next <= search.told:
             self._next += self._every

@@ -5,9 +5,9 @@ It counts as one more accepted sample for size and shape: a mean that keeps goin
 it, one that goes to and fro shortens it. It is what a reference that lags would see (second moments about the mean of
 some steps ago), with a smooth forgetting for the lag.
 
-Departs from the paper: the path, and KL weights of their own for size and shape. Path and rates of the shape are those
-of evolution strategies (Hansen, "The CMA Evolution Strategy: A Tutorial", 2016, Eqs. 31, 47, 57, 58), where the path
-sets the size by its length.
+Departs from the paper: the path, and KL weights of their own for size and shape. The path and the shape's rates are
+those of evolution strategies (Hansen, "The CMA Evolution Strategy: A Tutorial", 2016, appendix A), where the path's
+length sets the size.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Rates:
         mu = max(effective, 1.0)
         path = 2 / ((dim + 1.3) ** 2 + mu)
         sample = 2 * (mu - 2 + 1 / mu) / ((dim + 2) ** 2 + mu)
-        # A diagonal has (d + 1) / 2 times fewer numbers to learn.
+        # A diagonal has fewer numbers to learn (Ros & Hansen, 2008).
         faster = (dim + 2) / 3 if diagonal else 1.0
         faster = min(faster, 0.5 / (path + sample)) if faster > 1 else 1.0
         return cls((mu + 2) / (dim + mu + 5), faster * path, faster * sample)

@@ -18,6 +18,7 @@ mean of a few samples stays uncancelled, which a search pays for at every step.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -57,11 +58,12 @@ class Weights:
 def pmpo_weights(judgement: Judgement, objective: PMPO, *, exact_kl: bool) -> Weights | None:
     """The objective's weights on a judged draw; None where its classes are empty, so that nothing is to be learned.
 
-    A class that nobody spoke of drops out, and beta="auto" is then the bound of what is left. Where all were rejected,
-    the draw says nothing of what else the reference does: the KL is in closed form, rejecting half assumed.
+    A class that nobody spoke of drops out, and beta="auto" is then the bound of what is left, (1 - alpha) / rho with
+    rho the rejected part of the whole draw: what nobody judged counts as not rejected. Where all were rejected, the
+    draw says nothing of what else the reference does: the KL is in closed form, and rho taken for one half.
 
-    Raises:
-        ValueError: W <= 0: the objective is unbounded.
+    Warns:
+        W <= 0 with the objective's own beta, as with beta 0.5 where all that is said are rejections: the bound is used.
     """
     count, alpha = len(judgement), objective.alpha
     accepts = alpha * bool(judgement.accepted.any())
@@ -74,10 +76,10 @@ def pmpo_weights(judgement: Judgement, objective: PMPO, *, exact_kl: bool) -> We
     beta = bound if objective.beta == "auto" else float(objective.beta)
     total = accepts - rejects + beta
     if total <= 1e-12:
-        raise ValueError(
-            f"beta = {beta:g} with alpha = {alpha:g} is unbounded: nothing holds the policy against the rejections; "
-            f"raise beta above {rejects - accepts:g} (beta='auto' takes {bound:g})"
+        warnings.warn(
+            f"beta = {beta:g} does not hold the policy against what is rejected here: {bound:g} is used", stacklevel=4
         )
+        beta, total = bound, accepts - rejects + bound
     away = rejects * _unit(judgement.rejected)
     anchor = 0.0 if exact_kl else beta / count
     mean = (accepts * _unit(judgement.strength) - away + anchor) / total

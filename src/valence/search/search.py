@@ -65,7 +65,7 @@ class PreferenceSearch:
         population: points to an improvement step; None takes it from the dimension.
         start: the first mean, as a point; None takes the box's centre or the space's mean.
         sigma: the first standard deviation: of a box as a part of its width (None: 0.3), else in units of `scale` (1).
-        restarts: how often to begin anew where a run is over, each time with twice the population.
+        restarts: how often to begin anew where a run is over, each time with twice the population; needs values.
         kl: the KL's expectation over the draw itself ("sampled"), or in closed form ("exact"); see `m_step`.
         seed: same seed, same bits.
     Raises:
@@ -178,7 +178,8 @@ class PreferenceSearch:
         self.draw = Draw()
         if why is None:
             return
-        if self.begun > self.restarts:
+        # Without values nobody could say which run has found the better point.
+        if self.begun > self.restarts or self.best is None:
             self.reason = self.reason or why
         else:
             self._begin(self.space.anywhere(self.random))

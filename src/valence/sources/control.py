@@ -119,7 +119,7 @@ class ControlSource:
                 place, before, action, after.reward, after.observation,
                 terminated=after.terminated, truncated=after.truncated,
             )  # fmt: skip
-            self.env_steps += 1
+            self.env_steps += after.steps
         if self.crew.finished:
             self.figures["train_return"] = self.crew.finished[-1]
             self.crew.finished.clear()

@@ -21,12 +21,13 @@ TESTED = {"dm-control": "1.0.50", "mujoco": "3.17.0"}
 
 
 class Step(NamedTuple):
-    """What came of an action: `observation` is where it led, also at an episode's end."""
+    """What came of an action: `observation` is where it led, also at an episode's end; `steps` how long it took."""
 
     observation: np.ndarray
     reward: float
     terminated: bool
     truncated: bool
+    steps: int = 1
 
 
 @runtime_checkable
@@ -120,18 +121,49 @@ class Gymnasium:
         return np.asarray(self._environment.render())
 
 
-def make_environment(name: str, *, pictures: bool = False) -> Environment:
+class Repeated:
+    """Each action done so many times, its rewards summed: fewer decisions to a second.
+
+    Args:
+        environment: whose actions are repeated.
+        times: how often; an episode's end cuts it short.
+    """
+
+    def __init__(self, environment: Environment, times: int) -> None:
+        self._environment, self._times = environment, times
+        self.observation_size, self.action_size = environment.observation_size, environment.action_size
+        self.low, self.high = environment.low, environment.high
+
+    def reset(self, seed: int) -> np.ndarray:
+        return self._environment.reset(seed)
+
+    def step(self, action: np.ndarray) -> Step:
+        after = self._environment.step(action)
+        total, taken = after.reward, 1
+        while taken < self._times and not (after.terminated or after.truncated):
+            after = self._environment.step(action)
+            total, taken = total + after.reward, taken + 1
+        return after._replace(reward=total, steps=taken)
+
+    def render(self) -> np.ndarray:
+        return self._environment.render()
+
+
+def make_environment(name: str, *, repeat: int = 1, pictures: bool = False) -> Environment:
     """`dm_control/DOMAIN-TASK-v0`, or an id of gymnasium's.
 
     Args:
+        repeat: environment steps that each action lasts.
         pictures: whether `render` will be called.
     Raises:
         UserError: there is none of that name, it is not for continuous actions, or its package is missing.
     """
-    if not name.startswith(CONTROL_SUITE):
-        return Gymnasium(name, pictures=pictures)
-    domain, _, task = name.removeprefix(CONTROL_SUITE).removesuffix("-v0").partition("-")
-    return ControlSuite(domain, task)
+    if name.startswith(CONTROL_SUITE):
+        domain, _, task = name.removeprefix(CONTROL_SUITE).removesuffix("-v0").partition("-")
+        environment: Environment = ControlSuite(domain, task)
+    else:
+        environment = Gymnasium(name, pictures=pictures)
+    return environment if repeat == 1 else Repeated(environment, repeat)
 
 
 def _control_suite() -> Any:
