@@ -144,18 +144,18 @@ def test_the_loss_by_hand() -> None:
     policy, dual = 0.0, 0.0
     for n, keep in enumerate(([0, 1, 2], [0, 1])):
         weight = torch.softmax(REWARD[n, keep] / 2, -1)
-        kl_mean, kl_covariance = (float(leaves[f"ref_kl_{half}"][n, 0, 0]) for half in ("mean", "covariance"))
+        kl_mean, kl_covariance = (leaves[f"ref_kl_{half}"][n, 0, 0].item() for half in ("mean", "covariance"))
         for place, k in enumerate(keep):
             both = leaves["log_prob_mean"][n, k, 0] + leaves["log_prob_covariance"][n, k, 0]
-            policy -= float(weight[place] * both)
+            policy -= (weight[place] * both).item()
         policy += 3 * kl_mean + 7 * kl_covariance
         dual += 2 * (0.1 + float((REWARD[n, keep] / 2).exp().mean().log()))
         dual += 3 * (2.5e-3 - kl_mean) + 7 * (1e-6 - kl_covariance)
     assert loss.terms["policy"].sum().item() == pytest.approx(policy, rel=1e-5)
     assert loss.terms["dual"].sum().item() == pytest.approx(dual, rel=1e-5)
     assert loss.terms["policy"][1, 2] == 0
-    klm = [float(leaves["ref_kl_mean"][n, 0, 0]) for n in range(2)]
-    assert float(loss.metrics["kl_ref_policy_mean"]) == pytest.approx(sum(klm) / 2)
+    kl = [leaves["ref_kl_mean"][n, 0, 0].item() for n in range(2)]
+    assert float(loss.metrics["kl_ref_policy_mean"]) == pytest.approx(sum(kl) / 2)
     assert float(loss.metrics["temperature"]) == pytest.approx(2.0)
 
 
@@ -183,8 +183,8 @@ def test_where_the_gradient_flows() -> None:
     slopes = dict(zip(names, torch.autograd.grad(again, [duals.raw[name] for name in names]), strict=True))
     assert set(names) == {"temperature", "mean", "covariance", "penalty"}
     for half, epsilon in (("mean", 2.5e-3), ("covariance", 1e-6)):
-        total = float((epsilon - leaves[f"ref_kl_{half}"][:, 0, 0]).sum())
-        assert float(slopes[half]) == pytest.approx(total * float(torch.sigmoid(duals.raw[half])), rel=1e-4)
+        total = (epsilon - leaves[f"ref_kl_{half}"][:, 0, 0]).sum().item()
+        assert float(slopes[half]) == pytest.approx(total * torch.sigmoid(duals.raw[half]).item(), rel=1e-4)
     leaves_seen = torch.autograd.grad(
         objective(Likelihood(**leaves), target, duals).terms["dual"].sum(), list(leaves.values()), allow_unused=True
     )

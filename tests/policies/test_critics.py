@@ -9,7 +9,7 @@ import torch
 
 import helpers
 from helpers import assert_close, make_batch
-from valence.critics import BatchValue, TokenValue, trainable_parameters
+from valence.critics import BatchValue, QNetwork, TokenValue, trainable_parameters
 from valence.policies import language
 from valence.policies.language import present_rows
 from valence.types import Action, Batch, Rewards
@@ -157,3 +157,66 @@ def test_one_value_lies_where_it_is_told() -> None:
     assert BatchValue(device="meta").constant.device.type == "meta"
     assert BatchValue(device=torch.device("cpu")).constant.device.type == "cpu"
     assert BatchValue().constant.device == torch.empty(()).device
+
+
+def slow_q(critic: QNetwork, head: int, observation: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
+    """One network, one observation and one action, by ordinary layers."""
+    x = torch.cat([observation, action])
+    for place, (weight, bias) in enumerate(zip(critic.weights, critic.biases, strict=True)):
+        x = torch.nn.functional.linear(x, weight[head].T, bias[head, 0])
+        if place == 0:
+            x = torch.nn.functional.layer_norm(x, x.shape, critic.gain[head, 0], critic.shift[head, 0])
+        if place < len(critic.weights) - 1:
+            x = torch.relu(x)
+    return x[0]
+
+
+@pytest.mark.parametrize("hidden", [(6,), (6, 5), (6, 5, 4)])
+@pytest.mark.parametrize("heads", [1, 2, 3])
+def test_q_networks_equal_ordinary_layers_one_by_one(hidden: tuple[int, ...], heads: int) -> None:
+    critic = QNetwork(3, 2, hidden, heads=heads)
+    helpers.shake(critic, size=0.5)
+    draw = torch.Generator().manual_seed(0)
+    observation, action = torch.randn(4, 3, generator=draw), torch.randn(4, 5, 2, generator=draw)
+    values = critic(observation, action)
+    assert values.shape == (heads, 4, 5)
+    weights = torch.randn(values.shape, generator=draw)
+    (values * weights).sum().backward()
+    ours = helpers.gradients(critic)
+    critic.zero_grad()
+    slow = torch.stack(
+        [
+            torch.stack([torch.stack([slow_q(critic, h, observation[n], a) for a in action[n]]) for n in range(4)])
+            for h in range(heads)
+        ]
+    )
+    assert_close(values.detach(), slow.detach(), 1e-5)
+    (slow * weights).sum().backward()
+    theirs = helpers.gradients(critic)
+    assert ours.keys() == theirs.keys() == dict(critic.named_parameters()).keys()
+    for name, part in theirs.items():
+        assert_close(ours[name], part, 1e-4)
+    # Networks side by side, each by itself: another start, other values, and no gradient into its neighbour.
+    assert slow.std(dim=(1, 2)).min() > 0.01
+    for first in range(heads):
+        for second in range(first):
+            assert (slow[first] - slow[second]).abs().max() > 0.01
+    critic.zero_grad()
+    critic(observation, action)[0].sum().backward()
+    for name, part in helpers.gradients(critic).items():
+        assert part[0].any() and not part[1:].any(), name
+
+
+def test_q_networks_start_within_their_bounds_and_elsewhere_each_time() -> None:
+    first, second = QNetwork(3, 2, (64, 64)), QNetwork(3, 2, (64, 64))
+    for place, fan_in in enumerate((5, 64, 64)):
+        weight = first.weights[place].detach()
+        assert weight.abs().max() <= fan_in**-0.5 and weight.std() == pytest.approx((fan_in * 3) ** -0.5, rel=0.15)
+        assert not torch.equal(weight, second.weights[place]) and not torch.equal(weight[0], weight[1])
+
+
+def test_q_networks_do_not_care_for_the_scale_of_observations() -> None:
+    """The first layer is normalised: observations of thousands do not drown the rest."""
+    critic, draw = QNetwork(3, 1, (32,)), torch.Generator().manual_seed(0)
+    observation, action = 1000 * torch.randn(50, 3, generator=draw), torch.zeros(50, 1, 1)
+    assert critic(observation, action).abs().max() < 10

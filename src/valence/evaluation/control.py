@@ -8,11 +8,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from valence.errors import UserError
 from valence.policies.actor import Actor
 from valence.sources.environments import Crew, Environment
 
 SEED = 10**6
 """Evaluation episodes begin at seeds that no training run uses."""
+LONGEST = 100_000
+"""Actions after which an episode is taken to have no end."""
 
 
 class Evaluation:
@@ -31,18 +34,24 @@ class Evaluation:
         self._seed = seed
 
     def returns(self, policy: Actor) -> list[float]:
-        """Undiscounted returns, one an episode."""
+        """Undiscounted returns, one an episode.
+
+        Raises:
+            UserError: an episode does not end.
+        """
         rest = iter(self._environments)
         crew = Crew(lambda: next(rest), len(self._environments), self._seed)
         returns: dict[int, float] = {}
         totals = [0.0] * len(crew.environments)
-        while len(returns) < len(totals):
+        for _ in range(LONGEST):
             actions = policy.mode(torch.from_numpy(np.stack(crew.observations))).numpy()
             for place, (_, _, after) in enumerate(crew.step(list(actions))):
                 totals[place] += after.reward
                 if (after.terminated or after.truncated) and place not in returns:
                     returns[place] = totals[place]
-        return [returns[place] for place in sorted(returns)]
+            if len(returns) == len(totals):
+                return [returns[place] for place in sorted(returns)]
+        raise UserError(f"an episode has not ended after {LONGEST} actions: give the environment a limit of time")
 
 
 def film(policy: Actor, environment: Environment, path: Path, *, seed: int = SEED, every: int = 4) -> Path:

@@ -217,11 +217,10 @@ def run(out: Path, size_name: str, workers: int | None = None) -> Path:
     print_claims(claims)
     out.mkdir(parents=True, exist_ok=True)
     plot(runs, rows, out / "bandit.png")
-    took = [
-        {"function": run["problem"].name, "dim": run["problem"].dim, "method": run["method"], "seed": run["seed"],
-         "evaluations": _number(run["evaluations"])}
-        for run in runs if run["part"] == "product"
-    ]  # fmt: skip
-    path = write_results(out, "bandit", rows, claims, size.seeds, per_seed=took, steps=size.steps, lr=LR)
+    took: dict[str, list[float | str]] = {}
+    for item in (item for item in runs if item["part"] == "product"):
+        name = f"{item['problem'].name} {item['problem'].dim}D, {item['method']}"
+        took.setdefault(name, []).append(_number(item["evaluations"]))
+    path = write_results(out, "bandit", rows, claims, size.seeds, evaluations_per_seed=took, steps=size.steps, lr=LR)
     write_page(out / "README.md", "Bandit: standard functions", PAGE, "bandit.png")
     return path

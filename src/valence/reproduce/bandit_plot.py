@@ -63,12 +63,14 @@ def _ratios(axis: Any, rows: Sequence[Mapping[str, Any]]) -> None:
     methods = [name for name in dict.fromkeys(row["method"] for row in mine) if "pycma" not in name]
     for place, method in enumerate(methods):
         found = [row for row in mine if row["method"] == method]
-        spots = [problems.index((row["function"], row["dim"])) + 0.12 * (place - len(methods) / 2) for row in found]
+        spots = [
+            problems.index((row["function"], row["dim"])) + 0.12 * (place - (len(methods) - 1) / 2) for row in found
+        ]
         axis.plot(spots, [row["over pycma"] for row in found], "o", markersize=4, label=method)
     axis.axhline(1, color="black", linewidth=0.8)
     axis.set_yscale("log")
-    axis.set_xticks(range(len(problems)), [f"{name}\n{dim}D" for name, dim in problems], fontsize=7)
+    axis.set_xticks(range(len(problems)), [f"{name}\n{dim}D".replace("-", "-\n") for name, dim in problems], fontsize=7)
     axis.set_ylabel("median evaluations / pycma's", fontsize=8)
     axis.grid(alpha=0.25)
     if methods:
-        axis.legend(fontsize=7, ncols=2)
+        axis.legend(fontsize=7, ncols=len(methods), loc="lower left", bbox_to_anchor=(0, 1.0))

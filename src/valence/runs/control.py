@@ -29,7 +29,7 @@ from valence.runs.control_config import AgentConfig, ControlConfig, ImproveConfi
 from valence.runs.progress import Progress
 from valence.sources.control import ControlSettings, ControlSource, Labelling
 from valence.sources.environments import Crew, Environment, make_environment
-from valence.training.checkpoint import checkpoints, load_checkpoint
+from valence.training.checkpoint import PREFIX, REPLACED, checkpoints, load_checkpoint, save_checkpoint
 from valence.training.learner import Learner
 from valence.training.loop import Schedule, train
 from valence.training.reference import FrozenCopy
@@ -153,19 +153,25 @@ def run_control(config: ControlConfig, *, quiet: bool = False) -> ControlResult:
     """The run: builds, resumes, trains, evaluates, writes `out`."""
     trial = config.trial
     torch.set_num_threads(trial.threads)
+    if trial.video:
+        _check_camera(config)
     out = Path(trial.out or f"runs/{config.environment.replace('/', '-').replace(':', '-')}")
     agent = Agent(config)
     start = _begin(out, config, agent)
     per_update = config.agent.steps_per_update
     evaluation = Evaluation(lambda: make(config), trial.eval_episodes)
-    curve = _kept_curve(out, start)
+    curve, updates = _kept_curve(out, start)
     progress = _Progress(agent, start, show=not quiet)
 
     def evaluate(step: int) -> dict[str, float]:
         returns[:] = evaluation.returns(agent.policy)
         mean = statistics.fmean(returns)
+        if step in updates:
+            # A run that was finished already.
+            del curve[updates.index(step) :], updates[updates.index(step) :]
         curve.append((agent.source.env_steps, mean))
-        _write(out, config, curve, returns)
+        updates.append(step)
+        _write(out, config, curve, updates, returns)
         progress.latest["eval/return"] = mean
         return {"return": mean, "env_steps": float(agent.source.env_steps)}
 
@@ -180,6 +186,10 @@ def run_control(config: ControlConfig, *, quiet: bool = False) -> ControlResult:
             agent.learner, agent.source, schedule, trackers=trackers, evaluate=evaluate,
             checkpoint_folder=out / "checkpoints", on_step=progress,
         )  # fmt: skip
+        if trial.save_every:
+            save_checkpoint(out / "checkpoints", agent.learner, agent.source, {})
+    except FloatingPointError as error:
+        raise UserError(str(error)) from error
     finally:
         progress.close()
         for tracker in trackers:
@@ -214,6 +224,9 @@ def _begin(out: Path, config: ControlConfig, agent: Agent) -> int:
         raise UserError(f"--resume keeps a run's settings, and {', '.join(changed)} changed: give another --out")
     found = checkpoints(out / "checkpoints")
     if found:
+        done = int(found[-1].name.removeprefix(PREFIX).removesuffix(REPLACED))
+        if done > agent.updates:
+            raise UserError(f"--steps {config.trial.steps} is behind the checkpoint {found[-1]}: give more")
         load_checkpoint(found[-1], agent.learner, agent.source)
     return agent.learner.step
 
@@ -225,21 +238,37 @@ def _about(config: ControlConfig) -> dict[str, Any]:
     return json.loads(json.dumps({name: value for name, value in flat.items() if name not in free}))
 
 
-def _kept_curve(out: Path, start: int) -> list[tuple[int, float]]:
-    """The curve of the run that is resumed, up to its checkpoint."""
+def _kept_curve(out: Path, start: int) -> tuple[list[tuple[int, float]], list[int]]:
+    """The curve of the run that is resumed, up to its checkpoint, and after which updates each point was taken."""
     path = out / "results.json"
     if not start or not path.is_file():
-        return []
+        return [], []
     kept = json.loads(path.read_text(encoding="utf-8"))
     pairs = zip(kept["curve"], kept["updates"], strict=True)
-    return [(step, value) for (step, value), update in pairs if update <= start]
+    points = [((step, value), update) for (step, value), update in pairs if update <= start]
+    return [point for point, _ in points], [update for _, update in points]
 
 
-def _write(out: Path, config: ControlConfig, curve: list[tuple[int, float]], returns: list[float]) -> None:
-    per_update, warmup = config.agent.steps_per_update, config.trial.warmup_steps
-    updates = [round((step - warmup) / per_update) for step, _ in curve]
+def _write(
+    out: Path, config: ControlConfig, curve: list[tuple[int, float]], updates: list[int], returns: list[float]
+) -> None:
     result = {"curve": curve, "updates": updates, "returns": returns, "settings": asdict(config)}
-    (out / "results.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    draft = out / "results.json.draft"
+    draft.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    draft.replace(out / "results.json")
+
+
+def _check_camera(config: ControlConfig) -> None:
+    """Take a picture before the run, and not fail after it."""
+    environment = make(config, pictures=True)
+    try:
+        environment.reset(0)
+        shape = environment.render().shape
+        if len(shape) != 3 or shape[2] != 3:
+            raise ValueError(f"its pictures have the shape {shape}")
+    except Exception as error:
+        said = " ".join(str(error).split())
+        raise UserError(f"--video: {config.environment} cannot be rendered here ({said}); leave it out") from error
 
 
 class _Progress(Progress):

@@ -5,7 +5,8 @@ improves the policy on: for each state, K actions drawn from the reference with 
 values serve the critic's targets, so that the large forward pass is made once.
 
 The critic: n-step returns, several networks of which the smallest bootstraps (clipped double Q), target networks
-copied every so many updates. Twins rather than a distribution over returns: that needs the range of returns, which a
+copied every so many updates. Its rewards are per environment step, so that repeating actions does not change their size.
+Twins rather than a distribution over returns: that needs the range of returns, which a
 user's environment does not tell.
 
 Shape legend: see `valence.types`; O observation, D action dimensions.
@@ -14,6 +15,7 @@ Shape legend: see `valence.types`; O observation, D action dimensions.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -116,7 +118,7 @@ class ControlSource:
                 actions = policy.decode(policy.draw(seen, 1, self.generator))[:, 0, 0]
         for place, (before, action, after) in enumerate(self.crew.step(list(actions.numpy()))):
             self.replay.add(
-                place, before, action, after.reward, after.observation,
+                place, before, action, after.reward / after.steps, after.observation,
                 terminated=after.terminated, truncated=after.truncated,
             )  # fmt: skip
             self.env_steps += after.steps
@@ -130,6 +132,11 @@ class ControlSource:
         goal = batch.reward + batch.discount * ahead
         found = self.critic(batch.observation, batch.action[:, None])[..., 0]
         loss = (found - goal).square().mean(-1).sum()
+        # Labels made from what is no number would look like any others.
+        if not math.isfinite(loss.item()):
+            raise FloatingPointError(
+                f"the critic's loss is {loss.item()} at update {self.updates + 1}: lower critic_lr"
+            )
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()

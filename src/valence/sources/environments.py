@@ -6,8 +6,10 @@ seed of every episode is given, so that an episode can be lived again: `Crew` re
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -48,14 +50,22 @@ class Environment(Protocol):
 
 
 def flatten(observation: Any) -> np.ndarray:
-    """A dictionary's parts in their order, numbers and arrays, as one float32 vector."""
-    parts = observation.values() if hasattr(observation, "values") else [observation]
-    return np.concatenate([np.asarray(part, dtype=np.float32).ravel() for part in parts])
+    """The parts of dictionaries and tuples in their order, numbers and arrays, as one new float32 vector."""
+    return np.concatenate(list(_parts(observation)))
+
+
+def _parts(observation: Any) -> Iterator[np.ndarray]:
+    if not hasattr(observation, "values") and not isinstance(observation, tuple):
+        yield np.asarray(observation, dtype=np.float32).ravel()
+        return
+    for part in observation if isinstance(observation, tuple) else observation.values():
+        yield from _parts(part)
 
 
 def scale(action: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
     """[-1, 1] to [low, high]."""
-    return (high + low) / 2 + (high - low) / 2 * action
+    # Rounding may step over a bound, which some environments refuse.
+    return np.clip((high + low) / 2 + (high - low) / 2 * action, low, high)
 
 
 class ControlSuite:
@@ -101,6 +111,8 @@ class Gymnasium:
                 f"gymnasium cannot make {name!r} ({_first_line(error)}); the control suite's tasks are named "
                 f"{CONTROL_SUITE}DOMAIN-TASK-v0, for instance {CONTROL_SUITE}cartpole-swingup-v0"
             ) from error
+        except Exception as error:
+            raise UserError(f"making {name} failed: {type(error).__name__}: {_first_line(error)}") from error
         space = self._environment.action_space
         if not isinstance(space, gymnasium.spaces.Box) or not space.is_bounded():
             raise UserError(f"{name} takes actions of {space}; valence control needs a bounded Box of numbers")
@@ -177,7 +189,10 @@ def _control_suite() -> Any:
     if "none" in found.values() or int(found["mujoco"].split(".")[0]) >= 4:
         have = ", ".join(f"{package} {number}" for package, number in found.items())
         raise UserError(f"the control suite needs {right} (found {have}): pip install 'valence-learn[control]'")
-    # dm-control opens EGL when it is imported; Triton imported after that ends in a segmentation fault.
+    # dm-control opens EGL when it is imported; Triton imported after that ends in a segmentation fault, and torch
+    # imports it where it is installed.
+    if find_spec("triton"):
+        import triton  # noqa: F401  # pyright: ignore[reportMissingImports]
     from dm_control import suite
 
     return suite
@@ -197,6 +212,8 @@ class Crew:
         make: makes one environment.
         size: how many.
         seed: of all episodes.
+    Raises:
+        UserError: an environment raises, or gives what is not a finite number; also by `step`.
     """
 
     def __init__(self, make: Callable[[], Environment], size: int, seed: int) -> None:
@@ -211,13 +228,35 @@ class Crew:
 
     def _begin(self, place: int) -> np.ndarray:
         seed = np.random.SeedSequence([self.seed, place, self.episode[place]]).generate_state(1)[0]
-        return self.environments[place].reset(int(seed >> 1))
+        try:
+            first = self.environments[place].reset(int(seed >> 1))
+        except Exception as error:
+            raise UserError(self._failure(place, error)) from error
+        if not np.isfinite(first).all():
+            raise UserError("the environment began an episode with an observation that is not all finite numbers")
+        return first
+
+    def _do(self, place: int, action: np.ndarray) -> Step:
+        """One action in one environment, checked."""
+        try:
+            after = self.environments[place].step(action)
+        except Exception as error:
+            raise UserError(self._failure(place, error)) from error
+        if not math.isfinite(after.reward):
+            raise UserError(f"the environment gave a reward of {after.reward}: it must be a finite number")
+        if not np.isfinite(after.observation).all():
+            raise UserError("the environment gave an observation that is not all finite numbers")
+        return after
+
+    def _failure(self, place: int, error: Exception) -> str:
+        where = f"episode {self.episode[place]} of environment {place}"
+        return f"the environment failed in {where}: {type(error).__name__}: {_first_line(error)}"
 
     def step(self, actions: Sequence[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray, Step]]:
         """One step of each: (observation, action, what came of it). Ended episodes begin anew by themselves."""
         lived = []
         for place, action in enumerate(actions):
-            before, after = self.observations[place], self.environments[place].step(action)
+            before, after = self.observations[place], self._do(place, action)
             lived.append((before, action, after))
             self._returns[place] += after.reward
             self._actions[place].append(action)
