@@ -25,7 +25,7 @@ from valence.policies.gaussian import GaussianPolicy
 from valence.policies.runner import save_actor
 from valence.protocols import Objective
 from valence.runs.config import PRESET_ALPHA
-from valence.runs.control_config import AgentConfig, ControlConfig, ImproveConfig, control_config
+from valence.runs.control_config import MIN_SCALE, AgentConfig, ControlConfig, ImproveConfig, control_config
 from valence.runs.progress import Progress
 from valence.sources.control import ControlSettings, ControlSource, Labelling
 from valence.sources.environments import Crew, Environment, make_environment
@@ -99,7 +99,9 @@ def _best_over_worst(values: Rewards) -> Feedback:
 
 def make_policy(agent: AgentConfig, observation_size: int, action_size: int) -> Actor:
     if agent.policy == "gaussian":
-        return GaussianPolicy(observation_size, action_size, agent.hidden, init_scale=agent.init_scale)
+        return GaussianPolicy(
+            observation_size, action_size, agent.hidden, init_scale=agent.init_scale, min_scale=MIN_SCALE
+        )
     return CategoricalPolicy(observation_size, action_size, agent.hidden, bins=agent.bins)
 
 
@@ -213,8 +215,11 @@ def _begin(out: Path, config: ControlConfig, agent: Agent) -> int:
     if not config.trial.resume:
         if checkpoints(out / "checkpoints"):
             raise UserError(f"{out} holds a run already: give --resume to go on with it, or another --out")
-        out.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"--out {out} cannot be written to: {error.strerror}") from error
         return 0
     if not path.is_file():
         raise UserError(f"--resume finds no run in {out}: leave it out to begin one")

@@ -12,6 +12,8 @@ from valence.training.tracking import TRACKERS
 
 CONTROL_METHODS = ("pmpo", "mpo", "dpo", "rebel")
 LABELS = ("halves", "best-worst", "mean")
+MIN_SCALE = 1e-3
+"""Gaussian: the standard deviation never falls below it."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,13 @@ class ImproveConfig:
         _check(self.alpha is None or 0 <= self.alpha <= 1, "alpha", self.alpha, "between 0 and 1")
         _check(self.preset is None or self.alpha is None, "alpha", self.alpha, "left out: --preset sets it")
         _check(self.beta in (None, "auto") or _is_number(self.beta), "beta", self.beta, "a finite number >= 0 or auto")
+        for name in ("preset", "alpha", "beta", "covariance_beta"):
+            takes = ("pmpo", "dpo") if name == "beta" else ("pmpo",)
+            value = getattr(self, name)
+            _check(value is None or self.method in takes, name, value, f"left out with --method {self.method}")
+        # DPO divides by it.
+        none = self.method == "dpo" and self.beta not in (None, "auto") and float(self.beta) == 0
+        _check(not none, "beta", self.beta, "above 0 for dpo")
         ok = self.covariance_beta is None or self.covariance_beta >= 0
         _check(ok, "covariance_beta", self.covariance_beta, "a number >= 0, or inf")
         _check_numbers(self, "eta", "epsilon", "epsilon_mean", "epsilon_covariance", above=0)
@@ -89,7 +98,7 @@ class AgentConfig:
         _check_numbers(self, "batch_size", "refresh_every", "n_step", "action_repeat", least=1)
         _check_numbers(self, "bins", "num_actions", least=2)
         _check_numbers(self, "discount", above=0, most=1)
-        _check_numbers(self, "init_scale", above=0, most=10)
+        _check(MIN_SCALE < self.init_scale <= 10, "init_scale", self.init_scale, f"above {MIN_SCALE} and at most 10")
 
 
 @dataclass(frozen=True)

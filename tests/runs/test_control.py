@@ -1,0 +1,317 @@
+"""`valence.control` from end to end on a line: it learns, can be stopped anywhere, and its folder is what it says."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import worlds
+from valence.errors import UserError
+from valence.evaluation import control as evaluation
+from valence.evaluation.control import Evaluation
+from valence.objectives import DPO, PMPO, REBEL
+from valence.objectives.mpo import MPO
+from valence.policies.runner import PolicyRunner
+from valence.runs import control as runs
+from valence.runs.control import control, make_objective
+from valence.runs.control_config import AgentConfig, ImproveConfig, control_config
+from valence.sources.environments import Crew, make_environment
+from valence.training.checkpoint import checkpoints
+from valence.types import Labels, Preferences, Rewards
+
+POINT = "worlds:Point-v0"
+SMALL: dict[str, Any] = {
+    "steps": 60, "warmup_steps": 20, "steps_per_update": 2.0, "hidden": (8,), "batch_size": 8, "refresh_every": 7,
+    "eval_every": 20, "eval_episodes": 2, "save_every": 0, "tracker": "none", "n_step": 3, "quiet": True,
+}  # fmt: skip
+
+
+def run(out: Path, environment: str = POINT, **options: Any) -> Any:
+    return control(environment, out=str(out), **(SMALL | options))
+
+
+def results(out: Path) -> dict[str, Any]:
+    return json.loads((out / "results.json").read_text())
+
+
+def bits(out: Path) -> tuple[dict[str, torch.Tensor], Any]:
+    """Everything that a run is, from its last checkpoint."""
+    (last,) = checkpoints(out / "checkpoints")
+    return load_file(last / "state.safetensors"), json.loads((last / "state.json").read_text())
+
+
+def same(ours: Path, theirs: Path) -> bool:
+    (first, about), (second, other) = bits(ours), bits(theirs)
+    return (
+        about == other
+        and first.keys() == second.keys()
+        and all(torch.equal(first[name], second[name]) for name in first)
+        and (ours / "policy" / "policy.safetensors").read_bytes()
+        == (theirs / "policy" / "policy.safetensors").read_bytes()
+    )
+
+
+@pytest.mark.parametrize("policy", ["gaussian", "categorical"])
+@pytest.mark.parametrize("method", ["pmpo", "mpo", "dpo", "rebel"])
+def test_a_runs_folder_holds_the_policy_that_was_evaluated(method: str, policy: str, tmp_path: Path) -> None:
+    result = run(tmp_path, "worlds:Lopsided-v0", method=method, policy=policy)
+    assert result.folder == tmp_path
+    kept = results(tmp_path)
+    assert kept["returns"] == result.returns and len(result.returns) == 2
+    # 20 updates of 2 steps after a warm-up of 20: the first update wants no step of its own.
+    assert [step for step, _ in result.curve] == [38, 58] and kept["updates"] == [10, 20]
+    assert kept["curve"] == [list(point) for point in result.curve]
+    assert result.curve[-1][1] == pytest.approx(statistics.fmean(result.returns))
+    assert kept["settings"]["improve"]["method"] == method
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    seen = [(row["eval/env_steps"], row["eval/return"]) for row in rows if "eval/return" in row]
+    assert seen == result.curve
+    assert any("critic_loss" in row and "loss" in row for row in rows)
+    # What lies in the folder is what was evaluated: it lives the same episodes again, acting from outside.
+    runner = PolicyRunner.load(tmp_path)
+    assert runner.environment == "worlds:Lopsided-v0"
+    again = Evaluation(lambda: make_environment("worlds:Lopsided-v0"), 2).returns(runner.policy)
+    assert again == result.returns
+    actions = runner.act(np.linspace(-3, 3, 50)[:, None])
+    assert bool((actions >= runner.low).all()) and bool((actions <= runner.high).all())
+
+
+def test_the_same_seed_is_the_same_run_to_the_bit(tmp_path: Path) -> None:
+    options = {"num_environments": 2, "save_every": 1000}
+    found = [run(tmp_path / name, seed=seed, **options) for name, seed in (("a", 0), ("b", 0), ("c", 1))]
+    assert same(tmp_path / "a", tmp_path / "b") and not same(tmp_path / "a", tmp_path / "c")
+    assert found[0].curve == found[1].curve != found[2].curve
+
+
+class Killed(BaseException):
+    """Stops a run as a signal would."""
+
+
+def killed_at(step: int, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Inside, a run dies after its update number `step`, before it is evaluated or saved."""
+    context, original = monkeypatch.context(), runs._Progress.__call__
+
+    def die(self: Any, now: int, figures: dict[str, float]) -> None:
+        original(self, now, figures)
+        if now == step:
+            raise Killed
+
+    patch = context.__enter__()
+    patch.setattr(runs._Progress, "__call__", die)
+    return context
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"method": "mpo"},
+        {"method": "pmpo", "policy": "categorical", "steps_per_update": 0.75, "num_environments": 3, "steps": 50},
+    ],
+    ids=["mpo", "pmpo-categorical-3"],
+)
+@pytest.mark.parametrize("death", [7, 19])
+def test_a_run_that_was_killed_goes_on_to_the_bit(
+    options: dict[str, Any], death: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = options | {"save_every": 12, "eval_every": 10}
+    whole = run(tmp_path / "whole", **options)
+    context = killed_at(death, monkeypatch)
+    with pytest.raises(Killed):
+        run(tmp_path / "broken", **options)
+    context.__exit__(None, None, None)
+    saved = bool(checkpoints(tmp_path / "broken" / "checkpoints"))
+    assert saved or death < 12 / options.get("steps_per_update", 2.0)
+    broken = run(tmp_path / "broken", **options, resume=True)
+    assert same(tmp_path / "whole", tmp_path / "broken")
+    assert broken.curve == whole.curve and broken.returns == whole.returns
+    ours, theirs = results(tmp_path / "broken"), results(tmp_path / "whole")
+    assert ours["updates"] == theirs["updates"] == sorted(set(ours["updates"])) and ours["curve"] == theirs["curve"]
+
+
+def test_a_finished_run_is_left_as_it_is_and_can_be_made_longer(tmp_path: Path) -> None:
+    options = {"save_every": 20}
+    short = run(tmp_path / "a", **options)
+    before = bits(tmp_path / "a")
+    again = run(tmp_path / "a", **options, resume=True)
+    assert again.curve == short.curve and again.returns == short.returns
+    after = bits(tmp_path / "a")
+    assert before[1] == after[1] and all(torch.equal(part, after[0][name]) for name, part in before[0].items())
+    longer, whole = (run(tmp_path / name, **options, steps=100, resume=name == "a") for name in "ab")
+    assert same(tmp_path / "a", tmp_path / "b") and longer.curve == whole.curve
+    assert [step for step, _ in longer.curve] == [38, 58, 78, 98]
+    with pytest.raises(UserError, match="--steps 60 is behind the checkpoint"):
+        run(tmp_path / "a", **options, resume=True)
+
+
+def test_what_cannot_go_on_is_refused_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--resume finds no run in"):
+        run(tmp_path / "none", resume=True)
+    assert not (tmp_path / "none").exists()
+    run(tmp_path / "a", save_every=20)
+    before = results(tmp_path / "a")
+    with pytest.raises(UserError, match="holds a run already: give --resume"):
+        run(tmp_path / "a", save_every=20)
+    with pytest.raises(UserError, match="lr, seed changed"):
+        run(tmp_path / "a", save_every=20, seed=3, lr=0.1, resume=True)
+    assert results(tmp_path / "a") == before
+
+
+def test_without_evaluations_on_the_way_there_is_one_at_the_end(tmp_path: Path) -> None:
+    result = run(tmp_path, eval_every=0, num_environments=3)
+    # Three environments step together: 20 + 19 * 2 = 58 steps are due, and 60 are lived.
+    assert [step for step, _ in result.curve] == [60]
+
+
+@pytest.mark.parametrize("name", ["Parts", "Grid", "Cliff"])
+def test_observations_and_ends_of_other_kinds(name: str, tmp_path: Path) -> None:
+    result = run(tmp_path, f"worlds:{name}-v0", action_repeat=2)
+    import gymnasium
+
+    runner, lived = PolicyRunner.load(tmp_path), gymnasium.make(f"worlds:{name}-v0")
+    seen, _ = lived.reset(seed=1)
+    action = runner.act(seen)
+    assert action.shape == (1,) and lived.action_space.contains(action.astype(np.float32))
+    assert len(result.returns) == 2 and all(value < 0 for value in result.returns)
+
+
+def test_a_film_is_made_on_request_and_what_cannot_be_rendered_is_said_at_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from PIL import Image
+
+    run(tmp_path / "a", video=True)
+    with Image.open(tmp_path / "a" / "video.gif") as film:
+        total = 0
+        for frame in range(film.n_frames):
+            film.seek(frame)
+            total += film.info["duration"]
+        # Of 20 steps every fourth, 60 ms each.
+        assert film.size == (24, 8) and total == 300
+
+    def dark(self: Any) -> Any:
+        raise RuntimeError("no\ndisplay")
+
+    monkeypatch.setattr(worlds.Point, "render", dark)
+    with pytest.raises(UserError, match=r"--video: worlds:Point-v0 cannot be rendered here \(no display\)"):
+        run(tmp_path / "b", video=True)
+    assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("Raises", "RuntimeError: the motor is off"),
+        ("NanReward", "a reward of nan"),
+        ("NanObservation", "not all finite"),
+        ("Endless", "has not ended after 50 actions"),
+    ],
+)
+def test_environments_that_go_wrong_are_said_in_one_line(
+    name: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluation, "LONGEST", 50)
+    with pytest.raises(UserError, match=said) as error:
+        run(tmp_path, f"worlds:{name}-v0")
+    assert "\n" not in str(error.value)
+
+
+def test_a_critic_that_runs_away_is_said_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"the critic's loss is (nan|inf) at update .*critic_lr"):
+        run(tmp_path, critic_lr=1e30)
+
+
+def test_environments_are_named_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="gymnasium cannot make 'Nowhere-v0'"):
+        run(tmp_path / "a", "Nowhere-v0")
+    assert not (tmp_path / "a").exists()
+    with pytest.raises(TypeError, match="no option 'colour'"):
+        control(POINT, colour="red")
+
+
+def objective(policy: str = "gaussian", **options: Any) -> Any:
+    return make_objective(ImproveConfig(**options), AgentConfig(policy=policy))  # type: ignore[arg-type]
+
+
+def test_settings_become_objectives() -> None:
+    assert objective()[0] == PMPO(alpha=0.5, beta="auto")
+    assert objective(preset="r")[0] == PMPO(alpha=0.0, beta="auto")
+    assert objective(preset="a", beta="0.25")[0] == PMPO(alpha=1.0, beta=0.25)
+    assert objective(alpha=0.3, covariance_beta=float("inf"))[0] == PMPO(alpha=0.3, covariance_beta=float("inf"))
+    assert objective(method="dpo")[0] == DPO(beta=1.0) and objective(method="dpo", beta="20")[0] == DPO(beta=20.0)
+    assert objective(method="rebel", eta=0.2) == (REBEL(eta=0.2), None)
+    ours, label = objective(method="mpo", epsilon=0.3, epsilon_mean=0.02, epsilon_covariance=1e-4)
+    assert ours == MPO(epsilon=0.3, epsilon_mean=0.02, epsilon_covariance=1e-4) and label is None
+    bins, _ = objective("categorical", method="mpo")
+    assert bins == MPO(decoupled=False, epsilon_penalty=0.0)
+    with pytest.raises(UserError, match="--covariance-beta is for Gaussian"):
+        objective("categorical", covariance_beta=1.0)
+
+
+def test_values_become_labels_and_preferences() -> None:
+    values = Rewards(torch.tensor([[3.0, 1.0, 2.0, -4.0]]), torch.ones(1, 4, dtype=torch.bool))
+    expected = {"halves": [1, -1, 1, -1], "best-worst": [1, 0, 0, -1], "mean": [1, 1, 1, -1]}
+    for labels, sign in expected.items():
+        found = objective(labels=labels)[1](values)
+        assert isinstance(found, Labels) and found.sign.tolist() == [sign]
+    pair = objective(method="dpo")[1](values)
+    assert isinstance(pair, Preferences) and pair.observed[0].nonzero().tolist() == [[0, 3], [3, 0]]
+    assert pair.win[0, 0, 3] == 1 and pair.win[0, 3, 0] == 0
+
+
+def test_flat_options_find_their_groups() -> None:
+    config = control_config(POINT, method="mpo", hidden=(4,), seed=3)
+    assert (config.improve.method, config.agent.hidden, config.trial.seed) == ("mpo", (4,), 3)
+
+
+LEARNING: dict[str, Any] = {
+    "steps": 800, "warmup_steps": 200, "steps_per_update": 1.0, "hidden": (32,), "batch_size": 64,
+    "refresh_every": 20, "eval_every": 0, "eval_episodes": 10, "discount": 0.9, "lr": 2e-3, "critic_lr": 5e-3,
+}  # fmt: skip
+
+
+def optimum(episodes: int) -> float:
+    """The best mean return of the evaluation's episodes."""
+    crew = Crew(lambda: make_environment(POINT), episodes, evaluation.SEED)
+    return statistics.fmean(worlds.best_return(float(seen[0])) for seen in crew.observations)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"preset": "ar"},
+        {"preset": "r", "beta": "2"},
+        {"method": "mpo", "epsilon_mean": 0.02, "epsilon_covariance": 1e-3},
+        {"preset": "ar", "policy": "categorical"},
+    ],
+    ids=["ar", "r", "mpo", "ar-categorical"],
+)
+def test_it_learns_to_stand_still_at_nought(options: dict[str, Any], tmp_path: Path) -> None:
+    """Standing where one begins is worth -5.4; walking off, -100 and more."""
+    result = run(tmp_path, **LEARNING, **options)
+    assert optimum(10) - 2 < statistics.fmean(result.returns) <= optimum(10) + 1e-6
+
+
+@pytest.mark.parametrize("wrong", ["inverted", "shuffled"])
+def test_wrong_labels_teach_nothing_good(wrong: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    right, draw = runs._labelling, torch.Generator().manual_seed(0)
+
+    def mistaken(labels: str, num_actions: int) -> Any:
+        def label(values: Rewards) -> Any:
+            found = right(labels, num_actions)(values)
+            if wrong == "inverted":
+                return Labels(-found.sign, found.present)
+            order = torch.rand(found.sign.shape, generator=draw).argsort(-1)
+            return Labels(found.sign.gather(-1, order), found.present)
+
+        return label
+
+    monkeypatch.setattr(runs, "_labelling", mistaken)
+    result = run(tmp_path, **LEARNING, preset="ar")
+    assert statistics.fmean(result.returns) < (-50 if wrong == "inverted" else -4)
