@@ -16,9 +16,10 @@ PUBLISHED_MPO: dict[str, dict[int, float]] = {
 
 TEXT = """The control suite with a learned critic, as in the paper's section 5.2: four actions a state are drawn from
 the reference, the two of highest value are accepted, the two of lowest rejected. One agent for all methods, tuned for
-MPO alone. `return` is the interquartile mean over seeds of the last evaluation (5 episodes each, the most likely
-action), `low` and `high` its 95% stratified-bootstrap interval; with one seed there is none. `published` is MPO's return
-at as many environment steps elsewhere. The rows that name a β belong to the sweep (Figure 3), at 60,000 steps.
+MPO alone. A Gaussian's spread stays as it began under PMPO ("coupled": one objective for both, as the paper has it).
+`return` is the interquartile mean over seeds of the last evaluation (5 episodes each, the most likely action), `low`
+and `high` its 95% stratified-bootstrap interval; with one seed there is none. `published` is MPO's return at as many
+environment steps elsewhere. The part "sweep" is Figure 3, at 60,000 steps.
 
 ![The sweep of β](sweep.png)"""
 
@@ -45,7 +46,7 @@ def summarize(finished: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     rows = []
     for (part, task, name), runs in groups(finished).items():
         scores = [final(run) for run in runs]
-        low, high = bootstrap_interval([scores]) if len(scores) > 1 else (float("nan"), float("nan"))
+        low, high = bootstrap_interval([scores]) if len(scores) > 1 else ("", "")
         published = PUBLISHED_MPO.get(task, {}).get(runs[0]["steps"])
         rows.append(
             {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -79,7 +80,8 @@ def make_objective(config: ImproveConfig, agent: AgentConfig) -> tuple[Objective
     beta: Any = "auto" if config.beta in (None, "auto") else float(config.beta)
     if config.covariance_beta is not None and not gaussian:
         raise UserError("--covariance-beta is for Gaussian policies; leave it out with --policy categorical")
-    objective = PMPO(alpha=alpha, beta=beta, covariance_beta=config.covariance_beta)
+    spread = math.inf if config.covariance_beta is None else config.covariance_beta
+    objective = PMPO(alpha=alpha, beta=beta, covariance_beta=spread if gaussian and not config.coupled else None)
     return objective, _labelling(config.labels, agent.num_actions)
 
 
@@ -124,7 +126,7 @@ class Agent:
         objective, label = make_objective(config.improve, agent)
         settings = ControlSettings(
             batch_size=agent.batch_size, num_actions=agent.num_actions, steps_per_update=agent.steps_per_update,
-            warmup_steps=trial.warmup_steps, critic_lr=agent.critic_lr, target_every=agent.refresh_every,
+            warmup_steps=trial.warmup_steps, critic_lr=agent.critic_lr, target_every=agent.target_every,
         )  # fmt: skip
         replay = Replay(
             min(trial.steps, REPLAY), *sizes, num_environments=trial.num_environments, steps=agent.n_step,

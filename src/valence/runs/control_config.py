@@ -31,14 +31,16 @@ class ImproveConfig:
     beta: str | None = None
     """PMPO: KL weight, a number or auto (the smallest bounded one; auto). DPO: its beta (1; Gaussians need more)."""
     covariance_beta: float | None = None
-    """PMPO, Gaussian: KL weight of the covariance, which is then learned apart from the mean; inf keeps it."""
+    """PMPO, Gaussian: KL weight of the covariance, which is learned apart from the mean; inf, the default, keeps it."""
+    coupled: bool = False
+    """PMPO, Gaussian: one objective for mean and covariance, as in the paper; the spread soon vanishes."""
     eta: float = 1.0
     """REBEL: step size, nats for each unit of value."""
     epsilon: float = 0.1
     """MPO: bound of the E-step, nats."""
-    epsilon_mean: float = 2.5e-3
+    epsilon_mean: float = 0.02
     """MPO: bound on the mean's KL (categorical: on the whole KL), nats."""
-    epsilon_covariance: float = 1e-6
+    epsilon_covariance: float = 1e-4
     """MPO, Gaussian: bound on the covariance's KL, nats."""
 
     def __post_init__(self) -> None:
@@ -57,6 +59,8 @@ class ImproveConfig:
         _check(not none, "beta", self.beta, "above 0 for dpo")
         ok = self.covariance_beta is None or self.covariance_beta >= 0
         _check(ok, "covariance_beta", self.covariance_beta, "a number >= 0, or inf")
+        both = self.coupled and self.covariance_beta is not None
+        _check(not both, "covariance_beta", self.covariance_beta, "left out: --coupled has one KL weight, --beta")
         _check_numbers(self, "eta", "epsilon", "epsilon_mean", "epsilon_covariance", above=0)
 
 
@@ -80,13 +84,15 @@ class AgentConfig:
     """Actions drawn from the reference and judged in each state."""
     steps_per_update: float = 4.0
     """Environment steps for each update; below 1, several updates a step."""
-    refresh_every: int = 100
-    """Updates between refreshes of the reference, and of the critic's target."""
+    refresh_every: int = 25
+    """Updates between refreshes of the reference."""
+    target_every: int = 50
+    """Updates between copies of the critic into its target."""
     action_repeat: int = 1
     """Environment steps that each action lasts; the control suite's quick tasks learn sooner with 2 to 8."""
     discount: float = 0.99
     """Gamma, per action."""
-    n_step: int = 5
+    n_step: int = 3
     """Actions' rewards in a critic's target before it bootstraps."""
     init_scale: float = 0.5
     """Gaussian: standard deviation at the start, in units of half the action range."""
@@ -95,7 +101,7 @@ class AgentConfig:
         _check(self.policy in ("gaussian", "categorical"), "policy", self.policy, "gaussian or categorical")
         _check(bool(self.hidden) and min(self.hidden) >= 1, "hidden", self.hidden, "one size or more, each at least 1")
         _check_numbers(self, "lr", "critic_lr", "steps_per_update", above=0)
-        _check_numbers(self, "batch_size", "refresh_every", "n_step", "action_repeat", least=1)
+        _check_numbers(self, "batch_size", "refresh_every", "target_every", "n_step", "action_repeat", least=1)
         _check_numbers(self, "bins", "num_actions", least=2)
         _check_numbers(self, "discount", above=0, most=1)
         _check(MIN_SCALE < self.init_scale <= 10, "init_scale", self.init_scale, f"above {MIN_SCALE} and at most 10")

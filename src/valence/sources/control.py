@@ -5,9 +5,9 @@ improves the policy on: for each state, K actions drawn from the reference with 
 values serve the critic's targets, so that the large forward pass is made once.
 
 The critic: n-step returns, several networks of which the smallest bootstraps (clipped double Q), target networks
-copied every so many updates. Its rewards are per environment step, so that repeating actions does not change their size.
-Twins rather than a distribution over returns: that needs the range of returns, which a
-user's environment does not tell.
+copied every so many updates. Its rewards are per environment step, so that repeating actions does not change their
+size. Twins rather than a distribution over returns: that needs the range of returns, which a user's environment does
+not tell.
 
 Shape legend: see `valence.types`; O observation, D action dimensions.
 """
