@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from valence.objectives import DPO, DRO, IPO, KTO, PMPO, REBEL, RPO, IPOAppendixE, Supervised, pmpo_a, pmpo_ar, pmpo_r
+from valence.objectives.mpo import MPO
 from valence.protocols import NEEDS
-from valence.types import Action, Batch, Feedback, Labels, Likelihood, Preferences, Rewards
+from valence.types import DECOUPLED, Action, Batch, Feedback, Labels, Likelihood, Preferences, Rewards
 
 N, K, T = 5, 3, 4
 LENGTHS = torch.tensor([[4, 1, 2], [3, 2, 0], [2, 4, 1], [1, 0, 0], [0, 0, 0]])
@@ -28,6 +29,7 @@ OBJECTIVES = {
     "pmpo-r": pmpo_r(),
     "pmpo-fractions": PMPO(accepted_fraction=0.3, rejected_fraction=0.5),
     "pmpo-scores": PMPO(alpha=0.3, temperature=0.7),
+    "pmpo-decoupled": PMPO(covariance_beta=2.5),
     "pmpo-bc": PMPO(beta=1.3, regularizer="bc"),
     "dro-network": DRO(tau=0.7),
     "dro-prompt-mean": DRO(tau=0.7, value="prompt-mean"),
@@ -40,6 +42,8 @@ OBJECTIVES = {
     "rpo": RPO(beta=0.5, sft_weight=0.3),
     "rebel": REBEL(eta=0.7),
     "supervised": Supervised(),
+    "mpo": MPO(),
+    "mpo-whole": MPO(decoupled=False),
 }
 
 
@@ -68,6 +72,7 @@ class World:
     mismatched: Likelihood
 
     def likelihood(self, names: frozenset[str], rows: slice = slice(None)) -> Likelihood:
+        names = names | {"log_prob"}
         parts = {name: leaf if leaf.ndim == 0 else leaf[rows] for name, leaf in self.leaves.items() if name in names}
         return Likelihood(**parts, mask=self.mask[rows])
 
@@ -85,6 +90,9 @@ def make_world(kind: type, value_shape: tuple[int, ...] = (N, K, T), dtype: torc
     leaves = {name: part.masked_fill(~mask, 0.0) for name, part in parts.items()}
     value = torch.randn(value_shape, dtype=torch.float64, generator=generator)
     leaves["value"] = value.masked_fill(~mask, math.nan) if value.ndim == 3 else value
+    for name in sorted(DECOUPLED):
+        half = torch.randn(N, K, T, dtype=torch.float64, generator=generator).abs()
+        leaves[name] = (half if name.startswith("ref_kl") else -half - 0.1).masked_fill(~mask, 0.0)
     leaves = {name: leaf.to(dtype).requires_grad_() for name, leaf in leaves.items()}
     other = torch.tensor([[[0.5, -0.2]], [[0.4, 0.0]]], dtype=dtype)
     mismatched = Action(torch.zeros(2, 1, 2), torch.tensor([[[True, True]], [[True, False]]]))
@@ -98,6 +106,12 @@ def prepare(objective, world: World):
     return objective.prepare(world.batch, world.likelihood(objective.frozen_needs) if objective.frozen_needs else None)
 
 
+def moved_by(objective) -> frozenset[str]:
+    """What its loss has a gradient to: learnt apart, the two halves stand for the whole."""
+    whole = {"log_prob"} if "log_prob_mean" in objective.needs else set()
+    return objective.needs - {"ref_log_prob"} - whole
+
+
 def loss_and_gradients(objective, world: World, rows: tuple[slice, ...] = (slice(None),)):
     """The loss and its gradients, summed over micro-batches of the collected batch, none normalised on its own."""
     target = prepare(objective, world)
@@ -105,7 +119,7 @@ def loss_and_gradients(objective, world: World, rows: tuple[slice, ...] = (slice
     for part in rows:
         micro = target if part == slice(None) else target.select(part)
         whole = whole + objective(world.likelihood(objective.needs, part), micro).total(target.size)
-    moved = sorted(objective.needs - {"ref_log_prob"})
+    moved = sorted(moved_by(objective))
     gradients = torch.autograd.grad(whole, [world.leaves[name] for name in moved])
     return whole.detach(), dict(zip(moved, gradients, strict=True))
 
@@ -129,7 +143,9 @@ def test_it_is_an_objective(objective):
     assert objective.needs <= NEEDS and "log_prob" in objective.needs
     assert objective.frozen_needs <= NEEDS | {"mismatched"}
     assert objective.accepts and set(objective.accepts) <= {Rewards, Labels, Preferences}
-    assert objective.state() is None
+    learnt = objective.state()
+    assert learnt is objective.state()
+    assert (learnt is not None) is isinstance(objective, MPO)
     field = dataclasses.fields(objective)[0]
     assert all(item.kw_only for item in dataclasses.fields(objective))
     with pytest.raises(dataclasses.FrozenInstanceError):
@@ -152,8 +168,10 @@ def test_terms_are_finite_and_zero_where_nothing_is(objective, kind, shape):
     assert "policy" in loss.terms and target.size >= 1
     total = sum(term.detach().abs().sum().item() for term in loss.terms.values())
     assert math.isfinite(total) and total > 0
-    for term in loss.terms.values():
-        if target.pairs is None:
+    for name, term in loss.terms.items():
+        if name == "dual":
+            assert term.shape == (N, 1) and not term[~world.batch.present.any(-1)].any()
+        elif target.pairs is None:
             assert term.shape == (N, K) and (term[~world.batch.present] == 0).all()
         else:
             assert term.shape == target.pairs.gap.shape
@@ -178,7 +196,7 @@ def test_gradient_goes_only_where_it_is_needed(objective, kind, shape):
             torch.testing.assert_close(leaf.grad, gradients[name])
         else:
             assert leaf.grad is None
-    fixed = [target.weight, target.reward, target.baseline, target.beta]
+    fixed = [target.weight, target.reward, target.baseline, target.beta, target.penalty]
     assert not any(tensor.requires_grad for tensor in fixed if tensor is not None)
 
 
@@ -269,7 +287,9 @@ def test_order_changes_nothing(objective, kind, shape):
     other, moved = loss_and_gradients(objective, permute(world, contexts, actions))
     torch.testing.assert_close(other, whole)
     grid = (contexts[:, None], actions[None, :])
-    torch.testing.assert_close(moved["log_prob"], gradients["log_prob"][grid])
+    for name, gradient in moved.items():
+        if gradient.ndim == 3:
+            torch.testing.assert_close(gradient, gradients[name][grid])
 
 
 @every_case

@@ -318,3 +318,98 @@ def test_bc_form_refuses_scores(make_batch):
     rewards = Rewards(torch.zeros(1, 2), torch.ones(1, 2, dtype=torch.bool))
     with pytest.raises(ValueError, match="unlabelled"):
         PMPO(regularizer="bc", temperature=1.0).prepare(make_batch(rewards), None)
+
+
+def gaussian_likelihood(mean, scale, actions, *, old=(0.1, 0.4)) -> Likelihood:
+    """One context and dimension: a Gaussian's log-probabilities and KLs, whole and in halves, from the reference."""
+    from torch.distributions import Normal, kl_divergence
+
+    reference, parts = Normal(*torch.tensor(old, dtype=torch.float64)), {}
+    halves = {"_mean": (mean, reference.scale), "_covariance": (reference.loc, scale), "": (mean, scale)}
+    for half, moments in halves.items():
+        own = Normal(*moments)
+        parts[f"log_prob{half}"] = own.log_prob(actions)[..., None]
+        parts[f"ref_kl{half}"] = kl_divergence(reference, own).expand(actions.shape)[..., None]
+    return Likelihood(**parts)
+
+
+SIGNS = torch.tensor([[1, -1, 1, -1, -1]])
+DRAWN = torch.tensor([[0.5, -0.6, 0.2, -0.1, 0.9]], dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("alpha", "beta", "covariance_beta"), [(0.5, 2.0, 3.0), (1.0, 0.5, 2.0), (0.0, 4.0, 6.0), (0.7, 1.0, 1.5)]
+)
+def test_mean_and_covariance_learnt_apart_reach_their_closed_forms(make_batch, minimise, alpha, beta, covariance_beta):
+    """m = (alpha m_a - (1 - alpha) m_r + beta m_0) / W, W = 2 alpha - 1 + beta; the variance likewise, about m_0."""
+    objective = PMPO(alpha=alpha, beta=beta, covariance_beta=covariance_beta)
+    target = objective.prepare(make_batch(Labels(SIGNS, SIGNS != 0)), None)
+    raw = torch.tensor([0.0, -0.5], dtype=torch.float64, requires_grad=True)
+
+    def loss():
+        return objective(gaussian_likelihood(raw[0], raw[1].exp(), DRAWN), target).total(target.size)
+
+    minimise(loss, raw)
+    good, bad = DRAWN[SIGNS > 0], DRAWN[SIGNS < 0]
+    mean = (alpha * good.mean() - (1 - alpha) * bad.mean() + beta * 0.1) / (2 * alpha - 1 + beta)
+    spread = [((side - 0.1) ** 2).mean() for side in (good, bad)]
+    variance = (alpha * spread[0] - (1 - alpha) * spread[1] + covariance_beta * 0.16) / (
+        2 * alpha - 1 + covariance_beta
+    )
+    assert raw.detach()[0].item() == pytest.approx(mean.item(), abs=1e-6)
+    assert (2 * raw.detach()[1]).exp().item() == pytest.approx(variance.item(), abs=1e-6)
+
+
+def test_halves_by_hand(make_batch):
+    """Each half: -(mean accepted - mean rejected) / 2 of its log-probabilities, plus its own beta times its KL."""
+    objective = PMPO(beta=2.0, covariance_beta=5.0)
+    target = objective.prepare(make_batch(Labels(SIGNS, SIGNS != 0)), None)
+    found = gaussian_likelihood(torch.tensor(0.3).double(), torch.tensor(0.5).double(), DRAWN)
+    expected = 0.0
+    for half, beta in (("mean", 2.0), ("covariance", 5.0)):
+        log_prob, kl = (getattr(found, f"{name}_{half}")[..., 0] for name in ("log_prob", "ref_kl"))
+        expected += -0.5 * (log_prob[SIGNS > 0].mean() - log_prob[SIGNS < 0].mean()) + beta * kl[0, 0]
+    loss = objective(found, target)
+    assert loss.total(target.size).item() == pytest.approx(expected.item())
+    for half in ("mean", "covariance"):
+        assert loss.metrics[f"kl_ref_policy_{half}"].item() == pytest.approx(
+            getattr(found, f"ref_kl_{half}")[0, 0].item()
+        )
+    assert loss.metrics["accepted_log_prob"].item() == pytest.approx(found.log_prob[0][SIGNS[0] > 0].mean().item())
+
+
+def test_at_the_reference_the_halves_together_have_the_gradient_of_the_whole(make_batch):
+    apart, whole = PMPO(alpha=0.7, beta=1.5, covariance_beta=1.5), PMPO(alpha=0.7, beta=1.5)
+    slopes = []
+    for objective in (apart, whole):
+        raw = torch.tensor([0.1, 0.4], dtype=torch.float64, requires_grad=True)
+        target = objective.prepare(make_batch(Labels(SIGNS, SIGNS != 0)), None)
+        loss = objective(gaussian_likelihood(raw[0], raw[1], DRAWN), target).total(target.size)
+        slopes.append(torch.autograd.grad(loss, raw)[0])
+    torch.testing.assert_close(slopes[0], slopes[1])
+    assert slopes[0].abs().min() > 0.1
+
+
+def test_an_infinite_weight_leaves_the_covariance_where_it_is(make_batch):
+    found = {}
+    for weight in (math.inf, 2.0):
+        objective = PMPO(beta=2.0, covariance_beta=weight)
+        target = objective.prepare(make_batch(Labels(SIGNS, SIGNS != 0)), None)
+        raw = torch.tensor([0.3, 0.5], dtype=torch.float64, requires_grad=True)
+        loss = objective(gaussian_likelihood(raw[0], raw[1], DRAWN), target).total(target.size)
+        found[weight] = torch.autograd.grad(loss, raw)[0].tolist()
+        assert math.isfinite(loss.item())
+    assert found[math.inf][1] == 0 != found[2.0][1] and found[math.inf][0] == found[2.0][0] != 0
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"covariance_beta": -1.0}, "covariance_beta must be >= 0"),
+        ({"covariance_beta": math.nan}, "covariance_beta must be >= 0"),
+        ({"covariance_beta": 1.0, "regularizer": "bc"}, "no KL to split"),
+    ],
+)
+def test_a_covariance_beta_is_validated(fields, message):
+    with pytest.raises(ValueError, match=message):
+        PMPO(**fields)

@@ -14,6 +14,7 @@ from helpers import Table, assert_close, make_batch, table_batch
 from valence.critics import BatchValue, TokenValue
 from valence.errors import UserError
 from valence.objectives import DPO, DRO, IPO, KTO, PMPO, REBEL, RPO, IPOAppendixE, Supervised
+from valence.objectives.mpo import MPO
 from valence.training.learner import Learner, make_optimizer, signs
 from valence.training.reference import AdaptersOff, FrozenCopy
 from valence.types import Batch, Labels, Likelihood, Loss, Preferences, Rewards
@@ -471,3 +472,107 @@ def test_make_optimizer() -> None:
         make_optimizer(policy, kind="sgd", lr=0.01, weight_decay=0.0)
     with pytest.raises(ValueError, match="nothing to train"):
         make_optimizer(policy.frozen_copy(), kind="adamw", lr=0.01, weight_decay=0.0)
+
+
+def dual_learner(*, dual_lr: float = 0.5, **options: Any) -> tuple[Learner, Batch]:
+    """MPO on two equally likely actions worth 1 and 0; the policy has not moved, so its KL is 0 and flat."""
+    policy = Table(EVEN)
+    objective = MPO(decoupled=False, epsilon=0.1, epsilon_mean=0.02, init_temperature=0.5, init_multiplier=2.0)
+    optimizers: dict[str, torch.optim.Optimizer] = {
+        "policy": torch.optim.SGD(policy.parameters(), lr=1.0),
+        "dual": torch.optim.SGD(objective.state().parameters(), lr=dual_lr),
+    }
+    learner = Learner(policy, objective, FrozenCopy(policy), optimizers, **({"max_grad_norm": 0.0} | options))
+    return learner, table_batch(Rewards(torch.tensor([[1.0, 0.0]]), ONE), [[0, 1]])
+
+
+def raw_duals(learner: Learner) -> dict[str, Tensor]:
+    state = learner.objective.state()
+    assert state is not None
+    return {name: part.detach().clone() for name, part in state.raw.items()}
+
+
+def test_one_sgd_step_of_policy_and_duals_by_hand() -> None:
+    """q = (s, 1 - s), s = sigmoid(2): the policy moves by q - 1/2, the temperature by KL(q || uniform) - epsilon and
+    the multiplier by KL - epsilon_mean, each times the slope of its softplus."""
+    learner, batch = dual_learner()
+    before = raw_duals(learner)
+    figures = learner.update(batch)
+    s = torch.sigmoid(torch.tensor(2.0, dtype=torch.float64))
+    assert_close(learner.policy.logits.detach()[0, 0], torch.stack([s - 0.5, 0.5 - s]), 1e-6)
+    kl = (s * (2 * s).log() + (1 - s) * (2 - 2 * s).log()).item()
+    slopes = {"temperature": 0.1 - kl, "mean": 0.02}
+    after, norm = raw_duals(learner), 0.0
+    for name, slope in slopes.items():
+        steep = slope * torch.sigmoid(before[name]).item()
+        assert (after[name] - before[name]).item() == pytest.approx(-0.5 * steep, rel=1e-4), name
+        norm += steep**2
+    assert figures["dual_grad_norm"] == pytest.approx(norm**0.5, rel=1e-4)
+    assert torch.equal(after["penalty"], before["penalty"]), "tokens have no bounds to lie outside of"
+    # eta (epsilon + log mean e^{r / eta}) + lambda (epsilon_mean - 0) for the duals, and log 2 for the policy.
+    dual = 0.5 * (0.1 + torch.tensor([2.0, 0.0]).exp().mean().log().item()) + 2.0 * 0.02
+    assert figures["loss"] == pytest.approx(dual + torch.tensor(2.0).log().item(), rel=1e-5)
+
+
+def test_duals_have_a_clipping_and_a_rate_of_their_own() -> None:
+    free, batch = dual_learner()
+    clipped, _ = dual_learner(max_grad_norm=0.05, warmup_steps=2)
+    before = raw_duals(free)
+    wanted = free.update(batch)
+    figures = clipped.update(batch)
+    assert figures["dual_grad_norm"] == pytest.approx(wanted["dual_grad_norm"]) and wanted["dual_grad_norm"] > 0.06
+    whole, half = raw_duals(free), raw_duals(clipped)
+    for name in ("temperature", "mean"):
+        # Half the rate, and a gradient that was cut to 0.05.
+        share = 0.5 * 0.05 / wanted["dual_grad_norm"]
+        assert_close(half[name] - before[name], share * (whole[name] - before[name]), 1e-5)
+    assert clipped.policy.logits.detach().norm() == pytest.approx(0.5 * 0.05, rel=1e-3)
+
+
+def test_duals_see_the_whole_collected_batch() -> None:
+    generator = torch.Generator().manual_seed(0)
+    start, actions = torch.randn(5, 1, 4, generator=generator), torch.randint(0, 4, (5, 3), generator=generator)
+    present = torch.ones(5, 3, dtype=torch.bool)
+    present[1, 1:] = False
+    present[3] = False
+    found = []
+    for size in (0, 1, 2):
+        policy = Table(start)
+        reference = FrozenCopy(policy)
+        helpers.shake(policy, size=0.5)
+        objective = MPO(decoupled=False)
+        optimizers: dict[str, torch.optim.Optimizer] = {
+            "policy": torch.optim.SGD(policy.parameters(), lr=0.3),
+            "dual": torch.optim.SGD(objective.state().parameters(), lr=10.0),
+        }
+        learner = Learner(policy, objective, reference, optimizers, max_grad_norm=0.0, micro_batch_size=size)
+        learner.update(table_batch(helpers.rewards_of(present), actions.tolist()))
+        found.append((policy.logits.detach(), raw_duals(learner)))
+    start_duals = MPO(decoupled=False).state().raw
+    for logits, duals in found[1:]:
+        assert_close(logits, found[0][0], 1e-6)
+        for name in ("temperature", "mean"):
+            assert_close(duals[name], found[0][1][name], 1e-6)
+            assert (duals[name] - start_duals[name].detach()).abs() > 1e-3
+
+
+def test_duals_without_an_optimizer_are_refused() -> None:
+    policy = Table(EVEN)
+    with pytest.raises(ValueError, match="MPO needs an optimizer called 'dual'"):
+        Learner(
+            policy, MPO(decoupled=False), FrozenCopy(policy), {"policy": torch.optim.SGD(policy.parameters(), lr=0.1)}
+        )
+    with pytest.raises(ValueError, match="MPO needs a reference"):
+        Learner(policy, MPO(decoupled=False), None, {"policy": torch.optim.SGD(policy.parameters(), lr=0.1)})
+
+
+def test_an_update_that_is_no_number_leaves_the_duals_alone() -> None:
+    learner, batch = dual_learner()
+    before = raw_duals(learner)
+    bad = table_batch(Rewards(torch.tensor([[float("nan"), 0.0]]), ONE), [[0, 1]])
+    with pytest.raises(FloatingPointError):
+        learner.update(bad)
+    assert all(torch.equal(part, before[name]) for name, part in raw_duals(learner).items())
+    fresh, _ = dual_learner()
+    assert learner.update(batch)["loss"] == fresh.update(batch)["loss"]
+    assert all(torch.equal(part, raw_duals(fresh)[name]) for name, part in raw_duals(learner).items())

@@ -54,16 +54,16 @@ class Evaluation:
         raise UserError(f"an episode has not ended after {LONGEST} actions: give the environment a limit of time")
 
 
-def film(policy: Actor, environment: Environment, path: Path, *, seed: int = SEED, every: int = 4) -> Path:
-    """One episode as a GIF, every so many steps a picture; returns its path."""
+def film(policy: Actor, environment: Environment, path: Path, *, seed: int = SEED, every: int = 8) -> Path:
+    """One episode as a GIF, a picture at least so many environment steps apart; returns its path."""
     from PIL import Image
 
-    seen, pictures, step = environment.reset(seed), [], 0
+    seen, pictures, steps = environment.reset(seed), [Image.fromarray(environment.render())], 0
     while True:
-        if step % every == 0:
-            pictures.append(Image.fromarray(environment.render()))
         after = environment.step(policy.mode(torch.from_numpy(seen[None]))[0].numpy())
-        seen, step = after.observation, step + 1
+        seen, steps = after.observation, steps + after.steps
+        if steps >= every * len(pictures):
+            pictures.append(Image.fromarray(environment.render()))
         if after.terminated or after.truncated:
             break
     pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=60, loop=0)

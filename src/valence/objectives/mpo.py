@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from valence.objectives.common import part, require_feedback, require_non_negative, require_positive, zero_absent
-from valence.types import Batch, Likelihood, Loss, Rewards, Target
+from valence.types import DECOUPLED, Batch, Likelihood, Loss, Rewards, Target
 
 
 def mpo_weights(reward: Float[Tensor, "N K"], present: Tensor, temperature: Tensor | float) -> Float[Tensor, "N K"]:
@@ -116,7 +116,7 @@ class MPO:
     def needs(self) -> frozenset[str]:
         if not self.decoupled:
             return frozenset({"log_prob", "ref_kl"})
-        return frozenset({"log_prob_mean", "log_prob_covariance", "ref_kl_mean", "ref_kl_covariance"})
+        return frozenset({"log_prob"}) | DECOUPLED
 
     @property
     def frozen_needs(self) -> frozenset[str]:

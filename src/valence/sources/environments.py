@@ -193,8 +193,13 @@ def _control_suite() -> Any:
     # imports it where it is installed.
     if find_spec("triton"):
         import triton  # noqa: F401  # pyright: ignore[reportMissingImports]
-    from dm_control import suite
-
+    try:
+        from dm_control import suite
+    except (ImportError, AttributeError, RuntimeError) as error:
+        raise UserError(
+            f"the control suite cannot open its renderer ({_first_line(error)}): set MUJOCO_GL to egl or osmesa, "
+            "whichever is installed, or to disable where nothing is drawn"
+        ) from error
     return suite
 
 
