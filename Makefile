@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # Two OpenMP threads that spin starve each other beside any busy process.
 export OMP_WAIT_POLICY := passive
 
-.PHONY: demo test venv lint bench clean
+.PHONY: demo test venv lint bench metaworld clean
 
 demo: venv
 	rm -rf demo-out
@@ -34,5 +34,13 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $(STAMP)
 
+# The simulator of `valence reproduce offline-control`, in an environment of its own: it wants another mujoco.
+metaworld: .venv-metaworld/.installed
+
+.venv-metaworld/.installed: scripts/metaworld.txt
+	$(PYTHON) -m venv .venv-metaworld
+	.venv-metaworld/bin/python -m pip install --quiet --disable-pip-version-check -r scripts/metaworld.txt
+	touch $@
+
 clean:
-	rm -rf $(VENV) demo-out runs
+	rm -rf $(VENV) .venv-metaworld demo-out runs

@@ -99,13 +99,13 @@ def test_a_film_shows_where_the_policy_goes(tmp_path: Path) -> None:
     from PIL import Image
 
     environment = make_environment("worlds:Point-v0", pictures=True)
-    path = film(constant(0.4), environment, tmp_path / "film.gif", seed=3, every=5)
+    path = film(constant(0.3), environment, tmp_path / "film.gif", seed=3, every=5)
     x, places = float(point().reset(3)[0]), []
     with Image.open(path) as pictures:
-        assert pictures.n_frames == 4
-        for frame in range(4):
+        assert pictures.n_frames == 5
+        for frame in range(5):
             pictures.seek(frame)
             columns = [pictures.convert("L").getpixel((column, 0)) for column in range(24)]
             places.append(columns.index(max(columns)))
-    expected = [min(int(4 * (x + 0.16 * step) + 12), 23) for step in (0, 5, 10, 15)]
-    assert places == expected and len(set(places)) == 4
+    expected = [min(int(4 * (x + 0.12 * step) + 12), 23) for step in (0, 5, 10, 15, 20)]
+    assert places == expected and len(set(places)) == 5

@@ -35,7 +35,7 @@ def policy(request: pytest.FixtureRequest) -> Actor:
 
 @pytest.fixture
 def folder(policy: Actor, tmp_path: Path) -> Path:
-    save_actor(tmp_path / "run" / "policy", policy, low=LOW, high=HIGH, environment="Here-v0")
+    save_actor(tmp_path / "run" / "policy", policy, low=LOW, high=HIGH, environment="Here-v0", action_repeat=4)
     return tmp_path / "run"
 
 
@@ -50,7 +50,7 @@ def test_saved_and_loaded_it_is_the_same_to_the_bit(policy: Actor, folder: Path)
         assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
         assert not any(part.requires_grad for part in loaded.policy.parameters())
         assert np.array_equal(loaded.low, LOW) and np.array_equal(loaded.high, HIGH)
-        assert loaded.environment == "Here-v0"
+        assert (loaded.environment, loaded.action_repeat) == ("Here-v0", 4)
 
 
 def test_it_acts_by_the_mode_within_the_environments_bounds(policy: Actor, folder: Path) -> None:
@@ -93,6 +93,7 @@ def test_observations_come_as_dictionaries_and_in_other_shapes(folder: Path) -> 
     seen = SEEN[0].astype(np.float32)
     plain = runner.act(seen)
     assert np.array_equal(runner.act({"a": np.float64(seen[0]), "b": seen[1:]}), plain)
+    assert np.array_equal(runner.act((seen[:1], {"x": seen[1:]})), plain)
     assert np.array_equal(runner.act(seen.reshape(3, 1)), plain)
     assert np.array_equal(runner.act(seen[None]), plain[None])
     assert runner.act(SEEN.reshape(2, 3, 3)).shape == (2, 3, 2)

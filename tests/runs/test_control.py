@@ -116,7 +116,7 @@ def killed_at(step: int, monkeypatch: pytest.MonkeyPatch) -> Any:
     ],
     ids=["mpo", "pmpo-categorical-3"],
 )
-@pytest.mark.parametrize("death", [7, 19])
+@pytest.mark.parametrize("death", [7, 11, 19])
 def test_a_run_that_was_killed_goes_on_to_the_bit(
     options: dict[str, Any], death: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -175,6 +175,7 @@ def test_observations_and_ends_of_other_kinds(name: str, tmp_path: Path) -> None
     import gymnasium
 
     runner, lived = PolicyRunner.load(tmp_path), gymnasium.make(f"worlds:{name}-v0")
+    assert runner.action_repeat == 2
     seen, _ = lived.reset(seed=1)
     action = runner.act(seen)
     assert action.shape == (1,) and lived.action_space.contains(action.astype(np.float32))
@@ -192,8 +193,8 @@ def test_a_film_is_made_on_request_and_what_cannot_be_rendered_is_said_at_the_st
         for frame in range(film.n_frames):
             film.seek(frame)
             total += film.info["duration"]
-        # Of 20 steps every fourth, 60 ms each.
-        assert film.size == (24, 8) and total == 300
+        # The start and, of 20 steps, each eighth; 60 ms each.
+        assert film.size == (24, 8) and total == 180
 
     def dark(self: Any) -> Any:
         raise RuntimeError("no\ndisplay")
@@ -240,15 +241,16 @@ def objective(policy: str = "gaussian", **options: Any) -> Any:
 
 
 def test_settings_become_objectives() -> None:
-    assert objective()[0] == PMPO(alpha=0.5, beta="auto")
-    assert objective(preset="r")[0] == PMPO(alpha=0.0, beta="auto")
-    assert objective(preset="a", beta="0.25")[0] == PMPO(alpha=1.0, beta=0.25)
-    assert objective(alpha=0.3, covariance_beta=float("inf"))[0] == PMPO(alpha=0.3, covariance_beta=float("inf"))
+    keep = float("inf")
+    assert objective()[0] == PMPO(alpha=0.5, beta="auto", covariance_beta=keep)
+    assert objective(preset="r", coupled=True)[0] == PMPO(alpha=0.0, beta="auto")
+    assert objective("categorical", preset="a", beta="0.25")[0] == PMPO(alpha=1.0, beta=0.25)
+    assert objective(alpha=0.3, covariance_beta=2.0)[0] == PMPO(alpha=0.3, covariance_beta=2.0)
     assert objective(method="dpo")[0] == DPO(beta=1.0) and objective(method="dpo", beta="20")[0] == DPO(beta=20.0)
     assert objective(method="rebel", eta=0.2) == (REBEL(eta=0.2), None)
     ours, label = objective(method="mpo", epsilon=0.3, epsilon_mean=0.02, epsilon_covariance=1e-4)
     assert ours == MPO(epsilon=0.3, epsilon_mean=0.02, epsilon_covariance=1e-4) and label is None
-    bins, _ = objective("categorical", method="mpo")
+    bins, _ = objective("categorical", method="mpo", epsilon_mean=2.5e-3, epsilon_covariance=1e-6)
     assert bins == MPO(decoupled=False, epsilon_penalty=0.0)
     with pytest.raises(UserError, match="--covariance-beta is for Gaussian"):
         objective("categorical", covariance_beta=1.0)

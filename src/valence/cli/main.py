@@ -11,6 +11,7 @@ COMMANDS = {
     "align": "make a language model better from a file of feedback",
     "control": "make a control policy better by acting in an environment",
     "demo": "align the small model that Valence carries with real human thumbs, in minutes",
+    "offline-control": "make a control policy from episodes on disk, accepted and rejected actions and cloning",
     "search": "find where a function is smallest, from values of any scale, by accepting and rejecting",
     "reproduce": "rerun an experiment, the paper's figures beside ours",
 }
@@ -22,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Entry point. Exits with 0, or with 2 and one clear line for bad input, or 130 when interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(USAGE.format(commands="\n".join(f"  {name:10} {text}" for name, text in COMMANDS.items())))
+        print(USAGE.format(commands="\n".join(f"  {name:15} {text}" for name, text in COMMANDS.items())))
         sys.exit(0 if arguments else 2)
     if arguments[0] == "--version":
         import valence
@@ -35,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from valence.errors import UserError
 
     try:
-        import_module(f"valence.cli.{name}").run(rest)
+        import_module(f"valence.cli.{name.replace('-', '_')}").run(rest)
     except UserError as error:
         fail(str(error))
     except KeyboardInterrupt:
@@ -52,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _extra(command: str) -> str:
-    return "control" if command in ("control", "search", "reproduce") else "language"
+    return "control" if command in ("control", "offline-control", "search", "reproduce") else "language"
 
 
 def fail(message: str) -> None:

@@ -1,6 +1,7 @@
 """What control policies share: a small network on observations, sampling, and the three beats over a distribution.
 
-A control policy is one step: actions are `[N, K, 1, D]`. Its context is a float tensor of observations, `[N, O]`.
+A control policy is one step: actions are `[N, K, 1, D]`. Its context is a float tensor of observations, `[N, O]`, each
+flattened by `flatten`.
 `decode` turns steps into what an environment takes, D numbers in [-1, 1].
 
 Shape legend: see `valence.types`; D action dimensions, O observation dimensions.
@@ -9,9 +10,10 @@ Shape legend: see `valence.types`; D action dimensions, O observation dimensions
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -20,6 +22,19 @@ from torch.distributions import Distribution
 from valence.policies.base import likelihood_from_distributions, pull_back
 from valence.protocols import Reference
 from valence.types import Action, Batch, Likelihood
+
+
+def flatten(observation: Any) -> np.ndarray:
+    """The parts of dictionaries and tuples in their order, numbers and arrays, as one new float32 vector."""
+    return np.concatenate(list(_parts(observation)))
+
+
+def _parts(observation: Any) -> Iterator[np.ndarray]:
+    if not hasattr(observation, "values") and not isinstance(observation, tuple):
+        yield np.asarray(observation, dtype=np.float32).ravel()
+        return
+    for part in observation if isinstance(observation, tuple) else observation.values():
+        yield from _parts(part)
 
 
 def torso(size_in: int, hidden: Sequence[int]) -> nn.Sequential:

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from valence.errors import UserError
-from valence.policies.actor import Actor
+from valence.policies.actor import Actor, flatten
 from valence.policies.categorical import CategoricalPolicy
 from valence.policies.gaussian import GaussianPolicy
 
@@ -22,17 +22,20 @@ SETTINGS, WEIGHTS = "policy.json", "policy.safetensors"
 
 
 def save_actor(
-    folder: Path, policy: Actor, *, low: np.ndarray, high: np.ndarray, environment: str | None = None
-) -> Path:
+    folder: Path, policy: Actor, *, low: np.ndarray, high: np.ndarray, environment: str | None = None,
+    action_repeat: int = 1,
+) -> Path:  # fmt: skip
     """Write `folder/policy.json` and `folder/policy.safetensors`.
 
     Args:
         low, high: the environment's own action bounds, `[D]`.
         environment: its name, for whoever loads it.
+        action_repeat: environment steps that each action lasts.
     """
     folder.mkdir(parents=True, exist_ok=True)
     save_file({name: part.detach().contiguous() for name, part in policy.named_parameters()}, folder / WEIGHTS)
     about = {"policy": policy.settings(), "low": low.tolist(), "high": high.tolist(), "environment": environment}
+    about["action_repeat"] = action_repeat
     (folder / SETTINGS).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
     return folder
 
@@ -44,10 +47,14 @@ class PolicyRunner:
         policy: the actor.
         low, high: what the environment takes, `[D]`.
         environment: the name of the environment it learned in, where known.
+        action_repeat: environment steps that each action lasts: whoever acts repeats it so often.
     """
 
-    def __init__(self, policy: Actor, low: np.ndarray, high: np.ndarray, environment: str | None = None) -> None:
-        self.policy, self.low, self.high, self.environment = policy, low, high, environment
+    def __init__(
+        self, policy: Actor, low: np.ndarray, high: np.ndarray, environment: str | None = None, action_repeat: int = 1
+    ) -> None:
+        self.policy, self.low, self.high = policy, low, high
+        self.environment, self.action_repeat = environment, action_repeat
 
     @classmethod
     def load(cls, folder: str | Path) -> PolicyRunner:
@@ -63,13 +70,14 @@ class PolicyRunner:
             weights = load_file(home / WEIGHTS)
             policy = KINDS[about["policy"].pop("kind")](**about["policy"])
             policy.load_state_dict(weights)
-            low, high, environment = np.array(about["low"]), np.array(about["high"]), about["environment"]
+            low, high = np.array(about["low"]), np.array(about["high"])
+            environment, repeat = about["environment"], about.get("action_repeat", 1)
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             raise UserError(f"there is no policy to load in {folder} ({' '.join(str(error).split())})") from error
-        return cls(policy.requires_grad_(False), low, high, environment)
+        return cls(policy.requires_grad_(False), low, high, environment, repeat)
 
     def act(self, observation: Any, *, generator: torch.Generator | None = None) -> np.ndarray:
-        """The action for one observation `[O]` (in any shape, or a dictionary of its parts), or for N, `[N, O]`.
+        """The action for one observation `[O]` (in any shape, or a dictionary or tuple of parts), or for N, `[N, O]`.
 
         Args:
             generator: draw from the policy with it; None takes the most likely action.
@@ -78,8 +86,8 @@ class PolicyRunner:
         Raises:
             ValueError: the observation has another size.
         """
-        if isinstance(observation, Mapping):
-            observation = np.concatenate([np.asarray(part, dtype=np.float32).ravel() for part in observation.values()])
+        if isinstance(observation, Mapping | tuple):
+            observation = flatten(observation)
         seen, size = torch.as_tensor(np.asarray(observation, dtype=np.float32)), self.policy.observation_size
         # One observation that is no vector is flattened, as it was in training.
         seen = seen.flatten() if seen.shape[-1:] != (size,) and seen.numel() == size else seen

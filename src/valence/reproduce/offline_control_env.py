@@ -16,7 +16,7 @@ import numpy as np
 from valence.errors import UserError
 
 WORKER = Path(__file__).with_name("metaworld_worker.py")
-HOW = "make metaworld (a second environment, .venv-metaworld, 250 MB), or set VALENCE_METAWORLD to such a Python"
+HOW = "make metaworld (a second environment, .venv-metaworld, 390 MB), or set VALENCE_METAWORLD to such a Python"
 
 
 def interpreter() -> Path | None:

@@ -199,7 +199,10 @@ def run_control(config: ControlConfig, *, quiet: bool = False) -> ControlResult:
         for tracker in trackers:
             tracker.close()
     space = agent.environment
-    save_actor(out / "policy", agent.policy, low=space.low, high=space.high, environment=config.environment)
+    save_actor(
+        out / "policy", agent.policy, low=space.low, high=space.high, environment=config.environment,
+        action_repeat=config.agent.action_repeat,
+    )  # fmt: skip
     if trial.video:
         film(agent.policy, make(config, pictures=True), out / "video.gif")
     return ControlResult(out, curve, returns, outcome.seconds)

@@ -7,7 +7,7 @@ seed of every episode is given, so that an episode can be lived again: `Crew` re
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from valence.errors import UserError
+from valence.policies.actor import flatten
 
 CONTROL_SUITE = "dm_control/"
 TESTED = {"dm-control": "1.0.50", "mujoco": "3.17.0"}
@@ -47,19 +48,6 @@ class Environment(Protocol):
     def render(self) -> np.ndarray:
         """A picture, `[height, width, 3]`, 0 to 255."""
         ...
-
-
-def flatten(observation: Any) -> np.ndarray:
-    """The parts of dictionaries and tuples in their order, numbers and arrays, as one new float32 vector."""
-    return np.concatenate(list(_parts(observation)))
-
-
-def _parts(observation: Any) -> Iterator[np.ndarray]:
-    if not hasattr(observation, "values") and not isinstance(observation, tuple):
-        yield np.asarray(observation, dtype=np.float32).ravel()
-        return
-    for part in observation if isinstance(observation, tuple) else observation.values():
-        yield from _parts(part)
 
 
 def scale(action: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
