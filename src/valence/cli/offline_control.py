@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import tyro
 
@@ -61,9 +61,10 @@ def run(arguments: Sequence[str]) -> None:
 
     torch.set_num_threads(1)
     names = {item.name for item in fields(OfflineControlOptions)} & {item.name for item in fields(asked)}
-    losses = {name: name in asked.use for name in ("accept", "reject", "clone")}
+    chosen: dict[str, Any] = {name: getattr(asked, name) for name in names}
+    chosen |= {name: name in asked.use for name in ("accept", "reject", "clone")}
     try:
-        options = OfflineControlOptions(**{name: getattr(asked, name) for name in names}, **losses)
+        options = OfflineControlOptions(**chosen)
     except ValueError as error:
         raise UserError(str(error)) from error
     progress = Progress(options.steps, show=not asked.quiet)
