@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import statistics
 from pathlib import Path
@@ -135,6 +136,23 @@ def test_a_run_that_was_killed_goes_on_to_the_bit(
     assert ours["updates"] == theirs["updates"] == sorted(set(ours["updates"])) and ours["curve"] == theirs["curve"]
 
 
+def test_a_run_in_the_control_suite_goes_on_to_the_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MUJOCO_GL", "disable")
+    pytest.importorskip("dm_control")
+    options = {"save_every": 24, "eval_every": 0, "eval_episodes": 1, "action_repeat": 4, "steps": 120}
+    for name in ("whole", "broken"):
+        context = killed_at(31 if name == "broken" else -1, monkeypatch)
+        with contextlib.suppress(Killed):
+            run(tmp_path / name, "dm_control/cartpole-swingup-v0", **options)
+        context.__exit__(None, None, None)
+    assert not (tmp_path / "broken" / "policy").exists()
+    broken = run(tmp_path / "broken", "dm_control/cartpole-swingup-v0", **options, resume=True)
+    assert same(tmp_path / "whole", tmp_path / "broken")
+    assert [list(point) for point in broken.curve] == results(tmp_path / "whole")["curve"]
+    # One update for two steps, and actions that last four.
+    assert broken.curve[0][0] == 120
+
+
 def test_a_finished_run_is_left_as_it_is_and_can_be_made_longer(tmp_path: Path) -> None:
     options = {"save_every": 20}
     short = run(tmp_path / "a", **options)
@@ -242,10 +260,13 @@ def objective(policy: str = "gaussian", **options: Any) -> Any:
 
 def test_settings_become_objectives() -> None:
     keep = float("inf")
-    assert objective()[0] == PMPO(alpha=0.5, beta="auto", covariance_beta=keep)
-    assert objective(preset="r", coupled=True)[0] == PMPO(alpha=0.0, beta="auto")
+    assert objective()[0] == PMPO(alpha=0.5, beta=1.0, covariance_beta=keep)
+    assert objective(preset="r", coupled=True)[0] == PMPO(alpha=0.0, beta=2.0)
+    # One in four is rejected: (1 - alpha) / rho = 0.5 / 0.25; with acceptances alone nothing need be bounded.
+    assert objective(labels="best-worst", coupled=True)[0] == PMPO(alpha=0.5, beta=2.0)
+    assert objective(preset="a")[0] == PMPO(alpha=1.0, beta=0.0, covariance_beta=keep)
     assert objective("categorical", preset="a", beta="0.25")[0] == PMPO(alpha=1.0, beta=0.25)
-    assert objective(alpha=0.3, covariance_beta=2.0)[0] == PMPO(alpha=0.3, covariance_beta=2.0)
+    assert objective(alpha=0.3, covariance_beta=2.0)[0] == PMPO(alpha=0.3, beta=1.4, covariance_beta=2.0)
     assert objective(method="dpo")[0] == DPO(beta=1.0) and objective(method="dpo", beta="20")[0] == DPO(beta=20.0)
     assert objective(method="rebel", eta=0.2) == (REBEL(eta=0.2), None)
     ours, label = objective(method="mpo", epsilon=0.3, epsilon_mean=0.02, epsilon_covariance=1e-4)
@@ -254,6 +275,29 @@ def test_settings_become_objectives() -> None:
     assert bins == MPO(decoupled=False, epsilon_penalty=0.0)
     with pytest.raises(UserError, match="--covariance-beta is for Gaussian"):
         objective("categorical", covariance_beta=1.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "bound"),
+    [
+        ({"beta": "0.5", "policy": "categorical"}, "1"),
+        ({"beta": "1", "coupled": True, "preset": "r"}, "2"),
+        ({"beta": "1", "policy": "categorical", "labels": "best-worst"}, "2"),
+        ({"beta": "1.4", "policy": "categorical", "num_actions": 3}, "1.5"),
+        ({"beta": "1", "policy": "categorical"}, None),
+        ({"preset": "r", "policy": "categorical"}, None),
+        ({"preset": "a", "beta": "0", "policy": "categorical"}, None),
+        ({"beta": "0.5"}, None),
+        ({"method": "mpo"}, None),
+    ],
+)
+def test_a_beta_below_its_bound_is_warned_of(
+    options: dict[str, Any], bound: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(tmp_path, **(SMALL | options | {"quiet": False, "steps": 30}))
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+    assert len(said) == (bound is not None)
+    assert bound is None or f"is below (1 - alpha) / (rejected fraction) = {bound}:" in said[0]
 
 
 def test_values_become_labels_and_preferences() -> None:

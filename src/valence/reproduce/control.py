@@ -58,12 +58,14 @@ class Job:
     @property
     def folder(self) -> str:
         task = self.task.split("/")[-1].removesuffix("-v0")
-        return f"{self.part}-{task}-{self.name.replace(' ', '-').replace('=', '')}-{self.seed}"
+        name = "".join("-" if mark in " /" else mark for mark in self.name if mark != "=")
+        return f"{self.part}-{task}-{name}-{self.seed}"
 
 
 GAUSSIAN: dict[str, dict[str, Any]] = {
     "MPO": MPO_OPTIONS,
     "PMPO-AR": {"method": "pmpo", "preset": "ar"},
+    "PMPO-AR coupled": {"method": "pmpo", "preset": "ar", "coupled": True},
     "PMPO-AR beta=0.5": {"method": "pmpo", "alpha": 0.5, "beta": "0.5"},
     "PMPO-AR beta=0.5 coupled": {"method": "pmpo", "alpha": 0.5, "beta": "0.5", "coupled": True},
     "PMPO-A": {"method": "pmpo", "preset": "a"},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from valence.feedback.conversions import labels_to_preferences
 from valence.feedback.labelling import label_best_worst, label_group_mean, label_top_k
 from valence.objectives import DPO, PMPO, REBEL
 from valence.objectives.mpo import MPO
+from valence.objectives.pmpo import pmpo_beta
 from valence.policies.actor import Actor
 from valence.policies.categorical import CategoricalPolicy
 from valence.policies.gaussian import GaussianPolicy
@@ -77,12 +79,29 @@ def make_objective(config: ImproveConfig, agent: AgentConfig) -> tuple[Objective
     if config.method == "dpo":
         return DPO(beta=1.0 if config.beta in (None, "auto") else float(config.beta)), _best_over_worst
     alpha = PRESET_ALPHA[config.preset] if config.preset else 0.5 if config.alpha is None else config.alpha
-    beta: Any = "auto" if config.beta in (None, "auto") else float(config.beta)
+    if config.beta in (None, "auto"):
+        worst = _rejected_fraction(config.labels, agent.num_actions)
+        beta = pmpo_beta(alpha=alpha, accepted=1 - worst, rejected=worst)
+    else:
+        beta = float(config.beta)
     if config.covariance_beta is not None and not gaussian:
         raise UserError("--covariance-beta is for Gaussian policies; leave it out with --policy categorical")
     spread = math.inf if config.covariance_beta is None else config.covariance_beta
     objective = PMPO(alpha=alpha, beta=beta, covariance_beta=spread if gaussian and not config.coupled else None)
     return objective, _labelling(config.labels, agent.num_actions)
+
+
+def _unbounded(objective: Objective, config: ControlConfig) -> str | None:
+    """Why PMPO may run away with these settings. A mean learned apart is held by any beta above 1 - 2 alpha."""
+    if not isinstance(objective, PMPO) or objective.covariance_beta is not None:
+        return None
+    worst = _rejected_fraction(config.improve.labels, config.agent.num_actions)
+    return objective.unbounded_reason(accepted=1 - worst, rejected=worst)
+
+
+def _rejected_fraction(labels: str, number: int) -> float:
+    """Of all that the reference draws: what is left unlabelled lies between the classes, not missing at random."""
+    return {"halves": number // 2 / number, "best-worst": 1 / number, "mean": 0.5}[labels]
 
 
 def _labelling(labels: str, num_actions: int) -> Labelling:
@@ -162,6 +181,9 @@ def run_control(config: ControlConfig, *, quiet: bool = False) -> ControlResult:
     out = Path(trial.out or f"runs/{config.environment.replace('/', '-').replace(':', '-')}")
     agent = Agent(config)
     start = _begin(out, config, agent)
+    warning = _unbounded(agent.learner.objective, config)
+    if warning and not quiet:
+        print(f"warning: {warning}", file=sys.stderr)
     per_update = config.agent.steps_per_update
     evaluation = Evaluation(lambda: make(config), trial.eval_episodes)
     curve, updates = _kept_curve(out, start)
@@ -229,7 +251,7 @@ def _begin(out: Path, config: ControlConfig, agent: Agent) -> int:
     if not path.is_file():
         raise UserError(f"--resume finds no run in {out}: leave it out to begin one")
     was = json.loads(path.read_text(encoding="utf-8"))
-    changed = sorted(name for name in about if was.get(name) != about[name])
+    changed = sorted(name for name in about if was.get(name, about[name]) != about[name])
     if changed:
         raise UserError(f"--resume keeps a run's settings, and {', '.join(changed)} changed: give another --out")
     found = checkpoints(out / "checkpoints")
