@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from itertools import product
 from typing import Any
@@ -352,3 +353,31 @@ def test_maximum_likelihood_finds_the_moments_and_the_frequencies() -> None:
 def test_bad_sizes_are_refused(make: Any, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         make()
+
+
+@torch.no_grad()
+def test_no_bin_falls_below_its_floor_and_kls_stay_finite() -> None:
+    policy = CategoricalPolicy(SEEN, D, (16,), bins=7, min_prob=0.01)
+    other = copy.deepcopy(policy)
+    with torch.no_grad():
+        # Far beyond what a float's softmax can hold, in opposite directions.
+        policy.head.bias.copy_(torch.linspace(-300, 300, D * 7))
+        other.head.bias.copy_(torch.linspace(300, -300, D * 7))
+    ours, theirs = policy.distribution(observations()), other.distribution(observations())
+    chances = ours.base_dist.probs
+    assert chances.min() >= 0.01 - 1e-6 and torch.allclose(chances.sum(-1), torch.ones(()))
+    # At most the odds between the floor and all the rest, for each dimension.
+    kl = torch.distributions.kl_divergence(theirs, ours)
+    assert bool((kl > 0).all()) and float(kl.max()) <= D * math.log(0.94 / 0.01) + 1e-4
+    bare = CategoricalPolicy(SEEN, D, (16,), bins=7, min_prob=0.0)
+    with torch.no_grad():
+        bare.head.bias.copy_(torch.linspace(-300, 300, D * 7))
+        other.min_prob = 0.0
+    kl = torch.distributions.kl_divergence(other.distribution(observations()), bare.distribution(observations()))
+    assert bool(kl.isfinite().all())
+
+
+@pytest.mark.parametrize("floor", [-0.1, 1 / 7, 0.5])
+def test_a_floor_that_leaves_nothing_is_refused(floor: float) -> None:
+    with pytest.raises(ValueError, match="min_prob"):
+        CategoricalPolicy(SEEN, D, (16,), bins=7, min_prob=floor)

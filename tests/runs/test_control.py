@@ -270,9 +270,12 @@ def test_settings_become_objectives() -> None:
     assert objective(method="dpo")[0] == DPO(beta=1.0) and objective(method="dpo", beta="20")[0] == DPO(beta=20.0)
     assert objective(method="rebel", eta=0.2) == (REBEL(eta=0.2), None)
     ours, label = objective(method="mpo", epsilon=0.3, epsilon_mean=0.02, epsilon_covariance=1e-4)
-    assert ours == MPO(epsilon=0.3, epsilon_mean=0.02, epsilon_covariance=1e-4) and label is None
+    assert ours == MPO(epsilon=0.3, epsilon_mean=0.02, epsilon_covariance=1e-4, epsilon_penalty=0.0) and label is None
+    # The bounds are for each dimension of the action.
+    wide, _ = make_objective(ImproveConfig(method="mpo", epsilon_mean=0.02), AgentConfig(), 6)
+    assert isinstance(wide, MPO) and wide.epsilon_mean == pytest.approx(0.12) and wide.epsilon == 0.1
     bins, _ = objective("categorical", method="mpo", epsilon_mean=2.5e-3, epsilon_covariance=1e-6)
-    assert bins == MPO(decoupled=False, epsilon_penalty=0.0)
+    assert bins == MPO(decoupled=False, epsilon_penalty=0.0, epsilon_mean=2.5e-3, epsilon_covariance=1e-6)
     with pytest.raises(UserError, match="--covariance-beta is for Gaussian"):
         objective("categorical", covariance_beta=1.0)
 

@@ -1,6 +1,8 @@
 """Each action dimension cut into bins: independent categoricals, whose KLs are exact.
 
-Steps are bin numbers, `[N, K, 1, D]`, whole; `decode` gives the bins' centres, evenly spaced over [-1, 1].
+Steps are bin numbers, `[N, K, 1, D]`, whole; `decode` gives the bins' centres, evenly spaced over [-1, 1]. No bin's
+probability falls below a floor, as a Gaussian's standard deviation has one: log-probabilities and KLs stay finite, and
+what was given up can come back.
 
 Shape legend: see `valence.policies.actor`; B bins.
 """
@@ -14,8 +16,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributions import Categorical, Independent
+from torch.distributions.kl import register_kl
 
 from valence.policies.actor import Actor
+
+
+class Bins(Categorical):
+    """A categorical whose KL is taken on log-probabilities: torch's own is infinite where a probability underflows."""
+
+
+@register_kl(Bins, Bins)
+def _kl_bins(first: Bins, second: Bins) -> Tensor:
+    return (first.probs * (first.logits - second.logits)).sum(-1)
 
 
 class CategoricalPolicy(Actor):
@@ -25,31 +37,38 @@ class CategoricalPolicy(Actor):
         observation_size, action_size: O and D.
         hidden: units of each hidden layer.
         bins: B, at least 2: the first is -1 and the last +1.
+        min_prob: what no bin's probability falls below; 0 lets it vanish.
     Raises:
-        ValueError: a size below 1, or fewer than 2 bins.
+        ValueError: a size below 1, fewer than 2 bins, or a floor that leaves nothing to learn.
     """
 
     def __init__(
-        self, observation_size: int, action_size: int, hidden: Sequence[int] = (256, 256), *, bins: int = 11
-    ) -> None:
+        self, observation_size: int, action_size: int, hidden: Sequence[int] = (256, 256), *, bins: int = 11,
+        min_prob: float = 1e-3,
+    ) -> None:  # fmt: skip
         super().__init__(observation_size, action_size, hidden)
         if bins < 2:
             raise ValueError(f"bins is {bins}, and must be at least 2")
-        self.hidden, self.bins = tuple(hidden), bins
+        if not 0 <= min_prob < 1 / bins:
+            raise ValueError(f"min_prob is {min_prob}, and must be in [0, 1 / bins)")
+        self.hidden, self.bins, self.min_prob = tuple(hidden), bins, min_prob
         self.head = nn.Linear(hidden[-1], action_size * bins)
         with torch.no_grad():
             self.head.weight.mul_(0.01)
             self.head.bias.zero_()
 
     def logits(self, context: Float[Tensor, "N O"]) -> Float[Tensor, "N 1 1 D B"]:
-        """Unnormalised log-probabilities of the bins."""
-        return self.head(self.torso(context)).view(-1, 1, 1, self.action_size, self.bins)
+        """Log-probabilities of the bins."""
+        free = self.head(self.torso(context)).view(-1, 1, 1, self.action_size, self.bins)
+        if not self.min_prob:
+            return free.log_softmax(-1)
+        return torch.log(free.softmax(-1) * (1 - self.bins * self.min_prob) + self.min_prob)
 
     def distribution(self, context: Float[Tensor, "N O"]) -> Independent:
-        return Independent(Categorical(logits=self.logits(context), validate_args=False), 1, validate_args=False)
+        return Independent(Bins(logits=self.logits(context), validate_args=False), 1, validate_args=False)
 
     def draw(self, context: Float[Tensor, "N O"], num_samples: int, generator: torch.Generator) -> Tensor:
-        chances = self.logits(context).softmax(-1).view(-1, self.bins)
+        chances = self.logits(context).exp().view(-1, self.bins)
         picks = torch.multinomial(chances, num_samples, replacement=True, generator=generator)
         return picks.view(len(context), self.action_size, num_samples).transpose(1, 2)[:, :, None]
 
@@ -63,5 +82,5 @@ class CategoricalPolicy(Actor):
     def settings(self) -> dict[str, Any]:
         return {
             "kind": "categorical", "observation_size": self.observation_size, "action_size": self.action_size,
-            "hidden": list(self.hidden), "bins": self.bins,
+            "hidden": list(self.hidden), "bins": self.bins, "min_prob": self.min_prob,
         }  # fmt: skip

@@ -65,15 +65,18 @@ class ControlResult:
     seconds: float
 
 
-def make_objective(config: ImproveConfig, agent: AgentConfig) -> tuple[Objective, Labelling | None]:
+def make_objective(
+    config: ImproveConfig, agent: AgentConfig, action_size: int = 1
+) -> tuple[Objective, Labelling | None]:
     """The objective, and how the critic's values become the feedback that it takes."""
     gaussian = agent.policy == "gaussian"
     if config.method == "mpo":
-        bounds = (config.epsilon, config.epsilon_mean, config.epsilon_covariance)
-        names = ("epsilon", "epsilon_mean", "epsilon_covariance")
-        # Bins lie within the bounds: there is nothing to penalise.
-        penalty = {} if gaussian else {"epsilon_penalty": 0.0}
-        return MPO(decoupled=gaussian, **dict(zip(names, bounds, strict=True)), **penalty), None
+        # Neither a squashed mean nor a bin can leave the bounds: there is nothing to penalise.
+        objective = MPO(
+            epsilon=config.epsilon, epsilon_mean=config.epsilon_mean * action_size,
+            epsilon_covariance=config.epsilon_covariance * action_size, epsilon_penalty=0.0, decoupled=gaussian,
+        )  # fmt: skip
+        return objective, None
     if config.method == "rebel":
         return REBEL(eta=config.eta), None
     if config.method == "dpo":
@@ -142,7 +145,7 @@ class Agent:
         sizes = (self.environment.observation_size, self.environment.action_size)
         self.policy = make_policy(agent, *sizes)
         reference = FrozenCopy(self.policy, refresh_every=agent.refresh_every)
-        objective, label = make_objective(config.improve, agent)
+        objective, label = make_objective(config.improve, agent, sizes[1])
         settings = ControlSettings(
             batch_size=agent.batch_size, num_actions=agent.num_actions, steps_per_update=agent.steps_per_update,
             warmup_steps=trial.warmup_steps, critic_lr=agent.critic_lr, target_every=agent.target_every,

@@ -39,9 +39,9 @@ class ImproveConfig:
     epsilon: float = 0.1
     """MPO: bound of the E-step, nats."""
     epsilon_mean: float = 0.02
-    """MPO: bound on the mean's KL (categorical: on the whole KL), nats."""
-    epsilon_covariance: float = 1e-4
-    """MPO, Gaussian: bound on the covariance's KL, nats."""
+    """MPO: bound on the mean's KL (categorical: on the whole KL), nats for each action dimension."""
+    epsilon_covariance: float = 2e-3
+    """MPO, Gaussian: bound on the covariance's KL, nats for each action dimension."""
 
     def __post_init__(self) -> None:
         _check(self.method in CONTROL_METHODS, "method", self.method, f"one of {', '.join(CONTROL_METHODS)}")
