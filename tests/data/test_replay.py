@@ -160,3 +160,16 @@ def test_bad_numbers_and_an_empty_ring_are_refused() -> None:
     with pytest.raises(ValueError, match="empty"):
         Replay(5, 1, 1).sample(1, torch.Generator())
     assert len(Replay(5, 1, 1)) == 0
+
+
+def test_a_longer_replay_takes_over_a_shorter_ones_transitions_and_no_blanks() -> None:
+    short = Replay(10, 1, 1, steps=1)
+    for place in range(13):
+        here = np.full(1, place + 1.0, np.float32)
+        short.add(0, here, here, 1.0, here, terminated=False, truncated=False)
+    longer = Replay(20, 1, 1, steps=1)
+    longer.load_state_dict(short.state_dict())
+    seen = longer.sample(500, torch.Generator().manual_seed(0)).observation
+    assert len(longer) == 10 and set(seen.flatten().tolist()) == {float(place) for place in range(4, 14)}
+    with pytest.raises(ValueError, match="room for 5"):
+        Replay(5, 1, 1, steps=1).load_state_dict(short.state_dict())

@@ -17,7 +17,7 @@ from valence.policies.gaussian import GaussianPolicy
 from valence.training.checkpoint import load_checkpoint, save_checkpoint
 from valence.training.learner import Learner
 from valence.training.reference import FrozenCopy
-from valence.types import Action, Batch, Labels, Likelihood, Rewards
+from valence.types import Action, Batch, Labels, Likelihood, Rewards, Target
 
 ALL = torch.ones(1, 2, dtype=torch.bool)
 GAP = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
@@ -360,3 +360,36 @@ def test_what_it_cannot_take_is_refused() -> None:
         MPO()(Likelihood(torch.zeros(2, 3, 1)), target)
     with pytest.raises(ValueError, match="MPO needs ref_kl"):
         MPO(decoupled=False)(Likelihood(torch.zeros(2, 3, 1)), target)
+
+
+def test_the_covariances_bound_is_felt_within_a_thousand_updates() -> None:
+    # One Gaussian whose values ask for no spread at all: each reference is left as fast as the bound allows.
+    import torch
+    from torch import nn
+
+    ends = {}
+    for bound in (1e-4, 1e-2):
+        objective = MPO(epsilon_mean=1.0, epsilon_covariance=bound, epsilon_penalty=0.0)
+        log_scale, dual = nn.Parameter(torch.zeros(())), torch.optim.Adam(objective.state().parameters(), lr=1e-2)
+        adam = torch.optim.Adam([log_scale], lr=1e-3)
+        reference, draws = 1.0, torch.randn(64, 4, 1, generator=torch.Generator().manual_seed(0))
+        present = torch.ones(64, 4, dtype=torch.bool)
+        for step in range(1000):
+            steps = draws * reference
+            scale = log_scale.exp()
+            log_prob = (-0.5 * (steps / scale) ** 2 - log_scale).expand(64, 4, 1)
+            kl = (torch.log(scale / reference) + 0.5 * (reference / scale) ** 2 - 0.5).expand(64, 4, 1)
+            zero = torch.zeros(64, 4, 1)
+            likelihood = Likelihood(
+                log_prob, log_prob_mean=zero, log_prob_covariance=log_prob, ref_kl_mean=zero, ref_kl_covariance=kl
+            )
+            target = Target(present=present, size=64.0, reward=-(steps[..., 0] ** 2))
+            adam.zero_grad()
+            dual.zero_grad()
+            objective(likelihood, target).total(64.0).backward()
+            adam.step()
+            dual.step()
+            if (step + 1) % 25 == 0:
+                reference = float(log_scale.detach().exp())
+        ends[bound] = reference
+    assert ends[1e-2] < 0.8 * ends[1e-4]

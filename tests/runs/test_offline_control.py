@@ -13,7 +13,7 @@ import torch
 from valence.data.episodes import Episode, write_episodes
 from valence.errors import UserError
 from valence.policies.runner import PolicyRunner
-from valence.runs.offline_control import OfflineControlOptions, offline_control, unscale
+from valence.runs.offline_control import OfflineControlOptions, fit_value, offline_control, unscale
 from valence.sources.episodes import tabulate
 
 pytest.importorskip("h5py", reason="needs the control extra")
@@ -82,7 +82,7 @@ def test_alpha_and_beta_follow_the_labels_that_are_there(tmp_path: Path) -> None
     both = offline_control(data, tmp_path / "a", OfflineControlOptions(**quick))
     alone = offline_control(data, tmp_path / "b", OfflineControlOptions(reject=False, **quick))
     complaints = offline_control(data, tmp_path / "c", OfflineControlOptions(accept=False, **quick))
-    # Half of the labelled are rejected: (1 - alpha) / rho = 0.5 / 0.5; nothing to bound; rho unknown, taken for 1/2.
+    # Half of the labelled are rejected: (1 - alpha) / rho = 0.5 / 0.5; nothing to bound; 1 / 0.5.
     assert [(r.alpha, r.beta) for r in (both, alone, complaints)] == [(0.5, 1.0), (1.0, 1.0), (0.0, 2.0)]
 
 
@@ -103,3 +103,35 @@ def test_bad_input_is_one_clear_line(tmp_path: Path, capsys: pytest.CaptureFixtu
         lines = capsys.readouterr().err.strip().splitlines()
         assert stop.value.code == 2 and len(lines) == 1 and said in lines[0]
     assert not (tmp_path / "x").exists()
+
+
+def test_values_of_episodes_that_truly_end_reach_nought(tmp_path: Path) -> None:
+    # -1 a step until the goal, one to six steps away: V is minus the steps left (nearly), not that of -1 for ever.
+    episodes = []
+    for length in [1, 2, 3, 4, 5, 6] * 10:
+        left = np.arange(length, -1, -1, dtype=np.float32)[:, None]
+        episodes.append(Episode(left, np.zeros((length, 1), np.float32), -np.ones(length, np.float32), True))
+    table = tabulate(episodes)
+    value = fit_value(table, seed=0, steps=60, discount=0.98, trace=0.9, expectile=0.5, hidden=(32,), batch_size=128)
+    for steps, expected in ((1, -1.0), (6, -(1 - 0.98**6) / 0.02)):
+        assert float(value[steps - 1, 0]) == pytest.approx(expected, abs=0.7)
+
+
+def test_rejections_without_cloning_are_refused_and_rho_counts_all_labels(tmp_path: Path) -> None:
+    data = bandit(tmp_path / "data", label=True)
+    with pytest.raises(UserError, match="use clone too"):
+        offline_control(data, tmp_path / "a", OfflineControlOptions(clone=False, steps=1))
+    random = np.random.default_rng(0)
+    few = [
+        Episode(
+            random.normal(size=(2, 1)).astype(np.float32), np.zeros((1, 1), np.float32), np.zeros(1, np.float32), True,
+            np.array([-1 if place % 10 == 0 else 1]),
+        )
+        for place in range(40)
+    ]  # fmt: skip
+    data = write_episodes(tmp_path / "few", few, dataset_id="few").parent
+    quick = OfflineControlOptions(accept=False, steps=1, batch_size=10, hidden=(4,))
+    # One in ten is rejected: nothing less than 1 / 0.1 holds the policy.
+    assert offline_control(data, tmp_path / "b", quick).beta == pytest.approx(10.0)
+    with pytest.raises(UserError, match="holds a run already"):
+        offline_control(data, tmp_path / "b", quick)

@@ -37,9 +37,9 @@ def inner(environment: Any) -> worlds.Point:
     return environment._environment.unwrapped
 
 
-def test_observations_are_flattened_in_their_order_and_copied() -> None:
+def test_observations_are_flattened_by_name_as_on_disk_and_copied() -> None:
     parts = {"b": np.array([[1.0, 2.0]]), "a": np.float64(3), "c": {"y": 4, "x": (np.array([5]), 6)}}
-    assert flatten(parts).tolist() == [1, 2, 3, 4, 5, 6] and flatten(parts).dtype == np.float32
+    assert flatten(parts).tolist() == [3, 1, 2, 5, 6, 4] and flatten(parts).dtype == np.float32
     assert flatten((np.zeros(2), np.ones((1, 1)))).tolist() == [0, 0, 1]
     assert flatten([1.0, 2.0]).tolist() == [1, 2]
     mine = np.zeros(2, dtype=np.float32)

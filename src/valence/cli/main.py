@@ -40,7 +40,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     except UserError as error:
         fail(str(error))
     except KeyboardInterrupt:
-        print("interrupted; --resume goes on from the last checkpoint", file=sys.stderr)
+        print(
+            "interrupted; align, control and search go on with --resume from the last checkpoint in --out",
+            file=sys.stderr,
+        )
         sys.exit(130)
     except ModuleNotFoundError as error:
         if not error.name or error.name.split(".")[0] == "valence":

@@ -22,7 +22,8 @@ EXPERIMENTS = {
 
 @dataclass(frozen=True)
 class Reproduce:
-    """Rerun an experiment and print the paper's figures beside ours. Experiments: thumbs, bandit, offline-control."""
+    """Rerun an experiment and print the paper's figures beside ours. Experiments: thumbs, bandit, control,
+    offline-control."""
 
     name: tyro.conf.Positional[str]
     """Which experiment."""

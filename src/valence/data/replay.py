@@ -40,7 +40,7 @@ class Replay:
         observation_size, action_size: O and D.
         num_environments: E.
         steps: n.
-        discount: gamma, per environment step.
+        discount: gamma, per action.
     Raises:
         ValueError: a number out of range.
     """
@@ -118,7 +118,12 @@ class Replay:
         return {"inserted": self.inserted, "pending": pending, "store": stored}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.inserted = state["inserted"]
+        """Raises ValueError where more is stored than this replay has room for."""
+        size = len(state["store"]["reward"])
+        if size > self.capacity:
+            raise ValueError(f"{size} transitions are stored, and this replay has room for {self.capacity}")
+        # A ring that was full and has room now goes on behind what is there; its oldest place no longer comes next.
+        self.inserted = state["inserted"] if size in (state["inserted"], self.capacity) else size
         self._pending = [
             [(seen.numpy(), did.numpy(), reward) for seen, did, reward in queue] for queue in state["pending"]
         ]

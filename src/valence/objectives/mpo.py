@@ -95,7 +95,7 @@ class MPO:
     decoupled: bool = True
     init_temperature: float = 10.0
     init_multiplier: float = 10.0
-    init_multiplier_covariance: float = 1000.0
+    init_multiplier_covariance: float = 10.0
     _duals: Duals = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:

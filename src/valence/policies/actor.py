@@ -25,7 +25,7 @@ from valence.types import Action, Batch, Likelihood
 
 
 def flatten(observation: Any) -> np.ndarray:
-    """The parts of dictionaries and tuples in their order, numbers and arrays, as one new float32 vector."""
+    """The parts of dictionaries (by name) and tuples, numbers and arrays, as one new float32 vector."""
     return np.concatenate(list(_parts(observation)))
 
 
@@ -33,7 +33,9 @@ def _parts(observation: Any) -> Iterator[np.ndarray]:
     if not hasattr(observation, "values") and not isinstance(observation, tuple):
         yield np.asarray(observation, dtype=np.float32).ravel()
         return
-    for part in observation if isinstance(observation, tuple) else observation.values():
+    # By name, as gymnasium sorts them: episodes on disk and an environment must agree on the order.
+    parts = observation if isinstance(observation, tuple) else [observation[name] for name in sorted(observation)]
+    for part in parts:
         yield from _parts(part)
 
 

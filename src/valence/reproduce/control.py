@@ -64,13 +64,13 @@ class Job:
 
 GAUSSIAN: dict[str, dict[str, Any]] = {
     "MPO": MPO_OPTIONS,
-    "PMPO-AR": {"method": "pmpo", "preset": "ar"},
-    "PMPO-AR coupled": {"method": "pmpo", "preset": "ar", "coupled": True},
+    "PMPO-AR": {"method": "pmpo", "alpha": 0.5},
+    "PMPO-AR coupled": {"method": "pmpo", "alpha": 0.5, "coupled": True},
     "PMPO-AR beta=0.5": {"method": "pmpo", "alpha": 0.5, "beta": "0.5"},
     "PMPO-AR beta=0.5 coupled": {"method": "pmpo", "alpha": 0.5, "beta": "0.5", "coupled": True},
-    "PMPO-A": {"method": "pmpo", "preset": "a"},
-    "PMPO-R": {"method": "pmpo", "preset": "r"},
-    "PMPO-AR best/worst": {"method": "pmpo", "preset": "ar", "labels": "best-worst"},
+    "PMPO-A": {"method": "pmpo", "alpha": 1.0},
+    "PMPO-R": {"method": "pmpo", "alpha": 0.0},
+    "PMPO-AR best/worst": {"method": "pmpo", "alpha": 0.5, "labels": "best-worst"},
     "DPO": {"method": "dpo", "beta": "20"},
 }
 CATEGORICAL: dict[str, dict[str, Any]] = {
@@ -178,7 +178,9 @@ def report(out: Path, size_name: str) -> Path:
         print_claims(claims)
     seeds = sorted({run["seed"] for run in finished})
     left = [job.folder for job in todo if not (home / job.folder / "done.json").is_file()]
-    path = write_results(out, "control", rows, claims, seeds, agent=AGENT, runs=finished, not_run=left)
+    path = write_results(
+        out, "control", rows, claims, seeds, agent=AGENT, action_repeat=REPEAT, runs=finished, not_run=left
+    )
     plot_curves(finished, out / "control.png")
     plot_sweep(finished, out / "sweep.png")
     write_page(out / "README.md", "Control: PMPO, MPO and DPO on the control suite", TEXT, "control.png")

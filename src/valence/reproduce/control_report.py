@@ -16,10 +16,11 @@ PUBLISHED_MPO: dict[str, dict[int, float]] = {
 
 TEXT = """The control suite with a learned critic, as in the paper's section 5.2: four actions a state are drawn from
 the reference, the two of highest value are accepted, the two of lowest rejected. One agent for all methods, tuned for
-MPO alone. A Gaussian's spread stays as it began under PMPO ("coupled": one objective for both, as the paper has it).
-`return` is the interquartile mean over seeds of the last evaluation (5 episodes each, the most likely action), `low`
-and `high` its 95% stratified-bootstrap interval; with one seed there is none. `published` is MPO's return at as many
-environment steps elsewhere. The part "sweep" is Figure 3, at 60,000 steps.
+MPO alone; an action lasts 8 environment steps on the cartpole, 2 on the walker, 4 on the cheetah. A Gaussian's spread
+stays as it began under PMPO ("coupled": one objective for both, as the paper has it). `return` is the interquartile
+mean over seeds of the last evaluation (5 episodes each, the most likely action), `low` and `high` its 95%
+stratified-bootstrap interval; with one seed there is none. `published` is MPO's return at as many environment steps
+elsewhere. The part "sweep" is Figure 3, at 60,000 steps.
 
 ![The sweep of β](sweep.png)"""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import statistics
 import sys
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from valence.data.replay import Replay
 from valence.errors import UserError
 from valence.evaluation.control import Evaluation, film
 from valence.feedback.conversions import labels_to_preferences
-from valence.feedback.labelling import label_best_worst, label_group_mean, label_top_k
+from valence.feedback.labelling import label_best_worst, label_group_mean
 from valence.objectives import DPO, PMPO, REBEL
 from valence.objectives.mpo import MPO
 from valence.objectives.pmpo import pmpo_beta
@@ -37,11 +38,13 @@ from valence.training.learner import Learner
 from valence.training.loop import Schedule, train
 from valence.training.reference import FrozenCopy
 from valence.training.tracking import open_trackers
-from valence.types import Feedback, Rewards
+from valence.types import Feedback, Labels, Rewards
 
 MAX_GRAD_NORM = 40.0
 DUAL_LR = 1e-2
 REPLAY = 1_000_000
+PRESET_BETA = {"ar": 0.5, "a": 0.0, "r": 2.0}
+"""The paper's."""
 COLUMNS = (
     ("return", "eval/return", "{:.1f}"), ("training", "train_return", "{:.1f}"), ("Q", "q", "{:.1f}"),
     ("steps/s", "steps_per_second", "{:,.0f}"),
@@ -82,7 +85,9 @@ def make_objective(
     if config.method == "dpo":
         return DPO(beta=1.0 if config.beta in (None, "auto") else float(config.beta)), _best_over_worst
     alpha = PRESET_ALPHA[config.preset] if config.preset else 0.5 if config.alpha is None else config.alpha
-    if config.beta in (None, "auto"):
+    if config.preset and config.beta is None:
+        beta = PRESET_BETA[config.preset]
+    elif config.beta in (None, "auto"):
         worst = _rejected_fraction(config.labels, agent.num_actions)
         beta = pmpo_beta(alpha=alpha, accepted=1 - worst, rejected=worst)
     else:
@@ -96,8 +101,13 @@ def make_objective(
 
 def _unbounded(objective: Objective, config: ControlConfig) -> str | None:
     """Why PMPO may run away with these settings. A mean learned apart is held by any beta above 1 - 2 alpha."""
-    if not isinstance(objective, PMPO) or objective.covariance_beta is not None:
+    if not isinstance(objective, PMPO):
         return None
+    if objective.covariance_beta is not None:
+        least, beta = 1 - 2 * objective.alpha, float(objective.beta)
+        if beta > least or (beta == least == 0):
+            return None
+        return f"beta = {beta:g} does not hold the mean: raise it above 1 - 2 alpha = {least:g}"
     worst = _rejected_fraction(config.improve.labels, config.agent.num_actions)
     return objective.unbounded_reason(accepted=1 - worst, rejected=worst)
 
@@ -110,11 +120,19 @@ def _rejected_fraction(labels: str, number: int) -> float:
 def _labelling(labels: str, num_actions: int) -> Labelling:
     half = num_actions // 2
     rules: dict[str, Callable[[Rewards], Feedback]] = {
-        "halves": lambda values: label_top_k(values, top=half, bottom=half),
+        "halves": lambda values: _label_ranked(values, half),
         "best-worst": label_best_worst,
         "mean": label_group_mean,
     }
     return rules[labels]
+
+
+def _label_ranked(values: Rewards, half: int) -> Labels:
+    """Accept the better half of each state's actions and reject the worse. Ties, of which bins have many, fall as the
+    actions were drawn, which is at random: an action may be accepted once and rejected once, and that says nothing."""
+    number = values.value.shape[-1]
+    rank = values.value.sort(dim=-1, descending=True, stable=True).indices.argsort(dim=-1)
+    return Labels((rank < half).long() - (rank >= number - half).long(), values.present)
 
 
 def _best_over_worst(values: Rewards) -> Feedback:
@@ -149,6 +167,7 @@ class Agent:
         settings = ControlSettings(
             batch_size=agent.batch_size, num_actions=agent.num_actions, steps_per_update=agent.steps_per_update,
             warmup_steps=trial.warmup_steps, critic_lr=agent.critic_lr, target_every=agent.target_every,
+            action_repeat=agent.action_repeat,
         )  # fmt: skip
         replay = Replay(
             min(trial.steps, REPLAY), *sizes, num_environments=trial.num_environments, steps=agent.n_step,
@@ -179,6 +198,9 @@ def run_control(config: ControlConfig, *, quiet: bool = False) -> ControlResult:
     """The run: builds, resumes, trains, evaluates, writes `out`."""
     trial = config.trial
     torch.set_num_threads(trial.threads)
+    if "DISPLAY" not in os.environ:
+        # MuJoCo looks for a screen otherwise, and complains that there is none.
+        os.environ.setdefault("MUJOCO_GL", "egl" if trial.video else "disable")
     if trial.video:
         _check_camera(config)
     out = Path(trial.out or f"runs/{config.environment.replace('/', '-').replace(':', '-')}")

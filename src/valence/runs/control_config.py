@@ -23,7 +23,7 @@ class ImproveConfig:
     method: Literal["pmpo", "mpo", "dpo", "rebel"] = "pmpo"
     """What is minimised."""
     preset: Literal["ar", "a", "r"] | None = None
-    """PMPO: accepted and rejected, accepted only, rejected only, with the smallest bounded beta (1, 0, 2)."""
+    """PMPO: accepted and rejected, accepted only, rejected only, with the paper's alpha and beta (0.5, 0, 2)."""
     labels: Literal["halves", "best-worst", "mean"] = "halves"
     """PMPO: accept the better half, the best alone (and reject the worst), or what reaches the mean."""
     alpha: float | None = None

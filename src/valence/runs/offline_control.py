@@ -110,7 +110,8 @@ def fit_value(
     """V of every observation, in discounted reward: an expectile of the returns of the behaviours that made the data.
 
     Fitted lambda-returns: targets are computed on whole episodes, `VALUE_ROUNDS` times, with `steps` regression steps
-    each. No value can lie beyond that of the least or the largest reward for ever: what a network says beyond is cut.
+    each. No value can lie beyond that of the least or the largest reward for ever (or of 0, where episodes truly
+    end): what a network says beyond is cut.
     """
     torch.manual_seed(seed)
     net = nn.Sequential(torso(table.observation.shape[-1], hidden), nn.Linear(hidden[-1], 1))
@@ -120,6 +121,9 @@ def fit_value(
     # In units of 1 / (1 - discount), so that the network's outputs are of order 1.
     unit = 1 / (1 - discount)
     least, most = (float(bound) for bound in table.reward[table.present].aminmax())
+    if bool(table.terminated.any()):
+        # After a true end there is nothing: that is worth 0.
+        least, most = min(least, 0.0), max(most, 0.0)
     rows = table.observation[:, :-1][table.present]
     generator = torch.Generator().manual_seed(seed)
     for _ in range(VALUE_ROUNDS):
@@ -182,9 +186,11 @@ def offline_control(
     """Learn from a folder in Minari's format; writes `out/policy` and `out/results.json`.
 
     Raises:
-        UserError: the folder cannot be read, or holds nothing that the options ask for.
+        UserError: the folder cannot be read, or holds nothing that the options ask for; or `out` holds a run already.
     """
     options, out = options or OfflineControlOptions(), Path(out)
+    if (out / "results.json").exists() or (out / "policy").exists():
+        raise UserError(f"{out} holds a run already: give another --out")
     found = read_episodes(episodes)
     actions = np.concatenate([episode.actions for episode in found])
     low, high = np.minimum(actions.min(0), -1.0), np.maximum(actions.max(0), 1.0)
@@ -193,7 +199,7 @@ def offline_control(
     table = EpisodeTable(**{**vars(table), "action": scaled.float()})
     sign = make_labels(table, options)
     rows = mixture(table, sign, accept=options.accept, reject=options.reject, clone=options.clone)
-    alpha, beta = _weights(rows, options)
+    alpha, beta = _weights(rows, sign, options)
     policy, figures = train_policy(
         rows, alpha=alpha, beta=beta, lr=options.lr, steps=options.steps, seed=options.seed,
         batch_size=options.batch_size, hidden=options.hidden, min_scale=options.min_scale, on_step=on_step,
@@ -226,13 +232,21 @@ def make_labels(table: EpisodeTable, options: OfflineControlOptions) -> Int[Tens
     return label_advantage(advantages(table, value, discount=options.discount, trace=options.trace), table.present)
 
 
-def _weights(rows: Rows, options: OfflineControlOptions) -> tuple[float, float]:
-    """alpha and beta: what was asked for, or what the labels that are there allow."""
+def _weights(rows: Rows, sign: Int[Tensor, "E S"], options: OfflineControlOptions) -> tuple[float, float]:
+    """alpha and beta: what was asked for, or what the labels that are there allow.
+
+    Raises:
+        UserError: rejections without cloning: nothing would hold the policy.
+    """
     accepted, rejected = rows.fractions()
+    if rejected and not options.clone:
+        raise UserError("rejections alone push the policy away without end: use clone too (--use reject clone)")
     alpha = 0.5 if options.alpha is None else options.alpha
     if not accepted or not rejected:
         alpha = 1.0 if accepted or not rejected else 0.0
-    bound = pmpo_beta(alpha=alpha, accepted=accepted, rejected=rejected) if rejected else 1.0
+    # Which share is rejected is known from all labels, also where the accepted ones are not used.
+    counts = {"accepted": float((sign > 0).sum()), "rejected": float((sign < 0).sum())}
+    bound = pmpo_beta(alpha=alpha, **counts) if rejected else 1.0
     return alpha, bound if options.beta is None else options.beta
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import sys
@@ -61,6 +62,8 @@ def run_search(
         UserError: the function raised, or returned no number; there is nothing to resume; or `out` cannot be written.
     """
     about = about or {}
+    if options.out is not None and (options.out / STATE).exists() and not options.resume:
+        raise UserError(f"{options.out} holds a search already: give --resume to go on with it, or another --out")
     search, curve = _resumed(options.out, about) if options.resume else (make(), [])
     why = _ended(search, options) if search.best else None
     if options.out is not None:
@@ -68,9 +71,10 @@ def run_search(
             options.out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"cannot write into {options.out}: {error.strerror}") from error
-    bar, saved = _Bar(options), time.monotonic()
+    bar, saved, before = _Bar(options), time.monotonic(), search
     try:
         while why is None:
+            before = copy.deepcopy(search) if options.out is not None else search
             x = search.ask(min(search.missing, options.budget - search.told))
             search.tell(x, values=[evaluate(function, point) for point in x])
             assert search.best is not None
@@ -83,6 +87,9 @@ def run_search(
             bar(search, final=why is not None)
     finally:
         bar.close()
+        if why is None and options.out is not None and before.best is not None:
+            # The function raised, or a person stopped it: what was told of is not lost, and is asked for anew.
+            _save(before, curve, about, options.out)
     if options.out is not None:
         _write(search, curve, about, why, options.out)
     return search.result, why
@@ -134,6 +141,9 @@ def _resumed(out: Path | None, about: dict[str, Any]) -> tuple[PreferenceSearch,
 
 def _write(search: PreferenceSearch, curve: Curve, about: dict[str, Any], why: str, out: Path) -> None:
     found = asdict(search.result) | {"x": search.result.x.tolist()}
+    if found["value"] is not None and not math.isfinite(found["value"]):
+        # JSON has no infinity.
+        found["value"] = None
     tree = about | {"result": found, "stopped": why, "mean": search.mean.tolist(), "curve": curve}
     (out / RESULTS).write_text(json.dumps(tree, indent=1) + "\n")
     plot_curve(curve, search.told, out / PICTURE)

@@ -45,6 +45,7 @@ class ControlSettings:
         warmup_steps: steps of uniformly random actions before the first update.
         critic_lr: of Adam.
         target_every: updates between copies of the critic into its target.
+        action_repeat: environment steps that an action lasts; rewards are divided by it.
     Raises:
         ValueError: a field out of range.
     """
@@ -55,9 +56,10 @@ class ControlSettings:
     warmup_steps: int = 1000
     critic_lr: float = 1e-3
     target_every: int = 100
+    action_repeat: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "num_actions", "steps_per_update", "critic_lr", "target_every"):
+        for name in ("batch_size", "num_actions", "steps_per_update", "critic_lr", "target_every", "action_repeat"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}, and must be > 0")
         if self.warmup_steps < 1:
@@ -118,7 +120,7 @@ class ControlSource:
                 actions = policy.decode(policy.draw(seen, 1, self.generator))[:, 0, 0]
         for place, (before, action, after) in enumerate(self.crew.step(list(actions.numpy()))):
             self.replay.add(
-                place, before, action, after.reward / after.steps, after.observation,
+                place, before, action, after.reward / self.settings.action_repeat, after.observation,
                 terminated=after.terminated, truncated=after.truncated,
             )  # fmt: skip
             self.env_steps += after.steps
