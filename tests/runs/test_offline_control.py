@@ -112,7 +112,7 @@ def test_values_of_episodes_that_truly_end_reach_nought(tmp_path: Path) -> None:
         left = np.arange(length, -1, -1, dtype=np.float32)[:, None]
         episodes.append(Episode(left, np.zeros((length, 1), np.float32), -np.ones(length, np.float32), True))
     table = tabulate(episodes)
-    value = fit_value(table, seed=0, steps=60, discount=0.98, trace=0.9, expectile=0.5, hidden=(32,), batch_size=128)
+    value = fit_value(table, seed=0, steps=200, discount=0.98, trace=0.9, expectile=0.5, hidden=(32,), batch_size=128)
     for steps, expected in ((1, -1.0), (6, -(1 - 0.98**6) / 0.02)):
         assert float(value[steps - 1, 0]) == pytest.approx(expected, abs=0.7)
 
