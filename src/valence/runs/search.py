@@ -85,11 +85,13 @@ def run_search(
                 _save(search, curve, about, options.out)
                 saved = time.monotonic()
             bar(search, final=why is not None)
+    except BaseException:
+        # The function raised, or a person stopped it: what was told of is not lost, and is asked for anew.
+        if options.out is not None and before.best is not None:
+            _save(before, curve, about, options.out)
+        raise
     finally:
         bar.close()
-        if why is None and options.out is not None and before.best is not None:
-            # The function raised, or a person stopped it: what was told of is not lost, and is asked for anew.
-            _save(before, curve, about, options.out)
     if options.out is not None:
         _write(search, curve, about, why, options.out)
     return search.result, why
