@@ -16,6 +16,7 @@ from valence.feedback import (
     label_best_worst,
     label_group_mean,
     label_halves,
+    label_ranked,
     label_threshold,
     label_top_k,
 )
@@ -145,3 +146,13 @@ def test_order_does_not_matter(values, random):
         shuffled = rule(rewards(tuple(float(values[i]) for i in order)))
         assert shuffled.sign[0].tolist() == labels.sign[0, order].tolist()
         assert shuffled.present[0].tolist() == labels.present[0, order].tolist()
+
+
+def test_label_ranked_has_classes_of_fixed_sizes_whatever_ties() -> None:
+    value = torch.tensor([[1.0, 1.0, 1.0, 1.0], [3.0, 1.0, 2.0, 1.0], [0.0, 5.0, 5.0, 5.0]])
+    labels = label_ranked(Rewards(value, torch.ones(3, 4, dtype=torch.bool)), top=2, bottom=2)
+    assert labels.sign.tolist() == [[1, 1, -1, -1], [1, -1, 1, -1], [-1, 1, 1, -1]]
+    one = label_ranked(Rewards(value[1:2], torch.ones(1, 4, dtype=torch.bool)), top=1, bottom=1)
+    assert one.sign.tolist() == [[1, 0, 0, -1]]
+    with pytest.raises(ValueError, match="at most 4"):
+        label_ranked(Rewards(value, torch.ones(3, 4, dtype=torch.bool)), top=3, bottom=2)

@@ -21,8 +21,10 @@ from valence.objectives import DPO, PMPO, REBEL
 from valence.objectives.mpo import MPO
 from valence.policies.runner import PolicyRunner
 from valence.runs import control as runs
-from valence.runs.control import control, make_objective
+from valence.runs import control_methods
+from valence.runs.control import control
 from valence.runs.control_config import AgentConfig, ImproveConfig, control_config
+from valence.runs.control_methods import make_objective
 from valence.sources.environments import Crew, make_environment
 from valence.training.checkpoint import checkpoints
 from valence.types import Labels, Preferences, Rewards
@@ -349,7 +351,7 @@ def test_it_learns_to_stand_still_at_nought(options: dict[str, Any], tmp_path: P
 
 @pytest.mark.parametrize("wrong", ["inverted", "shuffled"])
 def test_wrong_labels_teach_nothing_good(wrong: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    right, draw = runs._labelling, torch.Generator().manual_seed(0)
+    right, draw = control_methods._labelling, torch.Generator().manual_seed(0)
 
     def mistaken(labels: str, num_actions: int) -> Any:
         def label(values: Rewards) -> Any:
@@ -361,6 +363,6 @@ def test_wrong_labels_teach_nothing_good(wrong: str, tmp_path: Path, monkeypatch
 
         return label
 
-    monkeypatch.setattr(runs, "_labelling", mistaken)
+    monkeypatch.setattr(control_methods, "_labelling", mistaken)
     result = run(tmp_path, **LEARNING, preset="ar")
     assert statistics.fmean(result.returns) < (-50 if wrong == "inverted" else -4)

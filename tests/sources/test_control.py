@@ -243,7 +243,8 @@ def test_a_source_that_is_loaded_goes_on_to_the_bit(updates: int) -> None:
 def test_its_state_but_for_tensors_is_json() -> None:
     made, policy = source(environments=2, steps=3)
     made.next(policy)
-    json.dumps(made.state_dict(), default=lambda value: None if isinstance(value, Tensor) else {}[value])
+    written = json.dumps(made.state_dict(), default=lambda value: None if isinstance(value, Tensor) else {}[value])
+    assert json.loads(written)["env_steps"] == made.env_steps
 
 
 def test_a_critic_that_has_run_away_stops_the_run() -> None:

@@ -17,6 +17,7 @@ from valence.feedback.labelling import (
     label_best_worst,
     label_group_mean,
     label_halves,
+    label_ranked,
     label_threshold,
     label_top_k,
 )
@@ -29,6 +30,7 @@ __all__ = [
     "label_best_worst",
     "label_group_mean",
     "label_halves",
+    "label_ranked",
     "label_threshold",
     "label_top_k",
     "labels_to_preferences",

@@ -1,8 +1,9 @@
-"""Rewards to accept / reject labels: six rules, all explicit, all lossy (how much better is forgotten).
+"""Rewards to accept / reject labels: seven rules, all explicit, all lossy (how much better is forgotten).
 
 In every rule with one bar, what is equal to the bar is accepted (`>=`; `label_top_k` has two bars), and the outcome
-does not depend on the order of a context's actions. Where a rule compares actions with each other, a group whose
-rewards are all equal says nothing: it is dropped (`present` False). `dropped` counts what a conversion left out.
+does not depend on the order of a context's actions (except in `label_ranked`). Where a rule compares actions with each
+other, a group whose rewards are all equal says nothing: it is dropped (`present` False). `dropped` counts what a
+conversion left out.
 
 Shape legend: see `valence.types`.
 """
@@ -39,6 +40,24 @@ def label_top_k(rewards: Rewards, *, top: int, bottom: int) -> Labels:
     accepted = keep & (value >= _kth_largest(value, present, top))
     rejected = keep & (-value >= _kth_largest(-value, present, bottom))
     return Labels(accepted.long() - rejected.long(), keep)
+
+
+def label_ranked(rewards: Rewards, *, top: int, bottom: int) -> Labels:
+    """Accept exactly `top` and reject exactly `bottom` actions of each context, ties falling as they were drawn. Lossy.
+
+    For actions that were drawn at random, all present, where the share of a class must be known beforehand: identical
+    actions (bins have many) may be accepted once and rejected once, which says nothing. Order matters, as in no other
+    rule here.
+
+    Raises:
+        ValueError: top < 0, bottom < 0, or together more than there are actions.
+    """
+    number = rewards.value.shape[-1]
+    if top < 0 or bottom < 0 or top + bottom > number:
+        raise ValueError(f"top and bottom must be >= 0 and at most {number} together, got top={top}, bottom={bottom}")
+    rank = rewards.value.sort(dim=-1, descending=True, stable=True).indices.argsort(dim=-1)
+    sign = (rank < top).long() - (rank >= number - bottom).long()
+    return Labels(torch.where(rewards.present, sign, 0), rewards.present)
 
 
 def label_best_worst(rewards: Rewards) -> Labels:

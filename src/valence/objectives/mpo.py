@@ -12,7 +12,7 @@ Units: rewards in their own, as eta; KLs and bounds in nats, summed over an acti
 
 Departs from the papers:
 - One multiplier for the whole action, where Acme has one for each dimension: `epsilon_mean` and `epsilon_covariance`
-  are multiplied by nothing, so choose them for all dimensions together.
+  are bounds for all dimensions together (`valence control` takes them for each, and multiplies).
 - With `decoupled=False` (categorical policies) one bound, `epsilon_mean`, is on KL(pi_ref || pi).
 """
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import statistics
 import sys
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,33 +16,24 @@ from valence.critics import QNetwork
 from valence.data.replay import Replay
 from valence.errors import UserError
 from valence.evaluation.control import Evaluation, film
-from valence.feedback.conversions import labels_to_preferences
-from valence.feedback.labelling import label_best_worst, label_group_mean
-from valence.objectives import DPO, PMPO, REBEL
-from valence.objectives.mpo import MPO
-from valence.objectives.pmpo import pmpo_beta
 from valence.policies.actor import Actor
 from valence.policies.categorical import CategoricalPolicy
 from valence.policies.gaussian import GaussianPolicy
 from valence.policies.runner import save_actor
-from valence.protocols import Objective
-from valence.runs.config import PRESET_ALPHA
-from valence.runs.control_config import MIN_SCALE, AgentConfig, ControlConfig, ImproveConfig, control_config
+from valence.runs.control_config import MIN_SCALE, AgentConfig, ControlConfig, control_config
+from valence.runs.control_methods import make_objective, unbounded_reason
 from valence.runs.progress import Progress
-from valence.sources.control import ControlSettings, ControlSource, Labelling
+from valence.sources.control import ControlSettings, ControlSource
 from valence.sources.environments import Crew, Environment, make_environment
 from valence.training.checkpoint import PREFIX, REPLACED, checkpoints, load_checkpoint, save_checkpoint
 from valence.training.learner import Learner
 from valence.training.loop import Schedule, train
 from valence.training.reference import FrozenCopy
 from valence.training.tracking import open_trackers
-from valence.types import Feedback, Labels, Rewards
 
 MAX_GRAD_NORM = 40.0
 DUAL_LR = 1e-2
 REPLAY = 1_000_000
-PRESET_BETA = {"ar": 0.5, "a": 0.0, "r": 2.0}
-"""The paper's."""
 COLUMNS = (
     ("return", "eval/return", "{:.1f}"), ("training", "train_return", "{:.1f}"), ("Q", "q", "{:.1f}"),
     ("steps/s", "steps_per_second", "{:,.0f}"),
@@ -66,77 +55,6 @@ class ControlResult:
     curve: list[tuple[int, float]]
     returns: list[float]
     seconds: float
-
-
-def make_objective(
-    config: ImproveConfig, agent: AgentConfig, action_size: int = 1
-) -> tuple[Objective, Labelling | None]:
-    """The objective, and how the critic's values become the feedback that it takes."""
-    gaussian = agent.policy == "gaussian"
-    if config.method == "mpo":
-        # Neither a squashed mean nor a bin can leave the bounds: there is nothing to penalise.
-        objective = MPO(
-            epsilon=config.epsilon, epsilon_mean=config.epsilon_mean * action_size,
-            epsilon_covariance=config.epsilon_covariance * action_size, epsilon_penalty=0.0, decoupled=gaussian,
-        )  # fmt: skip
-        return objective, None
-    if config.method == "rebel":
-        return REBEL(eta=config.eta), None
-    if config.method == "dpo":
-        return DPO(beta=1.0 if config.beta in (None, "auto") else float(config.beta)), _best_over_worst
-    alpha = PRESET_ALPHA[config.preset] if config.preset else 0.5 if config.alpha is None else config.alpha
-    if config.preset and config.beta is None:
-        beta = PRESET_BETA[config.preset]
-    elif config.beta in (None, "auto"):
-        worst = _rejected_fraction(config.labels, agent.num_actions)
-        beta = pmpo_beta(alpha=alpha, accepted=1 - worst, rejected=worst)
-    else:
-        beta = float(config.beta)
-    if config.covariance_beta is not None and not gaussian:
-        raise UserError("--covariance-beta is for Gaussian policies; leave it out with --policy categorical")
-    spread = math.inf if config.covariance_beta is None else config.covariance_beta
-    objective = PMPO(alpha=alpha, beta=beta, covariance_beta=spread if gaussian and not config.coupled else None)
-    return objective, _labelling(config.labels, agent.num_actions)
-
-
-def _unbounded(objective: Objective, config: ControlConfig) -> str | None:
-    """Why PMPO may run away with these settings. A mean learned apart is held by any beta above 1 - 2 alpha."""
-    if not isinstance(objective, PMPO):
-        return None
-    if objective.covariance_beta is not None:
-        least, beta = 1 - 2 * objective.alpha, float(objective.beta)
-        if beta > least or (beta == least == 0):
-            return None
-        return f"beta = {beta:g} does not hold the mean: raise it above 1 - 2 alpha = {least:g}"
-    worst = _rejected_fraction(config.improve.labels, config.agent.num_actions)
-    return objective.unbounded_reason(accepted=1 - worst, rejected=worst)
-
-
-def _rejected_fraction(labels: str, number: int) -> float:
-    """Of all that the reference draws: what is left unlabelled lies between the classes, not missing at random."""
-    return {"halves": number // 2 / number, "best-worst": 1 / number, "mean": 0.5}[labels]
-
-
-def _labelling(labels: str, num_actions: int) -> Labelling:
-    half = num_actions // 2
-    rules: dict[str, Callable[[Rewards], Feedback]] = {
-        "halves": lambda values: _label_ranked(values, half),
-        "best-worst": label_best_worst,
-        "mean": label_group_mean,
-    }
-    return rules[labels]
-
-
-def _label_ranked(values: Rewards, half: int) -> Labels:
-    """Accept the better half of each state's actions and reject the worse. Ties, of which bins have many, fall as the
-    actions were drawn, which is at random: an action may be accepted once and rejected once, and that says nothing."""
-    number = values.value.shape[-1]
-    rank = values.value.sort(dim=-1, descending=True, stable=True).indices.argsort(dim=-1)
-    return Labels((rank < half).long() - (rank >= number - half).long(), values.present)
-
-
-def _best_over_worst(values: Rewards) -> Feedback:
-    return labels_to_preferences(label_best_worst(values))
 
 
 def make_policy(agent: AgentConfig, observation_size: int, action_size: int) -> Actor:
@@ -206,7 +124,7 @@ def run_control(config: ControlConfig, *, quiet: bool = False) -> ControlResult:
     out = Path(trial.out or f"runs/{config.environment.replace('/', '-').replace(':', '-')}")
     agent = Agent(config)
     start = _begin(out, config, agent)
-    warning = _unbounded(agent.learner.objective, config)
+    warning = unbounded_reason(agent.learner.objective, config)
     if warning and not quiet:
         print(f"warning: {warning}", file=sys.stderr)
     per_update = config.agent.steps_per_update
@@ -324,8 +242,8 @@ def _check_camera(config: ControlConfig) -> None:
         if len(shape) != 3 or shape[2] != 3:
             raise ValueError(f"its pictures have the shape {shape}")
     except Exception as error:
-        said = " ".join(str(error).split())
-        raise UserError(f"--video: {config.environment} cannot be rendered here ({said}); leave it out") from error
+        said, advice = " ".join(str(error).split()), "try MUJOCO_GL=egl, or leave it out"
+        raise UserError(f"--video: {config.environment} cannot be rendered here ({said}); {advice}") from error
 
 
 class _Progress(Progress):
