@@ -6,6 +6,7 @@ docs/decisions.md. Every run is `valence.control` itself, checkpointed: what was
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -17,8 +18,8 @@ from typing import Any
 
 from valence.reproduce.control_claims import check_claims
 from valence.reproduce.control_plot import plot_curves, plot_sweep
-from valence.reproduce.control_report import TEXT, summarize
-from valence.reproduce.results import print_claims, print_table, write_page, write_results
+from valence.reproduce.control_report import TEXT, short, summarize
+from valence.reproduce.results import commit, print_claims, print_table, write_page, write_results
 
 CARTPOLE = "dm_control/cartpole-swingup-v0"
 WALKER = "dm_control/walker-walk-v0"
@@ -32,7 +33,7 @@ AGENT: dict[str, Any] = {
 """Shared by all methods, tuned for MPO on the cartpole; see docs/decisions.md."""
 REPEAT = {CARTPOLE: 8, WALKER: 2, CHEETAH: 4}
 """Environment steps an action lasts: PlaNet's (Hafner et al. 2019), usual in comparisons by environment steps."""
-MPO_OPTIONS: dict[str, Any] = {"method": "mpo", "epsilon_mean": 0.02, "epsilon_covariance": 2e-3}
+MPO_OPTIONS: dict[str, Any] = {"method": "mpo", "epsilon_mean": 0.02, "epsilon_covariance": 1e-5}
 
 
 @dataclass(frozen=True)
@@ -56,10 +57,16 @@ class Job:
     part: str = "main"
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """All that `valence.control` is given, but where to write."""
+        return AGENT | {"action_repeat": REPEAT[self.task], "steps": self.steps} | dict(self.options)
+
+    @property
     def folder(self) -> str:
-        task = self.task.split("/")[-1].removesuffix("-v0")
+        """Named by its settings too: a run made with others is never taken for this one."""
         name = "".join("-" if mark in " /" else mark for mark in self.name if mark != "=")
-        return f"{self.part}-{task}-{name}-{self.seed}"
+        digest = hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()[:6]
+        return f"{self.part}-{short(self.task)}-{name}-{self.seed}-{digest}"
 
 
 GAUSSIAN: dict[str, dict[str, Any]] = {
@@ -71,6 +78,7 @@ GAUSSIAN: dict[str, dict[str, Any]] = {
     "PMPO-A": {"method": "pmpo", "alpha": 1.0},
     "PMPO-R": {"method": "pmpo", "alpha": 0.0},
     "PMPO-AR best/worst": {"method": "pmpo", "alpha": 0.5, "labels": "best-worst"},
+    "PMPO-AR best/worst coupled": {"method": "pmpo", "alpha": 0.5, "labels": "best-worst", "coupled": True},
     "DPO": {"method": "dpo", "beta": "20"},
 }
 CATEGORICAL: dict[str, dict[str, Any]] = {
@@ -95,23 +103,22 @@ def jobs(size: str) -> list[Job]:
     seeds = [[Job(name, CARTPOLE, 100_000, seed, o) for name, o in methods.items()] for seed in range(3)]
     large = [
         [Job(name, task, 200_000, seed, GAUSSIAN[name]) for task in (WALKER, CHEETAH) for name in LARGE]
-        for seed in range(3)
+        for seed in range(2)
     ]
-    return [*seeds[0], *large[0], *seeds[1], *seeds[2], *sweep(), *large[1], *large[2]]
+    return [*seeds[0], *large[0], *seeds[1], *sweep(0), *seeds[2], *large[1], *sweep(1)]
 
 
 LARGE = ("MPO", "PMPO-AR", "PMPO-R")
 
 
-def sweep() -> list[Job]:
+def sweep(seed: int) -> list[Job]:
     """Figure 3 on the cartpole: A, AR and R over beta."""
-    return [
-        Job(
-            f"{name} beta={beta:g}", CARTPOLE, 60_000, 0, {"method": "pmpo", "alpha": alpha, "beta": str(beta)}, "sweep"
-        )
+    chosen = {
+        f"{name} beta={beta:g}": {"method": "pmpo", "alpha": alpha, "beta": str(beta)}
         for beta in BETAS
         for name, alpha in ALPHAS.items()
-    ]
+    }
+    return [Job(name, CARTPOLE, 60_000, seed, options, "sweep") for name, options in chosen.items()]
 
 
 def run_job(job: Job, home: Path) -> str:
@@ -126,10 +133,10 @@ def run_job(job: Job, home: Path) -> str:
     out = home / job.folder
     kept = out / "done.json"
     if not kept.is_file():
-        options = AGENT | {"action_repeat": REPEAT[job.task]} | dict(job.options)
         resume = (out / "control.json").is_file()
-        result = control(job.task, steps=job.steps, seed=job.seed, out=str(out), resume=resume, quiet=True, **options)
-        kept.write_text(json.dumps({"curve": result.curve, "returns": result.returns, "seconds": result.seconds}))
+        result = control(job.task, seed=job.seed, out=str(out), resume=resume, quiet=True, **job.settings)
+        found = {"curve": result.curve, "returns": result.returns, "seconds": result.seconds, "commit": commit()}
+        kept.write_text(json.dumps(found))
     found = json.loads(kept.read_text())
     return f"{job.folder:48} return {found['curve'][-1][1]:7.1f}  {found['seconds']:.0f} s"
 
@@ -155,8 +162,11 @@ def read_finished(todo: Sequence[Job], home: Path) -> list[dict[str, Any]]:
     for job in todo:
         path = home / job.folder / "done.json"
         if path.is_file():
-            about = {"name": job.name, "task": job.task, "seed": job.seed, "part": job.part, "steps": job.steps}
-            found.append(about | {"options": dict(job.options)} | json.loads(path.read_text()))
+            about = {
+                "name": job.name, "task": job.task, "seed": job.seed, "part": job.part, "steps": job.steps,
+                "repeat": REPEAT[job.task], "options": dict(job.options),
+            }  # fmt: skip
+            found.append(about | json.loads(path.read_text()))
     return found
 
 

@@ -51,7 +51,8 @@ def summarize(finished: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         published = PUBLISHED_MPO.get(task, {}).get(runs[0]["steps"])
         rows.append(
             {
-                "task": task, "method": name, "part": part, "steps": runs[0]["steps"], "seeds": len(runs),
+                "task": task, "method": name, "part": part, "steps": runs[0]["steps"], "repeat": runs[0]["repeat"],
+                "seeds": len(runs),
                 "return": iqm(scores), "low": low, "high": high,
                 "published": published if name.startswith("MPO") and published is not None else "",
             }

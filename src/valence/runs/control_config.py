@@ -40,7 +40,7 @@ class ImproveConfig:
     """MPO: bound of the E-step, nats."""
     epsilon_mean: float = 0.02
     """MPO: bound on the mean's KL (categorical: on the whole KL), nats for each action dimension."""
-    epsilon_covariance: float = 2e-3
+    epsilon_covariance: float = 1e-5
     """MPO, Gaussian: bound on the covariance's KL, nats for each action dimension."""
 
     def __post_init__(self) -> None:
