@@ -17,7 +17,7 @@ from valence.policies.gaussian import GaussianPolicy
 from valence.reproduce import offline_control, offline_control_train
 from valence.reproduce.offline_control_claims import PAPER, average, check_claims, interval, resample
 from valence.reproduce.offline_control_env import PickPlace, interpreter
-from valence.reproduce.offline_control_train import Mixture, fit_value, make_labels, train_policy
+from valence.reproduce.offline_control_train import Mixture, fit_value, make_labels, thin, train_policy
 from valence.sources.episodes import EpisodeSource, EpisodeTable, Rows, tabulate
 from valence.training.learner import Learner
 
@@ -90,6 +90,16 @@ def test_mixtures_learn_what_their_losses_say() -> None:
     assert means["Reject+BC"] == pytest.approx(((2 * action.mean() - rejected) / (2 - 1)).item(), abs=0.02)
 
 
+def test_the_bound_is_of_the_labels_at_hand() -> None:
+    """rho 3/4 gives (1 - alpha) / rho = 2/3 at alpha 1/2; times 1.5. Thinned to accepted alone, rho is 0."""
+    sign = torch.tensor([[1], [-1], [-1], [-1]] * 3)
+    both = Mixture("all", accept=True, reject=True, clone=True, alpha=0.5, over_bound=1.5)
+    assert both.on(sign).beta == pytest.approx(1.0)
+    assert both.on(sign[:2]).beta == pytest.approx(1.5)
+    assert Mixture("BC", clone=True, beta=0.3).on(sign).beta == 0.3
+    assert thin(sign, 6)[:, 0].tolist() == [1, 0, 0, 0, 0, 0, -1, 0, 0, 0, 0, 0]
+
+
 def test_a_folder_with_given_labels_is_learned_from(tmp_path: Path) -> None:
     """Minari on disk, accepted 0.5 and rejected -0.5 in `infos/label`, everything cloned at beta 2 (bound 1 at 1/2).
 
@@ -107,7 +117,7 @@ def test_a_folder_with_given_labels_is_learned_from(tmp_path: Path) -> None:
 def made_up(means: dict[str, float]) -> list[dict[str, Any]]:
     generator = np.random.default_rng(0)
     return [
-        {"name": name, "seed": seed, "setting": {"alpha": 0.5, "beta": 1.0, "lr": 1e-3}, "reward": mean,
+        {"name": name, "seed": seed, "setting": {"alpha": 0.5, "beta": 1.0, "lr": 1e-3}, "beta": 1.0, "reward": mean,
          "rewards": (mean + generator.normal(size=20)).tolist(), "success": 0.5}
         for name, mean in means.items() for seed in range(3)
     ]  # fmt: skip

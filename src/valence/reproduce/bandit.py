@@ -31,6 +31,8 @@ UNSEEN = tuple(
     Problem(name, dim)
     for name in ("ellipsoid", "cigar", "different-powers", "ackley", "griewank", "rastrigin")
     for dim in (2, 10)
+    # In two dimensions the ellipsoid and the cigar are one function.
+    if (name, dim) != ("cigar", 2)
 )
 ALPHAS = ("PMPO-AR", "PMPO-A", "PMPO-R")
 BASELINE = "CMA-ES (pycma)"
@@ -118,12 +120,13 @@ def product_rows(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         mine = [run for run in runs if run["part"] == "product" and run["problem"] == problem]
         took = {name: [run["evaluations"] for run in mine if run["method"] == name] for name in (method, BASELINE)}
         median, base = (statistics.median(took[name]) for name in (method, BASELINE))
+        best = statistics.median(run["best"] for run in mine if run["method"] == method)
         solved, ratio = sum(map(math.isfinite, took[method])), median / base if base < math.inf else math.inf
         rows.append(
             {
                 "part": "B" if problem in TUNED else "B, unseen", "function": problem.name, "dim": problem.dim,
                 "method": method, "solved": solved, "of": len(took[method]),
-                "median evaluations": _number(median), "over pycma": _number(ratio),
+                "median evaluations": _number(median), "over pycma": _number(ratio), "best seen": f"{best:.1e}",
             }
         )  # fmt: skip
     return rows
@@ -134,9 +137,10 @@ def _number(value: float) -> float | str:
 
 
 def check_claims(rows: Sequence[Mapping[str, Any]]) -> list[Claim]:
-    """The paper's claims on part A, the product's aims on part B."""
+    """The paper's claims on part A, the product's aims on part B; none on functions that were not all run."""
     protocol = [row for row in rows if row["part"] == "A"]
-    return [*(_protocol_claims(protocol) if protocol else []), *_product_claims(rows)]
+    whole = {row["function"] for row in protocol} == set(PAPER)
+    return [*(_protocol_claims(protocol) if whole else []), *_product_claims(rows)]
 
 
 def _protocol_claims(rows: Sequence[Mapping[str, Any]]) -> list[Claim]:
@@ -164,6 +168,8 @@ def _product_claims(rows: Sequence[Mapping[str, Any]]) -> list[Claim]:
 
     for method, aim in AIMS.items():
         found = mine(SOLVED, method)
+        if len(found) < len(SOLVED):
+            continue
         ours = ", ".join(f"{row['function']} {row['dim']}D {row['solved']}/{row['of']}" for row in found)
         title = f"{method}: sphere and double sum 2D and 10D, Rosenbrock 2D to {TARGET:g} with every seed"
         claims.append(Claim(title, "—", ours, all(row["solved"] == row["of"] for row in found)))
@@ -185,8 +191,17 @@ def _product_claims(rows: Sequence[Mapping[str, Any]]) -> list[Claim]:
             holds = sum(row["solved"] for row in unseen) >= 0.9 * sum(row["solved"] for row in base)
             claims.append(Claim(title, "—", ours, holds))
     lots = [row for row in rows if row["method"] == LOTS]
-    ours = f"{sum(row['solved'] for row in lots)} of {sum(row['of'] for row in lots)} runs"
-    return [*claims, Claim("random labels get nowhere", "—", ours, not any(row["solved"] for row in lots))]
+    blind = [by[row["function"], row["dim"], "random search"] for row in lots]
+    ours = ", ".join(
+        f"{row['function']} {row['dim']}D {row['best seen']} against {other['best seen']}"
+        for row, other in zip(lots, blind, strict=True)
+    )
+    title = "random labels get nowhere: none solved, and the best seen is above a hundredth of random search's"
+    holds = all(
+        not row["solved"] and float(row["best seen"]) > 0.01 * float(other["best seen"])
+        for row, other in zip(lots, blind, strict=True)
+    )
+    return [*claims, Claim(title, "—", ours, holds)] if lots else claims
 
 
 PAGE = f"""\
@@ -199,7 +214,7 @@ Part B is `PreferenceSearch` at one setting, from the dimension alone: evaluatio
 20,000 (2D) or 60,000 (10D), medians over seeds where a failure counts as infinite. All methods begin at the same
 random point with a standard deviation of {SIGMA:g} times the width; pycma has its own settings, and restarts with twice
 the population as ours do. The setting was chosen on seeds from 100 on and on the functions marked B; those marked
-unseen were run once, after that. Two dimensions, and what is solved there, are easy: 10D is the harder test.
+unseen had no part in it. Two dimensions, and what is solved there, are easy: 10D is the harder test.
 With its KL sampled (the default), R at its bound is, for two equal classes, the plain mean of what was not rejected;
 "exact KL" has the KL in closed form instead, so that R sees rejected samples and its own policy alone."""
 

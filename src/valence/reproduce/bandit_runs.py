@@ -103,16 +103,24 @@ def run_protocol(task: Task) -> dict[str, Any]:
 
 
 def run_product(task: Task) -> dict[str, Any]:
-    """Evaluations until a point of value 1e-6 or below was seen; infinity where the budget ends first."""
+    """Evaluations until a point of value 1e-6 or below was seen, infinity where the budget ends first; the best."""
+    function, best = task.problem.function(), [math.inf]
+
+    def watched(point: np.ndarray) -> float:
+        value = function(point)
+        best[0] = min(best[0], value)
+        return value
+
     runs = {"CMA-ES (pycma)": _pycma, "random search": _random}
-    return {"evaluations": runs.get(task.method, _preference_search)(task)}
+    evaluations = runs.get(task.method, _preference_search)(task, watched)
+    return {"evaluations": evaluations, "best": best[0]}
 
 
-def _preference_search(task: Task) -> float:
+def _preference_search(task: Task, function: Callable[[np.ndarray], float]) -> float:
     from valence.objectives import PMPO
     from valence.search import Box, PreferenceSearch
 
-    function, (low, high) = task.problem.function(), task.problem.bounds
+    low, high = task.problem.bounds
     alpha = {"PMPO-AR": 0.5, "PMPO-A": 1.0, "PMPO-R": 0.0}[task.method.split(",")[0]]
     search = PreferenceSearch(
         Box(low, high, task.problem.dim), PMPO(alpha=alpha), start=task.problem.start(task.seed), sigma=SIGMA,
@@ -131,14 +139,14 @@ def _preference_search(task: Task) -> float:
     return math.inf
 
 
-def _pycma(task: Task) -> float:
+def _pycma(task: Task, function: Callable[[np.ndarray], float]) -> float:
     """CMA-ES with its own settings, within the bounds; begun anew with twice the population where it stops."""
     try:
         import cma
     except ModuleNotFoundError as error:
         raise UserError("this comparison needs pycma: pip install 'valence-learn[control]'") from error
 
-    function, (low, high) = task.problem.function(), task.problem.bounds
+    low, high = task.problem.bounds
     random = np.random.default_rng([task.seed, 9])
     start, told, factor = task.problem.start(task.seed), 0, 1
     while told < task.limit:
@@ -156,8 +164,8 @@ def _pycma(task: Task) -> float:
     return math.inf
 
 
-def _random(task: Task) -> float:
-    function, random = task.problem.function(), np.random.default_rng([task.seed, 10])
+def _random(task: Task, function: Callable[[np.ndarray], float]) -> float:
+    random = np.random.default_rng([task.seed, 10])
     for count in range(1, task.limit + 1):
         if function(random.uniform(*task.problem.bounds, task.problem.dim)) <= TARGET:
             return float(count)

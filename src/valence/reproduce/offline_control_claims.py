@@ -51,7 +51,10 @@ def average(rows: Rows) -> list[dict[str, Any]]:
             line["success"] = float(np.mean([row["success"] for row in mine]))
         if mine:
             setting = mine[0]["setting"]
-            line["setting"] = " ".join(f"{key}={setting[key]:.3g}" for key in ("alpha", "beta", "lr"))
+            betas = sorted(f"{row['beta']:.3g}" for row in mine)
+            beta = betas[0] if betas[0] == betas[-1] else f"{betas[0]}–{betas[-1]}"
+            line["seeds"] = len(mine)
+            line["setting"] = f"alpha={setting['alpha']:g} beta={beta} lr={setting['lr']:g}"
         lines.append(line)
     return lines
 
@@ -82,8 +85,8 @@ def _difference(rows: Rows, more: str, less: str, title: str | None = None) -> C
     return Claim(title or f"{more} above {less}", paper, f"{gain:+.1f} [{low:+.1f}, {high:+.1f}]", low > 0)
 
 
-def plot(lines: Rows, path: Path) -> None:
-    """Bars of ours with their intervals, the paper's beside them on its own scale."""
+def plot(lines: Rows, few: Rows, path: Path) -> None:
+    """Bars of ours with their intervals, with few labels where that was run, and the paper's on its own scale."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -91,10 +94,15 @@ def plot(lines: Rows, path: Path) -> None:
 
     figure, axis = plt.subplots(figsize=(7.6, 4.2))
     places = np.arange(len(lines))
-    ours = np.array([line["reward"] for line in lines])
-    errors = np.abs(np.array([[line["low"], line["high"]] for line in lines]).T - ours)
-    axis.bar(places - 0.2, ours, 0.4, yerr=errors, capsize=3, label="ours: Meta-World pick-and-place, 1.4k episodes")
-    axis.bar(places + 0.2, [line["paper"] for line in lines], 0.4, label="paper: RGB stacking, 140k episodes")
+    kinds = [("ours: Meta-World pick-and-place, 1.4k episodes", lines), ("ours, a tenth of the labels", few)]
+    kinds = [(label, mine) for label, mine in kinds if mine]
+    width = 0.8 / (len(kinds) + 1)
+    for place, (label, mine) in enumerate(kinds):
+        ours = np.array([line["reward"] for line in mine])
+        errors = np.abs(np.array([[line["low"], line["high"]] for line in mine]).T - ours)
+        axis.bar(places + (place - len(kinds) / 2) * width, ours, width, yerr=errors, capsize=3, label=label)
+    theirs = [line["paper"] for line in lines]
+    axis.bar(places + len(kinds) / 2 * width, theirs, width, label="paper: RGB stacking, 140k episodes")
     axis.set_xticks(places, [line["mixture"].replace("+", "+\n", 1) for line in lines])
     axis.set_ylabel("reward of an episode (scales differ)")
     axis.grid(axis="y", alpha=0.25)

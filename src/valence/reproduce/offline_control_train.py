@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from valence.feedback.advantages import label_advantage
+from valence.objectives.pmpo import pmpo_beta
 from valence.policies.gaussian import GaussianPolicy
 from valence.reproduce.offline_control_env import PickPlace
 from valence.runs import offline_control as offline
@@ -33,6 +34,7 @@ class Mixture:
         accept, reject, clone: which rows it sees.
         alpha: weight of accepted against rejected.
         beta: weight of cloning.
+        over_bound: with rejections, beta in units of its smallest bounded value on the labels at hand, in its place.
         lr: of Adam, falling linearly to 0.
     """
 
@@ -42,7 +44,15 @@ class Mixture:
     clone: bool = False
     alpha: float = 1.0
     beta: float = 1.0
+    over_bound: float | None = None
     lr: float = 1e-3
+
+    def on(self, sign: Int[Tensor, "E S"]) -> Mixture:
+        """With the beta that these labels ask for: their own rejected share rho gives the bound (1 - alpha) / rho."""
+        if self.over_bound is None:
+            return self
+        counts = {"accepted": float((sign > 0).sum()), "rejected": float((sign < 0).sum())}
+        return replace(self, beta=self.over_bound * pmpo_beta(alpha=self.alpha, **counts))
 
 
 def fit_value(table: EpisodeTable, *, seed: int, steps: int) -> Float[Tensor, "E L"]:
@@ -58,6 +68,13 @@ def make_labels(table: EpisodeTable, value: Float[Tensor, "E L"], early: int) ->
     sign = label_advantage(offline.advantages(table, value, discount=DISCOUNT, trace=TRACE), table.present)
     sign[early:] = 0
     return sign
+
+
+def thin(sign: Int[Tensor, "E S"], every: int) -> Int[Tensor, "E S"]:
+    """The labels of every `every`-th episode alone."""
+    kept = torch.zeros_like(sign)
+    kept[::every] = sign[::every]
+    return kept
 
 
 def train_policy(
