@@ -121,3 +121,19 @@ def test_a_killed_run_resumes_bit_for_bit(tiny_llama: Path, feedback: Path, tmp_
     assert whole.returncode == 0, said
     one, other = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "broken"))
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize(
+    ("words", "extra"),
+    [(["reproduce", "thumbs"], "language"), (["reproduce", "bandit"], "control"), (["search"], "control")],
+)
+def test_a_missing_package_names_the_extra_that_has_it(
+    words: list[str], extra: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(name: str) -> None:
+        raise ModuleNotFoundError(name="somewhere")
+
+    monkeypatch.setattr("valence.cli.main.import_module", missing)
+    with pytest.raises(SystemExit):
+        main(words)
+    assert f"somewhere is not installed: pip install 'valence-learn[{extra}]'" in capsys.readouterr().err

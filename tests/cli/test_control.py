@@ -17,14 +17,18 @@ BAD = [
     ([], "Missing"),
     (["Nowhere-v0"], "gymnasium cannot make 'Nowhere-v0'"),
     (["worlds:Buttons-v0"], "needs a bounded Box of numbers"),
+    ([POINT, "--eta", "2"], "--eta is 2.0, and must be left out: --method pmpo does not read it"),
+    ([POINT, "--method", "dpo", "--coupled"], "--coupled is True, and must be left out: --method dpo"),
+    ([POINT, "--policy", "categorical", "--coupled"], "--coupled is for Gaussian policies"),
+    ([POINT, "--bins", "5"], "--bins is 5, and must be left out: --policy gaussian does not read it"),
     (["worlds:Broken-v0"], "RuntimeError: no licence"),
     ([POINT, "--method", "foo"], "'foo' for argument '--method'"),
     ([POINT, "--policy", "foo"], "'foo' for argument '--policy'"),
     ([POINT, "--beta", "abc"], "--beta is 'abc', and must be a finite number >= 0 or auto"),
     ([POINT, "--beta", "-1"], "--beta is '-1'"),
     ([POINT, "--method", "dpo", "--beta", "0"], "--beta is '0', and must be above 0 for dpo"),
-    ([POINT, "--method", "mpo", "--beta", "1"], "--beta is '1', and must be left out with --method mpo"),
-    ([POINT, "--method", "rebel", "--preset", "r"], "--preset is 'r', and must be left out with --method rebel"),
+    ([POINT, "--method", "mpo", "--beta", "1"], "--beta is '1', and must be left out: --method mpo does not read it"),
+    ([POINT, "--method", "rebel", "--preset", "r"], "--preset is 'r', and must be left out: --method rebel does not"),
     ([POINT, "--preset", "r", "--alpha", "0.5"], "--alpha is 0.5, and must be left out: --preset sets it"),
     ([POINT, "--alpha", "2"], "--alpha is 2.0, and must be between 0 and 1"),
     ([POINT, "--covariance-beta", "nan"], "--covariance-beta is nan"),
@@ -33,7 +37,7 @@ BAD = [
     ([POINT, "--steps", "many"], "--steps"),
     ([POINT, "--init-scale", "1e-4"], "--init-scale is 0.0001, and must be above 0.001"),
     ([POINT, "--hidden", "0"], "--hidden is (0,)"),
-    ([POINT, "--bins", "1"], "--bins is 1"),
+    ([POINT, "--policy", "categorical", "--bins", "1"], "--bins is 1"),
     ([POINT, "--discount", "1.5"], "--discount is 1.5"),
     ([POINT, "--steps-per-update", "0"], "--steps-per-update is 0"),
     ([POINT, "--num-environments", "0"], "--num-environments is 0"),
@@ -83,7 +87,7 @@ def test_a_run_says_its_return_and_how_to_act(folder: Path, capsys: pytest.Captu
     assert "valence.PolicyRunner.load('runs/worlds-Point-v0').act(observation) acts" in said.out
     assert PolicyRunner.load("runs/worlds-Point-v0").act([0.5]).shape == (1,)
     lines = said.err.splitlines()
-    assert lines[-1].startswith("  step 10/10") and "Q " in lines[-1] and "steps/s" in lines[-1]
+    assert lines[-1].startswith("  update 10/10") and "Q " in lines[-1] and "steps/s" in lines[-1]
 
 
 def test_a_run_goes_on_and_is_not_overwritten(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -102,6 +102,11 @@ def test_observations_come_as_dictionaries_and_in_other_shapes(folder: Path) -> 
             runner.act(wrong)
 
 
+def test_an_observation_of_no_numbers_is_refused(folder: Path) -> None:
+    with pytest.raises(ValueError, match="not all finite"):
+        PolicyRunner.load(folder).act(np.array([0.0, np.nan, 0.0]))
+
+
 def test_what_cannot_be_loaded_is_said_in_one_line(folder: Path, tmp_path: Path) -> None:
     home = folder / "policy"
     about = json.loads((home / "policy.json").read_text())

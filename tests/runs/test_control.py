@@ -6,6 +6,7 @@ import contextlib
 import json
 import statistics
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from valence.objectives.mpo import MPO
 from valence.policies.runner import PolicyRunner
 from valence.runs import control as runs
 from valence.runs import control_methods
+from valence.runs.config import _check_numbers
 from valence.runs.control import control
 from valence.runs.control_config import AgentConfig, ImproveConfig, control_config
 from valence.runs.control_methods import make_objective
@@ -366,3 +368,10 @@ def test_wrong_labels_teach_nothing_good(wrong: str, tmp_path: Path, monkeypatch
     monkeypatch.setattr(control_methods, "_labelling", mistaken)
     result = run(tmp_path, **LEARNING, preset="ar")
     assert statistics.fmean(result.returns) < (-50 if wrong == "inverted" else -4)
+
+
+@pytest.mark.parametrize("value", ["many", True, [3]])
+def test_what_is_no_number_is_refused_in_one_line(value: Any) -> None:
+    # Straight to the check: tests run with types checked, which a user's run does not.
+    with pytest.raises(UserError, match=r"--steps is .* must be a number$"):
+        _check_numbers(SimpleNamespace(steps=value), "steps", least=1)

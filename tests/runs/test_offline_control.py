@@ -13,7 +13,8 @@ import torch
 from valence.data.episodes import Episode, write_episodes
 from valence.errors import UserError
 from valence.policies.runner import PolicyRunner
-from valence.runs.offline_control import OfflineControlOptions, fit_value, offline_control, unscale
+from valence.runs.offline_control import fit_value, offline_control, unscale
+from valence.runs.offline_control_config import OfflineControlOptions
 from valence.sources.episodes import tabulate
 
 pytest.importorskip("h5py", reason="needs the control extra")
@@ -39,7 +40,7 @@ def options(**more: Any) -> OfflineControlOptions:
 @pytest.mark.parametrize(("use", "least", "most"), [("both", 0.3, 1.0), ("clone", -0.2, 0.2), ("reject", 0.1, 1.0)])
 def test_what_the_policy_does(use: str, least: float, most: float, tmp_path: Path) -> None:
     # Cloned alone, the mean lies between the two actions; rejections push it, acceptances pull it, to the better one.
-    losses = {"both": {}, "clone": {"accept": False, "reject": False}, "reject": {"accept": False}}[use]
+    losses = {"both": {}, "clone": {"use": ("clone",)}, "reject": {"use": ("reject", "clone")}}[use]
     result = offline_control(bandit(tmp_path / "data", label=True), tmp_path / "out", options(**losses))
     assert (result.accepted, result.rejected, result.transitions) == (150, 150, 300)
     assert least < PolicyRunner.load(tmp_path / "out").act(np.array([50.0, 50.0]))[0] < most
@@ -80,8 +81,8 @@ def test_alpha_and_beta_follow_the_labels_that_are_there(tmp_path: Path) -> None
     data = bandit(tmp_path / "data", label=True)
     quick = {"steps": 1, "batch_size": 10, "hidden": (4,)}
     both = offline_control(data, tmp_path / "a", OfflineControlOptions(**quick))
-    alone = offline_control(data, tmp_path / "b", OfflineControlOptions(reject=False, **quick))
-    complaints = offline_control(data, tmp_path / "c", OfflineControlOptions(accept=False, **quick))
+    alone = offline_control(data, tmp_path / "b", OfflineControlOptions(use=("accept", "clone"), **quick))
+    complaints = offline_control(data, tmp_path / "c", OfflineControlOptions(use=("reject", "clone"), **quick))
     # Half of the labelled are rejected: (1 - alpha) / rho = 0.5 / 0.5; nothing to bound; 1 / 0.5.
     assert [(r.alpha, r.beta) for r in (both, alone, complaints)] == [(0.5, 1.0), (1.0, 1.0), (0.0, 2.0)]
 
@@ -120,7 +121,7 @@ def test_values_of_episodes_that_truly_end_reach_nought(tmp_path: Path) -> None:
 def test_rejections_without_cloning_are_refused_and_rho_counts_all_labels(tmp_path: Path) -> None:
     data = bandit(tmp_path / "data", label=True)
     with pytest.raises(UserError, match="use clone too"):
-        offline_control(data, tmp_path / "a", OfflineControlOptions(clone=False, steps=1))
+        offline_control(data, tmp_path / "a", OfflineControlOptions(use=("accept", "reject"), steps=1))
     random = np.random.default_rng(0)
     few = [
         Episode(
@@ -130,7 +131,7 @@ def test_rejections_without_cloning_are_refused_and_rho_counts_all_labels(tmp_pa
         for place in range(40)
     ]  # fmt: skip
     data = write_episodes(tmp_path / "few", few, dataset_id="few").parent
-    quick = OfflineControlOptions(accept=False, steps=1, batch_size=10, hidden=(4,))
+    quick = OfflineControlOptions(use=("reject", "clone"), steps=1, batch_size=10, hidden=(4,))
     # One in ten is rejected: nothing less than 1 / 0.1 holds the policy.
     assert offline_control(data, tmp_path / "b", quick).beta == pytest.approx(10.0)
     with pytest.raises(UserError, match="holds a run already"):

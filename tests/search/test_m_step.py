@@ -245,3 +245,13 @@ def test_kl_and_log_prob_are_torchs(reference: Gaussian, z: np.ndarray) -> None:
 def test_a_judgement_without_members_has_no_weights() -> None:
     empty = np.zeros(3)
     assert pmpo_weights(Judgement(empty, empty, empty), PMPO(), exact_kl=False) is None
+
+
+def test_at_the_bound_no_sample_weighs_less_than_nothing() -> None:
+    """Where one is rejected twice as much as another (pairs, ties), the most rejected weighs nothing."""
+    nothing = np.zeros(6)
+    judgement = Judgement(accepted=nothing, rejected=np.array([1.0, 0.5, 0.5, 0, 0, 0]), strength=nothing)
+    weights = pmpo_weights(judgement, PMPO(alpha=0.0), exact_kl=False)
+    assert weights is not None
+    # beta = 6 * (1 / 2) = 3, W = 2: (3/6 - 1/2, 3/6 - 1/4, ..., 3/6) / 2.
+    assert weights.mean == pytest.approx([0, 0.125, 0.125, 0.25, 0.25, 0.25])

@@ -48,15 +48,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     except ModuleNotFoundError as error:
         if not error.name or error.name.split(".")[0] == "valence":
             raise
-        fail(f"the package {error.name} is not installed: pip install 'valence-learn[{_extra(name)}]'")
+        fail(f"the package {error.name} is not installed: pip install 'valence-learn[{_extra(name, rest)}]'")
     except BrokenPipeError:
         # The reader of our output (head, less) has gone; say nothing more.
         sys.stderr.close()
         sys.exit(0)
 
 
-def _extra(command: str) -> str:
-    return "control" if command in ("control", "offline-control", "search", "reproduce") else "language"
+def _extra(command: str, rest: Sequence[str]) -> str:
+    about = rest[0] if command == "reproduce" and rest else command
+    return "control" if about in ("control", "offline-control", "search", "bandit") else "language"
 
 
 def fail(message: str) -> None:

@@ -84,7 +84,7 @@ class PolicyRunner:
         Returns:
             `[D]` or `[N, D]`, in the environment's own units.
         Raises:
-            ValueError: the observation has another size.
+            ValueError: the observation has another size, or is not all finite numbers.
         """
         if isinstance(observation, Mapping | tuple):
             observation = flatten(observation)
@@ -93,6 +93,8 @@ class PolicyRunner:
         seen = seen.flatten() if seen.shape[-1:] != (size,) and seen.numel() == size else seen
         if seen.shape[-1:] != (size,):
             raise ValueError(f"the policy sees {size} numbers, and was given an observation of shape {[*seen.shape]}")
+        if not bool(seen.isfinite().all()):
+            raise ValueError("the observation is not all finite numbers")
         rows = seen.reshape(-1, seen.shape[-1])
         if generator is None:
             chosen = self.policy.mode(rows)

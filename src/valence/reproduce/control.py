@@ -191,7 +191,10 @@ def report(out: Path, size_name: str) -> Path:
     path = write_results(
         out, "control", rows, claims, seeds, agent=AGENT, action_repeat=REPEAT, runs=finished, not_run=left
     )
+    pictures = ["control.png"]
     plot_curves(finished, out / "control.png")
-    plot_sweep(finished, out / "sweep.png")
-    write_page(out / "README.md", "Control: PMPO, MPO and DPO on the control suite", TEXT, "control.png")
+    if any(run["part"] == "sweep" for run in finished):
+        plot_sweep(finished, out / "sweep.png")
+        pictures.append("sweep.png")
+    write_page(out / "README.md", "Control: PMPO, MPO and DPO on the control suite", TEXT, *pictures)
     return path

@@ -36,7 +36,8 @@ def plot_curves(finished: Sequence[Mapping[str, Any]], path: Path) -> None:
             length = min(map(len, curves))
             steps = [step for step, _ in runs[0]["curve"]][:length]
             columns = [[curve[place] for curve in curves] for place in range(length)]
-            (line,) = axis.plot(steps, [iqm(column) for column in columns], label=f"{name} ({len(runs)})")
+            mark = "o" if length == 1 else None
+            (line,) = axis.plot(steps, [iqm(column) for column in columns], marker=mark, label=f"{name} ({len(runs)})")
             if len(runs) > 1:
                 bands = np.array([bootstrap_interval([column], draws=500) for column in columns])
                 axis.fill_between(steps, bands[:, 0], bands[:, 1], color=line.get_color(), alpha=0.15)
@@ -57,8 +58,6 @@ def plot_sweep(finished: Sequence[Mapping[str, Any]], path: Path) -> None:
         if part == "sweep":
             method, beta = name.split(" beta=")
             lines.setdefault(method, {})[float(beta)] = iqm([final(run) for run in runs])
-    if not lines:
-        return
     pyplot = _pyplot()
     figure, axis = pyplot.subplots(figsize=(5.2, 3.6))
     for method, points in lines.items():

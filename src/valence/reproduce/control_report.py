@@ -20,9 +20,7 @@ MPO alone; an action lasts 8 environment steps on the cartpole, 2 on the walker,
 stays as it began under PMPO ("coupled": one objective for both, as the paper has it). `return` is the interquartile
 mean over seeds of the last evaluation (5 episodes each, the most likely action), `low` and `high` its 95%
 stratified-bootstrap interval; with one seed there is none. `published` is MPO's return at as many environment steps
-elsewhere. The part "sweep" is Figure 3, at 60,000 steps.
-
-![The sweep of β](sweep.png)"""
+elsewhere; `repeat` how many of them an action lasts. The part "sweep" is Figure 3, at 60,000 steps."""
 
 
 def short(task: str) -> str:

@@ -60,11 +60,13 @@ def write_results(
     return path
 
 
-def write_page(path: Path, title: str, text: str, picture: str) -> None:
-    """A short page beside a `results.json`, made from it: what was run, its table and its claims."""
+def write_page(path: Path, title: str, text: str, *pictures: str) -> None:
+    """A short page beside a `results.json`, made from it: what was run, its table, and its claims if there are any."""
     result = json.loads((path.parent / "results.json").read_text(encoding="utf-8"))
-    lines = [f"# {title}", "", text, "", f"![{title}]({picture})", ""]
-    lines += [*_markdown(result["rows"]), "", "## Claims", ""]
+    lines = [f"# {title}", "", text, "", *(f"![{title}]({picture})\n" for picture in pictures)]
+    lines += _markdown(result["rows"])
+    if result["claims"]:
+        lines += ["", "## Claims", ""]
     lines += _markdown([claim | {"holds": "yes" if claim["holds"] else "**no**"} for claim in result["claims"]])
     made = (
         f"Made by `{result['command']}` at commit {result['commit']}, seeds {result['seeds']}, on {result['machine']}."
@@ -73,6 +75,8 @@ def write_page(path: Path, title: str, text: str, picture: str) -> None:
 
 
 def _markdown(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    if not rows:
+        return []
     names = list(dict.fromkeys(name for row in rows for name in row))
     cells = [[_cell(row.get(name, "")) for name in names] for row in rows]
     return [f"| {' | '.join(line)} |" for line in [names, ["---"] * len(names), *cells]]

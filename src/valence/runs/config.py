@@ -33,6 +33,8 @@ def _check_numbers(
         value = getattr(config, name)
         if value is None:
             continue
+        known = isinstance(value, (int, float)) and not isinstance(value, bool)
+        _check(known, name, value, "a number")
         top = LARGEST if most is None and isinstance(value, int) else most
         rules = {
             "finite": abs(value) < math.inf,

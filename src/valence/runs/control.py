@@ -249,7 +249,7 @@ def _check_camera(config: ControlConfig) -> None:
 class _Progress(Progress):
     """Counts environment steps, and keeps the last evaluation on the line."""
 
-    COLUMNS = COLUMNS
+    UNIT, COLUMNS = "update", COLUMNS
 
     def __init__(self, agent: Agent, start: int, *, show: bool) -> None:
         import time

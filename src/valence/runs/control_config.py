@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -12,6 +12,11 @@ from valence.training.tracking import TRACKERS
 
 CONTROL_METHODS = ("pmpo", "mpo", "dpo", "rebel")
 LABELS = ("halves", "best-worst", "mean")
+TAKEN_BY = {
+    "beta": ("pmpo", "dpo"), "eta": ("rebel",), "epsilon": ("mpo",), "epsilon_mean": ("mpo",),
+    "epsilon_covariance": ("mpo",),
+}  # fmt: skip
+"""Which methods read a setting, where it is not PMPO alone."""
 MIN_SCALE = 1e-3
 """Gaussian: the standard deviation never falls below it."""
 
@@ -50,10 +55,10 @@ class ImproveConfig:
         _check(self.alpha is None or 0 <= self.alpha <= 1, "alpha", self.alpha, "between 0 and 1")
         _check(self.preset is None or self.alpha is None, "alpha", self.alpha, "left out: --preset sets it")
         _check(self.beta in (None, "auto") or _is_number(self.beta), "beta", self.beta, "a finite number >= 0 or auto")
-        for name in ("preset", "alpha", "beta", "covariance_beta"):
-            takes = ("pmpo", "dpo") if name == "beta" else ("pmpo",)
-            value = getattr(self, name)
-            _check(value is None or self.method in takes, name, value, f"left out with --method {self.method}")
+        for item in fields(self):
+            value, takes = getattr(self, item.name), TAKEN_BY.get(item.name, ("pmpo",))
+            known = item.name == "method" or value == item.default or self.method in takes
+            _check(known, item.name, value, f"left out: --method {self.method} does not read it")
         # DPO divides by it.
         none = self.method == "dpo" and self.beta not in (None, "auto") and float(self.beta) == 0
         _check(not none, "beta", self.beta, "above 0 for dpo")
@@ -104,6 +109,10 @@ class AgentConfig:
         _check_numbers(self, "batch_size", "refresh_every", "target_every", "n_step", "action_repeat", least=1)
         _check_numbers(self, "bins", "num_actions", least=2)
         _check_numbers(self, "discount", above=0, most=1)
+        other = {"gaussian": "bins", "categorical": "init_scale"}[self.policy]
+        default = {item.name: item.default for item in fields(self)}[other]
+        unread = getattr(self, other)
+        _check(unread == default, other, unread, f"left out: --policy {self.policy} does not read it")
         _check(MIN_SCALE < self.init_scale <= 10, "init_scale", self.init_scale, f"above {MIN_SCALE} and at most 10")
 
 
@@ -122,10 +131,10 @@ class TrialConfig:
     warmup_steps: int = 1000
     """Steps of random actions before the first update."""
     eval_every: int = 10_000
-    """Environment steps between evaluations; 0 evaluates at the end only."""
+    """Environment steps between evaluations, from the first update on; 0 evaluates at the end only."""
     eval_episodes: int = 5
     """Episodes of each evaluation, acting by the most likely action."""
-    save_every: int = 50_000
+    save_every: int = 10_000
     """Environment steps between checkpoints; 0 keeps none."""
     resume: bool = False
     """Go on from the last checkpoint in --out."""
@@ -145,9 +154,9 @@ class TrialConfig:
 
 @dataclass(frozen=True)
 class ControlConfig:
-    """A whole run. Improve a control policy by acting: a critic judges actions, the method learns from its verdicts."""
+    """Improve a control policy by acting: a critic judges actions, the method learns from its verdicts."""
 
-    environment: tyro.conf.Positional[str]
+    environment: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ENVIRONMENT")]
     """dm_control/DOMAIN-TASK-v0, or an id of gymnasium's."""
     improve: ImproveConfig = field(default_factory=ImproveConfig)
     agent: AgentConfig = field(default_factory=AgentConfig)

@@ -45,8 +45,9 @@ def make_objective(
         beta = pmpo_beta(alpha=alpha, accepted=1 - worst, rejected=worst)
     else:
         beta = float(config.beta)
-    if config.covariance_beta is not None and not gaussian:
-        raise UserError("--covariance-beta is for Gaussian policies; leave it out with --policy categorical")
+    for name, given in (("covariance-beta", config.covariance_beta is not None), ("coupled", config.coupled)):
+        if given and not gaussian:
+            raise UserError(f"--{name} is for Gaussian policies; leave it out with --policy categorical")
     spread = math.inf if config.covariance_beta is None else config.covariance_beta
     objective = PMPO(alpha=alpha, beta=beta, covariance_beta=spread if gaussian and not config.coupled else None)
     return objective, _labelling(config.labels, agent.num_actions)

@@ -12,7 +12,6 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -26,59 +25,11 @@ from valence.objectives.pmpo import PMPO, pmpo_beta
 from valence.policies.actor import torso
 from valence.policies.gaussian import GaussianPolicy
 from valence.policies.runner import save_actor
+from valence.runs.offline_control_config import LOSSES, OfflineControlOptions
 from valence.sources.episodes import EpisodeSource, EpisodeTable, Rows, mixture, tabulate
 from valence.training.learner import Learner
 
 VALUE_ROUNDS, VALUE_BATCH, VALUE_LR = 12, 2048, 1e-3
-
-
-@dataclass(frozen=True, kw_only=True)
-class OfflineControlOptions:
-    """What a run is told.
-
-    Args:
-        labels: "given" with the data (`infos/label`), from the sign of an "advantage", or "auto": given where there
-            are any.
-        accept, reject, clone: which losses: on accepted actions, on rejected ones, on all.
-        alpha: weight of accepted against rejected; 1 or 0 where only one of them is used.
-        beta: weight of cloning; None: 1 where nothing is rejected, else the smallest bounded one.
-        discount, trace, expectile: of the advantage: gamma, lambda, and which expectile of the returns V is.
-        steps, batch_size, lr, hidden: of the policy's training.
-        min_scale: the least standard deviation, in half action ranges: a floor under what a rejection can pay.
-        seed: same seed, same bits.
-    Raises:
-        ValueError: no loss is left, or a number is out of range.
-    """
-
-    labels: Literal["auto", "given", "advantage"] = "auto"
-    accept: bool = True
-    reject: bool = True
-    clone: bool = True
-    alpha: float | None = None
-    beta: float | None = None
-    discount: float = 0.98
-    trace: float = 0.9
-    expectile: float = 0.7
-    steps: int = 4000
-    batch_size: int = 512
-    lr: float = 1e-3
-    hidden: tuple[int, ...] = (256, 256)
-    min_scale: float = 0.3
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not (self.accept or self.reject or self.clone):
-            raise ValueError("nothing to learn from: accept, reject and clone are all off")
-        for name in ("discount", "trace", "expectile"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, and must be in [0, 1)")
-        for name in ("steps", "batch_size", "lr", "min_scale"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)}, and must be > 0")
-        if self.alpha is not None and not 0 <= self.alpha <= 1:
-            raise ValueError(f"alpha is {self.alpha}, and must be in [0, 1]")
-        if self.beta is not None and not self.beta >= 0:
-            raise ValueError(f"beta is {self.beta}, and must be >= 0")
 
 
 @dataclass(frozen=True)
@@ -198,7 +149,7 @@ def offline_control(
     scaled = (table.action - torch.tensor((high + low) / 2)) / torch.tensor((high - low) / 2)
     table = EpisodeTable(**{**vars(table), "action": scaled.float()})
     sign = make_labels(table, options)
-    rows = mixture(table, sign, accept=options.accept, reject=options.reject, clone=options.clone)
+    rows = mixture(table, sign, **{loss: loss in options.use for loss in LOSSES})
     alpha, beta = _weights(rows, sign, options)
     policy, figures = train_policy(
         rows, alpha=alpha, beta=beta, lr=options.lr, steps=options.steps, seed=options.seed,
@@ -239,7 +190,7 @@ def _weights(rows: Rows, sign: Int[Tensor, "E S"], options: OfflineControlOption
         UserError: rejections without cloning: nothing would hold the policy.
     """
     accepted, rejected = rows.fractions()
-    if rejected and not options.clone:
+    if rejected and "clone" not in options.use:
         raise UserError("rejections alone push the policy away without end: use clone too (--use reject clone)")
     alpha = 0.5 if options.alpha is None else options.alpha
     if not accepted or not rejected:

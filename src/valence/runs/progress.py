@@ -15,6 +15,7 @@ class Progress:
         show: False shows nothing.
     """
 
+    UNIT = "step"
     COLUMNS = (
         ("loss", "loss", "{:.3f}"), ("KL(ref‖π)", "kl_ref_policy_on_rows", "{:.2f}"),
         ("accepted", "accepted_drift", "{:+.2f}"), ("rejected", "rejected_drift", "{:+.2f}"),
@@ -32,7 +33,7 @@ class Progress:
             from rich.progress import Progress as Bar
 
             columns = (
-                TextColumn("step"),
+                TextColumn(self.UNIT),
                 MofNCompleteColumn(),
                 BarColumn(20),
                 TimeRemainingColumn(),
@@ -51,7 +52,7 @@ class Progress:
         if self._bar is not None:
             self._bar.update(self._task, completed=step, description="  ".join(parts))
         elif self.show and (step % self._every == 0 or step == self.total):
-            print(f"  step {step}/{self.total}  {'  '.join(parts)}", file=sys.stderr, flush=True)
+            print(f"  {self.UNIT} {step}/{self.total}  {'  '.join(parts)}", file=sys.stderr, flush=True)
 
     def close(self) -> None:
         if self._bar is not None:

@@ -59,7 +59,8 @@ def pmpo_weights(judgement: Judgement, objective: PMPO, *, exact_kl: bool) -> We
     """The objective's weights on a judged draw; None where its classes are empty, so that nothing is to be learned.
 
     A class that nobody spoke of drops out, and beta="auto" is then the bound of what is left, (1 - alpha) / rho with
-    rho the rejected part of the whole draw: what nobody judged counts as not rejected. Where all were rejected, the
+    rho the rejected part of the whole draw: what nobody judged counts as not rejected, and where some are rejected more
+    than others (pairs, ties) the most rejected decides. Where all were rejected, the
     draw says nothing of what else the reference does: the KL is in closed form, and rho taken for one half.
 
     Warns:
@@ -72,7 +73,9 @@ def pmpo_weights(judgement: Judgement, objective: PMPO, *, exact_kl: bool) -> We
         return None
     rejected = float((judgement.rejected > 0).mean()) if rejects else 0.0
     exact_kl = exact_kl or rejected == 1.0
-    bound = rejects / (0.5 if rejected == 1.0 else rejected) if rejects else 0.0
+    away = rejects * _unit(judgement.rejected)
+    # Where all are alike, rejects / rho; ties and pairs reject by halves, and the most rejected sample decides.
+    bound = 2 * rejects if rejected == 1.0 else float(away.max()) * count
     beta = bound if objective.beta == "auto" else float(objective.beta)
     total = accepts - rejects + beta
     if total <= 1e-12:
@@ -80,7 +83,6 @@ def pmpo_weights(judgement: Judgement, objective: PMPO, *, exact_kl: bool) -> We
             f"beta = {beta:g} does not hold the policy against what is rejected here: {bound:g} is used", stacklevel=4
         )
         beta, total = bound, accepts - rejects + bound
-    away = rejects * _unit(judgement.rejected)
     anchor = 0.0 if exact_kl else beta / count
     mean = (accepts * _unit(judgement.strength) - away + anchor) / total
     spread = (accepts * _unit(judgement.accepted) - away + anchor) / total
