@@ -375,3 +375,13 @@ def test_what_is_no_number_is_refused_in_one_line(value: Any) -> None:
     # Straight to the check: tests run with types checked, which a user's run does not.
     with pytest.raises(UserError, match=r"--steps is .* must be a number$"):
         _check_numbers(SimpleNamespace(steps=value), "steps", least=1)
+
+
+def test_every_environment_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, closed = [], []
+    begin = worlds.Point.__init__
+    monkeypatch.setattr(worlds.Point, "__init__", lambda self, **given: (made.append(self), begin(self, **given))[1])
+    monkeypatch.setattr(worlds.Point, "close", lambda self: closed.append(self))
+    run(tmp_path, video=True)
+    # One to act in, two to be evaluated in, one to try the camera, one to be filmed in.
+    assert len(made) == 5 and {id(one) for one in made} == {id(one) for one in closed}

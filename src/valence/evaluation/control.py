@@ -33,6 +33,10 @@ class Evaluation:
         self._environments = [make() for _ in range(episodes)]
         self._seed = seed
 
+    def close(self) -> None:
+        for environment in self._environments:
+            environment.close()
+
     def returns(self, policy: Actor) -> list[float]:
         """Undiscounted returns, one an episode.
 

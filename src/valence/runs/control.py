@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import statistics
@@ -161,6 +162,8 @@ def run_control(config: ControlConfig, *, quiet: bool = False) -> ControlResult:
         raise UserError(str(error)) from error
     finally:
         progress.close()
+        agent.source.crew.close()
+        evaluation.close()
         for tracker in trackers:
             tracker.close()
     space = agent.environment
@@ -169,7 +172,8 @@ def run_control(config: ControlConfig, *, quiet: bool = False) -> ControlResult:
         action_repeat=config.agent.action_repeat,
     )  # fmt: skip
     if trial.video:
-        film(agent.policy, make(config, pictures=True), out / "video.gif")
+        with contextlib.closing(make(config, pictures=True)) as environment:
+            film(agent.policy, environment, out / "video.gif")
     return ControlResult(out, curve, returns, outcome.seconds)
 
 
@@ -244,6 +248,8 @@ def _check_camera(config: ControlConfig) -> None:
     except Exception as error:
         said, advice = " ".join(str(error).split()), "try MUJOCO_GL=egl, or leave it out"
         raise UserError(f"--video: {config.environment} cannot be rendered here ({said}); {advice}") from error
+    finally:
+        environment.close()
 
 
 class _Progress(Progress):

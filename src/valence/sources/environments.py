@@ -49,6 +49,8 @@ class Environment(Protocol):
         """A picture, `[height, width, 3]`, 0 to 255."""
         ...
 
+    def close(self) -> None: ...
+
 
 def scale(action: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
     """[-1, 1] to [low, high]."""
@@ -85,6 +87,9 @@ class ControlSuite:
     def render(self) -> np.ndarray:
         return self._environment.physics.render(240, 320, camera_id=0)
 
+    def close(self) -> None:
+        self._environment.close()
+
 
 class Gymnasium:
     """An environment of gymnasium, by id (`package:Name-v0` imports the package first)."""
@@ -120,6 +125,9 @@ class Gymnasium:
     def render(self) -> np.ndarray:
         return np.asarray(self._environment.render())
 
+    def close(self) -> None:
+        self._environment.close()
+
 
 class Repeated:
     """Each action done so many times, its rewards summed: fewer decisions to a second.
@@ -147,6 +155,9 @@ class Repeated:
 
     def render(self) -> np.ndarray:
         return self._environment.render()
+
+    def close(self) -> None:
+        self._environment.close()
 
 
 def make_environment(name: str, *, repeat: int = 1, pictures: bool = False) -> Environment:
@@ -260,6 +271,10 @@ class Crew:
                 self._returns[place], self._actions[place] = 0.0, []
                 self.observations[place] = self._begin(place)
         return lived
+
+    def close(self) -> None:
+        for environment in self.environments:
+            environment.close()
 
     def state_dict(self) -> dict[str, Any]:
         actions = [torch.from_numpy(np.array(done)) if done else None for done in self._actions]
