@@ -12,6 +12,9 @@ from jaxtyping import install_import_hook
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+if not Path("/dev/nvidia0").exists():
+    # Read when Triton is first imported: its kernels then run on CPU tensors.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 install_import_hook("valence", "beartype.beartype")
 

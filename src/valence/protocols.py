@@ -55,7 +55,11 @@ class Reference(Protocol):
 
 @runtime_checkable
 class Objective(Protocol):
-    """A frozen dataclass: pure arithmetic on a batch's likelihoods."""
+    """A frozen dataclass: pure arithmetic on a batch's likelihoods.
+
+    One whose loss is linear in them (PMPO, supervised) says so by a class variable `linear = True`: its gradient with
+    respect to them is then known before anything is measured.
+    """
 
     @property
     def needs(self) -> frozenset[str]:

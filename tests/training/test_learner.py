@@ -332,10 +332,12 @@ def test_a_gradient_that_is_no_number_changes_nothing() -> None:
     assert policy.logits.grad is None and critic.constant.grad is None
 
 
-@pytest.mark.parametrize("beat", ["likelihood", "backward"])
-def test_a_full_memory_is_one_clear_line(beat: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "beat"), [("pmpo", "likelihood_and_backward"), ("kto", "likelihood"), ("kto", "backward")]
+)
+def test_a_full_memory_is_one_clear_line(name: str, beat: str) -> None:
     """The second micro-batch does not fit: what the first left in `.grad` is dropped."""
-    learner, batch = learner_for("pmpo", lr=1.0, micro_batch_size=2), make_batch(Labels)
+    learner, batch = learner_for(name, lr=1.0, micro_batch_size=2), batch_for(name)
     real, calls = getattr(learner.policy, beat), 0
 
     def full(*args: Any, **kwargs: Any) -> Any:
@@ -357,7 +359,7 @@ def test_a_full_memory_is_one_clear_line(beat: str) -> None:
     assert all(torch.equal(part, old) for part, old in zip(learner.policy.parameters(), before, strict=True))
     # A retry is the update of a fresh learner.
     moves, figures = stepped(learner, batch)
-    expected, others = stepped(learner_for("pmpo", lr=1.0, micro_batch_size=2), batch)
+    expected, others = stepped(learner_for(name, lr=1.0, micro_batch_size=2), batch)
     assert figures == others and all(torch.equal(moves[name], part) for name, part in expected.items())
 
 

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -173,6 +173,7 @@ class PMPO:
     temperature: float | None = None
     regularizer: Literal["kl", "bc"] = "kl"
     covariance_beta: float | None = None
+    linear: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         require_fraction(alpha=self.alpha)

@@ -12,7 +12,7 @@ every action); the class mean is over the data set where its accepted fraction i
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -41,6 +41,7 @@ class Supervised:
     """
 
     accepted_fraction: float | None = None
+    linear: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         require_fraction(accepted_fraction=self.accepted_fraction)

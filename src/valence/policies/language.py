@@ -22,10 +22,12 @@ from torch import Tensor, nn
 from torch.distributions import Categorical
 
 from valence.policies.base import pull_back
+from valence.policies.fused import LinearHead, fused_likelihoods, likelihoods_and_gradients, linear_head
 from valence.policies.token_head import HeadFn, LogitHead, token_likelihoods
 from valence.protocols import Reference
 from valence.types import Action, Batch, Likelihood
 
+REFERENCED = frozenset({"ref_log_prob", "ref_kl", "policy_kl"})
 TOKENS_TOGETHER = {False: 512, True: 32768}
 """Tokens run through the model at a time, with padding: on a CPU, and on a GPU."""
 
@@ -92,6 +94,21 @@ def end_token_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
     return tuple(dict.fromkeys([tokenizer.eos_token_id, *more]))
 
 
+@dataclass(frozen=True)
+class _Measured:
+    """What the head works on: M real steps, row by row, and where they lie in the batch's `[N, K, T]`."""
+
+    hidden: Float[Tensor, "M H"]
+    ref_hidden: Float[Tensor, "M G"] | None
+    targets: Int[Tensor, " M"]
+    place: Bool[Tensor, "N K T"]
+
+    def scatter(self, parts: Mapping[str, Tensor], mask: Tensor) -> Likelihood:
+        empty = torch.zeros(self.place.shape, device=self.hidden.device)
+        scattered = {name: empty.masked_scatter(self.place, part.float()) for name, part in parts.items()}
+        return Likelihood(mask=mask, **scattered)
+
+
 class LanguagePolicy(nn.Module):
     """A language model as a policy.
 
@@ -101,13 +118,15 @@ class LanguagePolicy(nn.Module):
         temperature: divides the logits, in sampling and in likelihood.
         max_new_tokens: length at which a sample is truncated.
         mixed_precision: where given, matrix products run in this precision (autocast); weights keep their own.
+        fused: measure through the fused head, where the model's is one matrix; else through the plain one, which
+            holds tiles of logits (see `valence.policies.token_head`).
     """
 
     encoder_decoder = False
 
     def __init__(
         self, model: Any, tokenizer: Any, *, temperature: float = 1.0, max_new_tokens: int = 128,
-        mixed_precision: torch.dtype | None = None,
+        mixed_precision: torch.dtype | None = None, fused: bool = True,
     ) -> None:  # fmt: skip
         super().__init__()
         if temperature <= 0:
@@ -117,6 +136,7 @@ class LanguagePolicy(nn.Module):
         self.temperature = temperature
         self.max_new_tokens = max_new_tokens
         self.mixed_precision = mixed_precision
+        self.fused = fused
         self.end_token_ids = end_token_ids(model, tokenizer)
 
     @property
@@ -170,28 +190,79 @@ class LanguagePolicy(nn.Module):
         Raises:
             ValueError: a reference quantity is asked for and `reference` is None.
         """
-        asked = needs & {"ref_log_prob", "ref_kl", "policy_kl"}
+        measured = self._measure(batch, reference, needs)
+        if measured is None:
+            return self._nothing(batch, needs)
+        heads = self._linear_heads(reference)
+        if heads is None:
+            ref_head = None if reference is None else _reference_head(reference)
+            parts = token_likelihoods(
+                measured.hidden, measured.ref_hidden, measured.targets, self.head, ref_head,
+                vocabulary=self.vocabulary, needs=needs,
+            )  # fmt: skip
+        else:
+            parts = fused_likelihoods(
+                measured.hidden, measured.ref_hidden, measured.targets, *heads, needs=needs, dtype=self.mixed_precision
+            )
+        return measured.scatter(parts, batch.action.mask)
+
+    def likelihood_and_backward(
+        self, batch: Batch, reference: Reference | None, needs: frozenset[str], grads: Mapping[str, Tensor]
+    ) -> Likelihood:
+        """`likelihood` and `backward` in one, for gradients that are known before anything is measured.
+
+        Returns the likelihood without its graph. Two products with the head fewer than one after the other.
+        """
+        heads = self._linear_heads(reference)
+        if heads is None or grads.keys() - {"log_prob", "ref_kl"}:
+            likelihood = self.likelihood(batch, reference, needs)
+            self.backward(batch, reference, likelihood, grads)
+            return likelihood.detach()
+        measured = self._measure(batch, reference, needs)
+        if measured is None:
+            return self._nothing(batch, needs)
+        head = heads[0]
+        parts, hidden, weight, bias = likelihoods_and_gradients(
+            measured.hidden.detach(), measured.ref_hidden, measured.targets, *heads,
+            {name: grad[measured.place] for name, grad in grads.items()}, needs=needs, dtype=self.mixed_precision,
+            learn_weight=head.weight.requires_grad,
+        )  # fmt: skip
+        pulled = [(measured.hidden, hidden), (head.weight, weight), (head.bias, bias)]
+        live = [(part, grad.to(part.dtype)) for part, grad in pulled if part is not None and grad is not None]
+        live = [(part, grad) for part, grad in live if part.requires_grad]
+        if live:
+            torch.autograd.backward([part for part, _ in live], [grad for _, grad in live])
+        return measured.scatter(parts, batch.action.mask)
+
+    def _measure(self, batch: Batch, reference: Reference | None, needs: frozenset[str]) -> _Measured | None:
+        """What the head works on; None where no action has a step."""
+        asked = needs & REFERENCED
         if asked and reference is None:
             raise ValueError(f"{sorted(asked)} need a reference policy, and none was given")
         rows, present = present_rows(batch.context, batch.action)
-        empty = torch.zeros(batch.action.mask.shape, device=self.device)
         if not len(rows.steps):
-            return Likelihood(log_prob=empty, mask=batch.action.mask, **dict.fromkeys(asked, empty))
-        hidden = self.hidden_at_steps(rows)
-        targets = rows.steps[rows.mask]
-        ref_hidden = None
+            return None
+        hidden, ref_hidden = self.hidden_at_steps(rows), None
         if asked and reference is not None:
             with torch.no_grad(), reference.active() as other:
                 moved = Rows(*(part.to(other.device) for part in vars(rows).values()))
                 ref_hidden = other.hidden_at_steps(moved).to(hidden.device)
-        ref_head = None if reference is None else _reference_head(reference)
-        parts = token_likelihoods(
-            hidden, ref_hidden, targets, self.head, ref_head, vocabulary=self.vocabulary, needs=needs
-        )
         place = torch.zeros_like(batch.action.mask)
         place[..., : rows.mask.shape[1]][present] = rows.mask
-        scattered = {name: empty.masked_scatter(place, part) for name, part in parts.items()}
-        return Likelihood(mask=batch.action.mask, **scattered)
+        return _Measured(hidden, ref_hidden, rows.steps[rows.mask], place)
+
+    def _nothing(self, batch: Batch, needs: frozenset[str]) -> Likelihood:
+        empty = torch.zeros(batch.action.mask.shape, device=self.device)
+        return Likelihood(log_prob=empty, mask=batch.action.mask, **dict.fromkeys(needs & REFERENCED, empty))
+
+    def _linear_heads(self, reference: Reference | None) -> tuple[LinearHead, LinearHead | None] | None:
+        """The policy's head and the reference's; None where they are more than a matrix or lie on two devices."""
+        mine = linear_head(self.core, temperature=self.temperature) if self.fused else None
+        if mine is None or reference is None:
+            return None if mine is None else (mine, None)
+        with reference.active() as other:
+            theirs = linear_head(other.core, temperature=other.temperature) if other.device == self.device else None
+        return None if theirs is None else (mine, theirs.detach())
 
     def backward(
         self, batch: Batch, reference: Reference | None, likelihood: Likelihood, grads: Mapping[str, Tensor]

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from valence.errors import UserError
+from valence.policies.fused import linear_head
 from valence.policies.language import CausalLM, LanguagePolicy, Rows, Seq2SeqLM
 from valence.policies.token_head import LogitHead
 
@@ -38,6 +39,7 @@ def load_language_policy(
     trust_remote_code: bool = False,
     temperature: float = 1.0,
     max_new_tokens: int = 128,
+    head: str = "fused",
 ) -> LanguagePolicy:
     """Load a causal or encoder-decoder language model as a policy, dropout off.
 
@@ -48,6 +50,7 @@ def load_language_policy(
             products in bfloat16 (an update of 1e-4 is lost in a bfloat16 weight); under LoRA the base is bfloat16.
         lora_rank: 0 fine-tunes every weight; above 0, LoRA adapters of that rank are trained.
         lora_alpha: LoRA's scale; twice the rank by default.
+        head: "fused", or "plain" for the one that holds tiles of logits; they give the same up to rounding.
         lora_targets: "all-linear", or module names with commas between.
     Raises:
         UserError: there is no model at `model`, it is no language model, its tokenizer does not fit it or has no end
@@ -75,8 +78,9 @@ def load_language_policy(
             _checkpoint_gradients(network, lora=lora_rank > 0)
         kind = Seq2SeqLM if network.config.is_encoder_decoder else CausalLM
         policy = kind(
-            network, tokenizer, temperature=temperature, max_new_tokens=max_new_tokens, mixed_precision=mixed
-        ).to(device)
+            network, tokenizer, temperature=temperature, max_new_tokens=max_new_tokens, mixed_precision=mixed,
+            fused=head == "fused",
+        ).to(device)  # fmt: skip
         policy.train()  # dropout is off; transformers checkpoints gradients only in training mode
         check_head(policy)
     except torch.OutOfMemoryError as error:
@@ -256,24 +260,28 @@ def check_head(policy: LanguagePolicy) -> None:
         raise UserError(
             f"{name} gives logits that are not finite: its weights are damaged, or overflow in this --dtype"
         )
-    ours, theirs = torch.log_softmax(ours, -1), torch.log_softmax(theirs, -1)
+    theirs = torch.log_softmax(theirs, -1)
     tolerance = 1e-3 if policy.model.dtype == torch.float32 else 0.1
-    if not torch.allclose(ours, theirs, atol=tolerance):
-        raise UserError(
-            f"{name} turns hidden states into logits in a way Valence does not know "
-            f"(largest difference {(ours - theirs).abs().max().item():.3g}); please report this model"
-        )
+    for logits in ours:
+        log_p = torch.log_softmax(logits, -1)
+        if not torch.allclose(log_p, theirs, atol=tolerance):
+            raise UserError(
+                f"{name} turns hidden states into logits in a way Valence does not know "
+                f"(largest difference {(log_p - theirs).abs().max().item():.3g}); please report this model"
+            )
 
 
 @torch.no_grad()
-def _both_logits(policy: LanguagePolicy) -> tuple[Tensor, Tensor]:
-    """(by our path, the model's own), float32, of a few tokens."""
+def _both_logits(policy: LanguagePolicy) -> tuple[list[Tensor], Tensor]:
+    """(by our paths, the model's own), float32, of a few tokens."""
     device = policy.device
     ids = torch.tensor([[3, 5, 4]], device=device) % policy.vocabulary
     mask = torch.ones_like(ids, dtype=torch.bool)
     steps = torch.tensor([[2, 6, 3]], device=device) % policy.vocabulary
-    head = LogitHead(policy.core)
-    ours = head(policy.action_hidden(Rows(ids, mask, steps, mask))[0])
+    hidden = policy.action_hidden(Rows(ids, mask, steps, mask))[0]
+    ours = [LogitHead(policy.core)(hidden)]
+    if policy.fused and (head := linear_head(policy.core)) is not None:
+        ours.append(head.logits(hidden, slice(0, policy.vocabulary), hidden.dtype))
     if policy.encoder_decoder:
         start = torch.full_like(steps[:, :1], policy.core.config.decoder_start_token_id)
         theirs = policy.model(input_ids=ids, decoder_input_ids=torch.cat([start, steps[:, :-1]], 1)).logits[0]

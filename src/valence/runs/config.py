@@ -138,6 +138,8 @@ class ModelConfig:
     """LoRA's modules, with commas between."""
     gradient_checkpointing: bool = False
     """Less memory, about a third more time."""
+    head: str = "fused"
+    """fused never holds a row of logits longer than it must; plain is the slow, obvious one, to compare with."""
     trust_remote_code: bool = False
     """Let the model's folder run code of its own."""
     temperature: float = 1.0
@@ -146,6 +148,7 @@ class ModelConfig:
     """Longest sample; the longest completion of the feedback where not given, 256 at most."""
 
     def __post_init__(self) -> None:
+        _check(self.head in ("fused", "plain"), "head", self.head, "fused or plain")
         _check_numbers(self, "lora_rank", least=0)
         _check_numbers(self, "temperature", above=0)
         _check_numbers(self, "lora_alpha", "max_new_tokens", least=1)

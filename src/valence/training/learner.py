@@ -153,9 +153,15 @@ class Learner:
         `.grad`. With `sign [N, K]`, the better and worse actions, also what is watched."""
         # 1. measure
         needs = self.objective.needs
-        measured = self.policy.likelihood(
-            batch, self.reference, (needs | WATCHED if sign is not None else needs) - {"value"}
-        )
+        asked = (needs | WATCHED if sign is not None else needs) - {"value"}
+        ahead = self._coefficients(batch, target)
+        if ahead is not None:
+            # Known beforehand: the first beat and the third are one.
+            measured = self.policy.likelihood_and_backward(  # pyright: ignore[reportAttributeAccessIssue]
+                batch, self.reference, asked, ahead
+            )
+        else:
+            measured = self.policy.likelihood(batch, self.reference, asked)
         value = self.critic.value(batch) if self.critic is not None and "value" in needs else None
         # 2. judge, on leaves cut off from any graph
         likelihood = replace(measured.detach(), value=None if value is None else value.detach())
@@ -172,10 +178,23 @@ class Learner:
         # 3. pull back
         if value is not None and "value" in grads:
             value.backward(grads.pop("value"))
-        self.policy.backward(batch, self.reference, measured, grads)
+        if ahead is None:
+            self.policy.backward(batch, self.reference, measured, grads)
         # How many members an objective's mean has is not said: contexts stand for them.
         figures = {name: (float(metric), float(batch.num_contexts)) for name, metric in loss.metrics.items()}
         return total.item(), figures | ({} if sign is None else self._watch(batch, likelihood, sign))
+
+    def _coefficients(self, batch: Batch, target: Target) -> dict[str, Tensor] | None:
+        """The loss's gradient with respect to the likelihoods, where it does not depend on them and the policy has a
+        use for that; else None."""
+        linear = getattr(self.objective, "linear", False) and hasattr(self.policy, "likelihood_and_backward")
+        if not linear or "value" in self.objective.needs:
+            return None
+        mask, names = batch.action.mask, sorted(self.objective.needs - CONSTANT)
+        leaves = {name: torch.zeros(mask.shape, device=mask.device, requires_grad=True) for name in names}
+        loss = self.objective(Likelihood(mask=mask, **leaves), target, self.objective.state()).total(target.size)
+        found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+        return {name: grad for name, grad in zip(leaves, found, strict=True) if grad is not None}
 
     def _duals(self) -> list[torch.nn.Parameter]:
         state = self.objective.state()

@@ -1,0 +1,448 @@
+"""Per-token log pi, log pi_ref and exact KLs from final hidden states, without ever holding [tokens, V].
+
+With z = logits of the policy, r = those of the reference, p = softmax(z), q = softmax(r) and y the token that was taken
+
+  log pi = z_y - lse(z) · KL(ref‖π) = q·(r - z) - lse(r) + lse(z) · KL(π‖ref) = p·(z - r) - lse(z) + lse(r)
+
+and for coefficients g (gradients of the loss with respect to the three) the gradient on the logits is
+
+  dz = g_log_prob (onehot_y - p) + g_ref_kl (p - q) + g_policy_kl p (log p - log q - KL(π‖ref))
+
+Two ways to it:
+- **recompute** (`fused_likelihoods`): the sums are made tile by tile of the vocabulary, running maxima subtracted, and
+  only lse(z) and lse(r) are kept. Backward makes each tile of logits again: 6 products with a head in all. For
+  objectives whose coefficients depend on the likelihoods (DPO, KTO, REBEL, DRO).
+- **coefficients known ahead** (`likelihoods_and_gradients`): of a few tokens at a time whole rows of logits are held,
+  measured and turned into dz at once: 4 products, 3 with a frozen head. For objectives that are linear in the
+  likelihoods (PMPO, supervised).
+
+Sums and gradients are accumulated in float32 (float64 for float64 inputs), whatever the products run in.
+
+Shape legend: M tokens · H hidden · V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+COLUMNS = 2048
+"""Columns of the vocabulary in a tile."""
+ROWS = 4096
+"""Tokens in a tile of the first way: with COLUMNS, 32 MiB of logits in float32."""
+KERNEL_COLUMNS = 8192
+"""Columns whose gradients the kernels write at a time."""
+HELD = 2**25
+"""Logits of one model held at a time in the second way: 128 MiB in float32."""
+
+Parts = dict[str, Float[Tensor, " M"]]
+
+
+@dataclass(frozen=True)
+class LinearHead:
+    """The map from hidden states to logits, post * cap * tanh((pre * hidden @ weight.T + bias) / cap).
+
+    Args:
+        weight: `[V, H]`; may be the tied embeddings.
+        bias: `[V]`, or None.
+        pre: scale of the hidden states (tied T5).
+        cap: soft-capping (Gemma), or None.
+        post: scale of the logits (Cohere, Granite), 1 / temperature with it.
+    """
+
+    weight: Float[Tensor, "V H"]
+    bias: Float[Tensor, " V"] | None = None
+    pre: float = 1.0
+    cap: float | None = None
+    post: float = 1.0
+
+    def detach(self) -> LinearHead:
+        """The same, constant."""
+        return replace(self, weight=self.weight.detach(), bias=None if self.bias is None else self.bias.detach())
+
+    def logits(self, hidden: Tensor, columns: slice, dtype: torch.dtype) -> Tensor:
+        """A tile of logits in `accumulation(dtype)`; `hidden` is in `dtype` already."""
+        logits = (hidden @ self.weight[columns].to(dtype).T).to(accumulation(dtype))
+        if self.pre != 1.0:
+            logits *= self.pre
+        if self.bias is not None:
+            logits += self.bias[columns]
+        if self.cap is not None:
+            logits.div_(self.cap).tanh_().mul_(self.cap)
+        return logits.mul_(self.post) if self.post != 1.0 else logits
+
+    def pull_back(self, grad: Tensor, logits: Tensor | None) -> Tensor:
+        """The gradient with respect to hidden @ weight.T + bias; in place. `logits` are needed with a cap alone."""
+        if self.cap is not None:
+            assert logits is not None
+            grad *= 1 - (logits / (self.cap * self.post)).square_()
+        return grad.mul_(self.post) if self.post != 1.0 else grad
+
+
+def accumulation(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def linear_head(model: Any, *, temperature: float = 1.0) -> LinearHead | None:
+    """A transformers model's head; None where it is more than a matrix (an adapter on it, quantisation).
+
+    Knows the extras of `valence.policies.token_head.LogitHead`, which is the slow and general way.
+    """
+    layer, config = model.get_output_embeddings(), model.config
+    if type(layer) is not nn.Linear or layer._forward_hooks or layer._forward_pre_hooks:
+        return None
+    bias = layer.bias
+    if (more := getattr(model, "final_logits_bias", None)) is not None:
+        bias = more[0] if bias is None else bias + more[0]
+    post = 1 / temperature
+    if isinstance(scale := getattr(config, "logit_scale", None), float):
+        post *= scale
+    if scaling := getattr(config, "logits_scaling", None):
+        post /= scaling
+    return LinearHead(
+        layer.weight, bias, pre=config.d_model**-0.5 if getattr(config, "scale_decoder_outputs", False) else 1.0,
+        cap=getattr(config, "final_logit_softcapping", None) or None, post=post,
+    )  # fmt: skip
+
+
+def _tiles(count: int, size: int) -> Iterator[slice]:
+    for start in range(0, count, size):
+        yield slice(start, min(start + size, count))
+
+
+class _Sums:
+    """Running sums over the tiles of a row's logits.
+
+    Args:
+        count: tokens, M.
+        wanted: which of "ref_kl" and "policy_kl" to sum for.
+    """
+
+    def __init__(self, count: int, like: Tensor, dtype: torch.dtype, wanted: frozenset[str]) -> None:
+        def start(value: float) -> Tensor:
+            return torch.full((count,), value, device=like.device, dtype=accumulation(dtype))
+
+        self.most, self.total, self.taken = start(-torch.inf), start(0.0), start(0.0)
+        self.ref_most, self.ref_total, self.ref_taken = start(-torch.inf), start(0.0), start(0.0)
+        self.gap, self.ref_gap = start(0.0), start(0.0)
+        self.wanted = wanted
+
+    def add(self, logits: Tensor, ref: Tensor | None, targets: Tensor, columns: slice) -> None:
+        place = (targets - columns.start).clamp(0, columns.stop - columns.start - 1)[:, None]
+        here = (targets >= columns.start) & (targets < columns.stop)
+        self.taken += logits.gather(1, place)[:, 0] * here
+        most = torch.maximum(self.most, logits.amax(1))
+        fade, weight = (self.most - most).exp_(), (logits - most[:, None]).exp_()
+        self.total.mul_(fade).add_(weight.sum(1))
+        self.most = most
+        if ref is None:
+            return
+        gap = ref - logits if self.wanted & {"ref_kl", "policy_kl"} else None
+        if gap is not None and "policy_kl" in self.wanted:
+            self.gap.mul_(fade).sub_(_dot(weight, gap))
+        self.ref_taken += ref.gather(1, place)[:, 0] * here
+        most = torch.maximum(self.ref_most, ref.amax(1))
+        fade, weight = (self.ref_most - most).exp_(), torch.sub(ref, most[:, None], out=weight).exp_()
+        self.ref_total.mul_(fade).add_(weight.sum(1))
+        if gap is not None and "ref_kl" in self.wanted:
+            self.ref_gap.mul_(fade).add_(_dot(weight, gap))
+        self.ref_most = most
+
+    def close(self, *, reference: bool) -> tuple[Parts, Tensor, Tensor]:
+        """(the quantities, lse(z), lse(r))."""
+        lse, ref_lse = self.most + self.total.log(), self.ref_most + self.ref_total.log()
+        parts = {"log_prob": self.taken - lse}
+        if reference:
+            parts["ref_log_prob"] = self.ref_taken - ref_lse
+        # Rounding may leave a KL of nothing below 0.
+        if "ref_kl" in self.wanted:
+            parts["ref_kl"] = (self.ref_gap / self.ref_total - ref_lse + lse).clamp_(min=0)
+        if "policy_kl" in self.wanted:
+            parts["policy_kl"] = (self.gap / self.total - lse + ref_lse).clamp_(min=0)
+        return parts, lse, ref_lse
+
+
+def _dot(left: Tensor, right: Tensor) -> Tensor:
+    """Row by row, with no product held."""
+    return torch.bmm(left[:, None], right[:, :, None])[:, 0, 0]
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """What a tile of tokens needs, in the products' precision."""
+
+    hidden: Tensor
+    ref_hidden: Tensor | None
+    targets: Tensor
+
+
+def _logit_gradient(
+    logits: Tensor, ref: Tensor | None, lse: Tensor, ref_lse: Tensor, rows: _Rows, columns: slice,
+    coefficients: Parts, policy_kl: Tensor | None, head: LinearHead,
+) -> Tensor:  # fmt: skip
+    """dz of a tile, in place of `logits`; `ref` is used up too."""
+    kept = logits.clone() if head.cap is not None else None
+    log_prob, ref_kl = coefficients.get("log_prob"), coefficients.get("ref_kl")
+    second = coefficients.get("policy_kl")
+    logits.sub_(lse[:, None])
+    bent = None
+    if second is not None:
+        assert ref is not None and policy_kl is not None
+        bent = logits - ref
+        bent += (ref_lse - policy_kl)[:, None]
+    grad = logits.exp_()
+    if bent is not None:
+        assert second is not None
+        bent.mul_(grad).mul_(second[:, None])
+    scale = torch.zeros_like(lse)
+    if ref_kl is not None:
+        scale = scale + ref_kl
+    if log_prob is not None:
+        scale = scale - log_prob
+    grad.mul_(scale[:, None])
+    if ref_kl is not None:
+        assert ref is not None
+        grad.sub_(ref.sub_(ref_lse[:, None]).exp_().mul_(ref_kl[:, None]))
+    if bent is not None:
+        grad.add_(bent)
+    if log_prob is not None:
+        which = ((rows.targets >= columns.start) & (rows.targets < columns.stop)).nonzero()[:, 0]
+        grad[which, rows.targets[which] - columns.start] += log_prob[which]
+    return head.pull_back(grad, kept)
+
+
+class _Gradients:
+    """Of the hidden states, and of the head where it learns."""
+
+    def __init__(self, hidden: Tensor, head: LinearHead, dtype: torch.dtype, *, weight: bool, bias: bool) -> None:
+        kind = accumulation(dtype)
+        self.hidden = torch.zeros(hidden.shape, device=hidden.device, dtype=kind)
+        self.weight = torch.zeros(head.weight.shape, device=hidden.device, dtype=kind) if weight else None
+        self.bias = torch.zeros(len(head.weight), device=hidden.device, dtype=kind) if bias else None
+        self.head, self.dtype = head, dtype
+
+    def add(self, grad: Tensor, rows: _Rows, where: slice, columns: slice) -> None:
+        if self.bias is not None:
+            self.bias[columns] += grad.sum(0)
+        grad = grad.to(self.dtype)
+        if self.head.pre != 1.0:
+            grad = grad * self.head.pre
+        _accumulate(self.hidden[where], grad, self.head.weight[columns].to(self.dtype))
+        if self.weight is not None:
+            _accumulate(self.weight[columns], grad.T, rows.hidden)
+
+
+def _accumulate(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """total += left @ right."""
+    if total.dtype == left.dtype:
+        total.addmm_(left, right)
+    else:
+        total += left @ right
+
+
+def _kernels(hidden: Tensor, dtype: torch.dtype) -> Any:
+    """The Triton kernels, where they serve: half precision on an NVIDIA GPU. Full precision has no fast path there."""
+    if hidden.device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16) or not find_spec("triton"):
+        return None
+    from valence.policies import fused_triton
+
+    return fused_triton
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """One measurement: constant tensors and heads, and what is wanted of them."""
+
+    hidden: Tensor
+    ref_hidden: Tensor | None
+    targets: Tensor
+    head: LinearHead
+    ref_head: LinearHead | None
+    wanted: frozenset[str]
+    dtype: torch.dtype
+
+    def measure(self) -> tuple[Parts, Tensor, Tensor]:
+        """(the quantities, lse(z), lse(r)), tile by tile."""
+        kernels = _kernels(self.hidden, self.dtype)
+        if kernels is not None:
+            return self._joined(kernels)
+        pieces, sums = [], []
+        for where in _tiles(len(self.targets), ROWS):
+            rows, running = self.rows(where), _Sums(where.stop - where.start, self.hidden, self.dtype, self.wanted)
+            for columns in _tiles(len(self.head.weight), COLUMNS):
+                running.add(*self.logits(rows, columns), rows.targets, columns)
+            parts, *lse = running.close(reference=self.ref_head is not None)
+            pieces.append(parts)
+            sums.append(lse)
+        lse, ref_lse = (torch.cat(part) for part in zip(*sums, strict=True))
+        return {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}, lse, ref_lse
+
+    def _joined(self, kernels: Any) -> tuple[Parts, Tensor, Tensor]:
+        found = kernels.sums(self.hidden, self.ref_hidden, self.targets, self.head, self.ref_head, self.dtype)
+        lse = found["lse"]
+        parts, ref_lse = {"log_prob": found["taken"] - lse}, found.get("ref_lse", lse)
+        if self.ref_head is not None:
+            parts["ref_log_prob"] = found["ref_taken"] - ref_lse
+            if "ref_kl" in self.wanted:
+                parts["ref_kl"] = (found["ref_gap"] - ref_lse + lse).clamp_(min=0)
+            if "policy_kl" in self.wanted:
+                parts["policy_kl"] = (found["gap"] - lse + ref_lse).clamp_(min=0)
+        return parts, lse, ref_lse
+
+    def pull_back(
+        self, coefficients: Parts, lse: Tensor, ref_lse: Tensor, policy_kl: Tensor | None, found: _Gradients
+    ) -> None:
+        """Make each tile of logits again, and carry its gradient into `found`."""
+        kernels = _kernels(self.hidden, self.dtype)
+        if kernels is not None:
+            kept = {"lse": lse, "ref_lse": ref_lse} | ({} if policy_kl is None else {"policy_kl": policy_kl})
+            everything, rows = slice(0, len(self.targets)), self.rows(slice(0, len(self.targets)))
+            for columns in _tiles(len(self.head.weight), KERNEL_COLUMNS):
+                grad = kernels.logit_gradient(
+                    self.hidden, self.ref_hidden, self.targets, self.head, self.ref_head, self.dtype, columns, kept,
+                    coefficients,
+                )  # fmt: skip
+                found.add(grad, rows, everything, columns)
+            return
+        with_ref = bool(coefficients.keys() & {"ref_kl", "policy_kl"})
+        for where in _tiles(len(self.targets), ROWS):
+            rows = self.rows(where)
+            part = {name: value[where] for name, value in coefficients.items()}
+            kl = None if policy_kl is None else policy_kl[where]
+            for columns in _tiles(len(self.head.weight), COLUMNS):
+                logits, ref = self.logits(rows, columns, reference=with_ref)
+                grad = _logit_gradient(logits, ref, lse[where], ref_lse[where], rows, columns, part, kl, self.head)
+                found.add(grad, rows, where, columns)
+
+    def rows(self, where: slice) -> _Rows:
+        other = None if self.ref_hidden is None else self.ref_hidden[where].to(self.dtype)
+        return _Rows(self.hidden[where].to(self.dtype), other, self.targets[where])
+
+    def logits(self, rows: _Rows, columns: slice, *, reference: bool = True) -> tuple[Tensor, Tensor | None]:
+        ref = None
+        if reference and self.ref_head is not None and rows.ref_hidden is not None:
+            ref = self.ref_head.logits(rows.ref_hidden, columns, self.dtype)
+        return self.head.logits(rows.hidden, columns, self.dtype), ref
+
+
+class _Fused(torch.autograd.Function):
+    """The first way. Outputs in the order of `_Sums.close`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, problem: _Problem
+    ) -> tuple[Tensor, ...]:  # fmt: skip
+        parts, lse, ref_lse = problem.measure()
+        # The first three are `problem`'s too; saved, they are watched for being changed in place.
+        ctx.save_for_backward(hidden, weight, bias, lse, ref_lse, parts.get("policy_kl"))
+        ctx.problem, ctx.names = problem, tuple(parts)
+        if "ref_log_prob" in parts:
+            ctx.mark_non_differentiable(parts["ref_log_prob"])
+        ctx.set_materialize_grads(False)
+        return tuple(parts.values())
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        problem: _Problem = ctx.problem
+        hidden, weight, bias, lse, ref_lse, policy_kl = ctx.saved_tensors
+        given = {name: grad for name, grad in zip(ctx.names, grads, strict=True) if grad is not None}
+        coefficients = {name: given[name] for name in ("log_prob", "ref_kl", "policy_kl") if name in given}
+        if not coefficients:
+            return (None,) * 4
+        _, on_weight, on_bias, _ = ctx.needs_input_grad
+        found = _Gradients(hidden, problem.head, problem.dtype, weight=on_weight, bias=on_bias)
+        with torch.autocast(hidden.device.type, enabled=False):
+            problem.pull_back(coefficients, lse, ref_lse, policy_kl, found)
+        return (
+            found.hidden.to(hidden.dtype),
+            None if found.weight is None else found.weight.to(weight.dtype),
+            None if found.bias is None or bias is None else found.bias.to(bias.dtype),
+            None,
+        )
+
+
+def _problem(
+    hidden: Tensor, ref_hidden: Tensor | None, targets: Tensor, head: LinearHead, ref_head: LinearHead | None,
+    needs: frozenset[str], dtype: torch.dtype | None,
+) -> _Problem:  # fmt: skip
+    """Without a reference, or where nothing of it is wanted, it is left out."""
+    if ref_hidden is None or ref_head is None or not needs - {"log_prob"}:
+        ref_hidden, ref_head, needs = None, None, frozenset({"log_prob"})
+    return _Problem(hidden.detach(), ref_hidden, targets, head.detach(), ref_head, needs, dtype or hidden.dtype)
+
+
+def fused_likelihoods(
+    hidden: Float[Tensor, "M H"], ref_hidden: Float[Tensor, "M G"] | None, targets: Int[Tensor, " M"],
+    head: LinearHead, ref_head: LinearHead | None, *, needs: frozenset[str], dtype: torch.dtype | None = None,
+) -> Parts:  # fmt: skip
+    """Per-token quantities at M action positions, each `[M]`, nats; differentiable in `hidden` and in `head`.
+
+    Source: PMPO paper, Eq. 17: the KL of a sequence is the sum of its tokens' full-vocabulary KLs.
+
+    Args:
+        hidden: the policy's last hidden state at the position that predicts each target.
+        ref_hidden: the reference's, constant; its width may be another.
+        targets: the action's tokens, in [0, V).
+        head, ref_head: hidden -> logits.
+        needs: which of "log_prob", "ref_log_prob", "ref_kl", "policy_kl"; all but the first want a reference.
+        dtype: what the products run in; the hidden states' own where not given.
+    """
+    problem = _problem(hidden, ref_hidden, targets, head, ref_head, needs, dtype)
+    with torch.autocast(hidden.device.type, enabled=False):
+        parts = _Fused.apply(hidden, head.weight, head.bias, problem)
+    names = ["log_prob", "ref_log_prob"] if problem.ref_head is not None else ["log_prob"]
+    names += [name for name in ("ref_kl", "policy_kl") if name in problem.wanted]
+    return {name: part for name, part in zip(names, parts, strict=True) if name in problem.wanted | {"log_prob"}}
+
+
+@torch.no_grad()
+def likelihoods_and_gradients(
+    hidden: Float[Tensor, "M H"], ref_hidden: Float[Tensor, "M G"] | None, targets: Int[Tensor, " M"],
+    head: LinearHead, ref_head: LinearHead | None, coefficients: Parts, *, needs: frozenset[str],
+    dtype: torch.dtype | None = None, learn_weight: bool = True,
+) -> tuple[Parts, Tensor, Tensor | None, Tensor | None]:  # fmt: skip
+    """As `fused_likelihoods`, and the gradient of sum(coefficient * quantity), both in one pass.
+
+    Args:
+        coefficients: "log_prob" and "ref_kl" -> the loss's gradient with respect to each token's, `[M]`.
+        learn_weight: whether the head learns (its bias too).
+    Returns:
+        (quantities, d hidden `[M, H]`, d weight `[V, H]` or None, d bias `[V]` or None), the gradients in the
+        precision of accumulation.
+    """
+    problem = _problem(hidden, ref_hidden, targets, head, ref_head, needs, dtype)
+    found = _Gradients(
+        hidden, problem.head, problem.dtype, weight=learn_weight, bias=learn_weight and head.bias is not None
+    )
+    with torch.autocast(hidden.device.type, enabled=False):
+        if _kernels(hidden, problem.dtype) is not None:
+            parts, lse, ref_lse = problem.measure()
+            problem.pull_back(coefficients, lse, ref_lse, None, found)
+        else:
+            parts = _at_once(problem, coefficients, found)
+    return parts, found.hidden, found.weight, found.bias
+
+
+def _at_once(problem: _Problem, coefficients: Parts, found: _Gradients) -> Parts:
+    """Measure and pull back a few tokens at a time, their logits held in between."""
+    pieces = []
+    for where in _tiles(len(problem.targets), max(1, HELD // len(problem.head.weight))):
+        rows, tiles = problem.rows(where), []
+        sums = _Sums(len(rows.targets), problem.hidden, problem.dtype, problem.wanted)
+        for columns in _tiles(len(problem.head.weight), COLUMNS):
+            logits, ref = problem.logits(rows, columns)
+            sums.add(logits, ref, rows.targets, columns)
+            tiles.append((logits, ref, columns))
+        parts, lse, ref_lse = sums.close(reference=problem.ref_head is not None)
+        pieces.append(parts)
+        part = {name: value[where] for name, value in coefficients.items()}
+        for logits, ref, columns in tiles:
+            grad = _logit_gradient(logits, ref, lse, ref_lse, rows, columns, part, None, problem.head)
+            found.add(grad, rows, where, columns)
+    return {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}

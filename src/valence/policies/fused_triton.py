@@ -1,0 +1,234 @@
+"""The fused head's tiles on a GPU: products, running sums and gradients of the logits made where the tile is.
+
+`sums` measures without writing a single logit to memory; each program takes a block of tokens and a part of the
+vocabulary, and the parts are joined afterwards. `logit_gradient` makes a tile of logits again and writes only its
+gradient, in the products' precision, for the two products that pull back. Formulas: `valence.policies.fused`.
+
+Shape legend: M tokens · H hidden of the policy, G of the reference · V vocabulary · P parts of the vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+ROWS, COLUMNS, DEPTH = 128, 128, 64
+"""A program's block: tokens, columns of the vocabulary, and how deep a product goes at a time."""
+PROGRAMS = 512
+"""About as many are started: a few for each multiprocessor."""
+
+
+@triton.jit
+def _logits(
+    hidden, weight, bias, rows, columns, M, V, H, pre, cap, post,
+    HAS_BIAS: tl.constexpr, HAS_CAP: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
+):  # fmt: skip
+    """A tile [ROWS, COLUMNS] of logits, float32; what lies outside is made of zeros."""
+    total = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
+    for start in range(0, H, DEPTH):
+        depth = start + tl.arange(0, DEPTH)
+        left = tl.load(
+            hidden + rows[:, None] * H + depth[None, :], mask=(rows[:, None] < M) & (depth[None, :] < H), other=0.0
+        )
+        right = tl.load(
+            weight + columns[:, None] * H + depth[None, :],
+            mask=(columns[:, None] < V) & (depth[None, :] < H), other=0.0,
+        )  # fmt: skip
+        total = tl.dot(left, tl.trans(right), total, input_precision="ieee")
+    total = total * pre
+    if HAS_BIAS:
+        total += tl.load(bias + columns, mask=columns < V, other=0.0).to(tl.float32)[None, :]
+    if HAS_CAP:
+        # tanh(x) = 2 sigmoid(2x) - 1
+        total = cap * (2 * tl.sigmoid(2 * total / cap) - 1)
+    return total * post
+
+
+@triton.jit
+def _sums_kernel(
+    out, hidden, weight, bias, ref_hidden, ref_weight, ref_bias, targets, M, V, H, G, per_part,
+    pre, cap, post, ref_pre, ref_cap, ref_post,
+    HAS_BIAS: tl.constexpr, HAS_CAP: tl.constexpr, HAS_REF: tl.constexpr, REF_BIAS: tl.constexpr,
+    REF_CAP: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
+):  # fmt: skip
+    """out[p, :, m]: largest logit, sum of exponentials, taken logit, and p.(z - r); the reference's and q.(r - z)."""
+    part = tl.program_id(1)
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    target = tl.load(targets + rows, mask=rows < M, other=0)
+    low = -float("inf")
+    most = tl.full((ROWS,), low, dtype=tl.float32)
+    ref_most = tl.full((ROWS,), low, dtype=tl.float32)
+    total = tl.zeros((ROWS,), dtype=tl.float32)
+    ref_total = tl.zeros((ROWS,), dtype=tl.float32)
+    taken = tl.zeros((ROWS,), dtype=tl.float32)
+    ref_taken = tl.zeros((ROWS,), dtype=tl.float32)
+    gap = tl.zeros((ROWS,), dtype=tl.float32)
+    ref_gap = tl.zeros((ROWS,), dtype=tl.float32)
+    end = tl.minimum((part + 1) * per_part, V)
+    for start in range(part * per_part, end, COLUMNS):
+        columns = start + tl.arange(0, COLUMNS)
+        inside = (columns < V)[None, :]
+        chosen = columns[None, :] == target[:, None]
+        z = _logits(
+            hidden, weight, bias, rows, columns, M, V, H, pre, cap, post, HAS_BIAS, HAS_CAP, ROWS, COLUMNS, DEPTH
+        )
+        taken += tl.sum(tl.where(chosen, z, 0.0), 1)
+        now = tl.maximum(most, tl.max(tl.where(inside, z, low), 1))
+        p = tl.where(inside, tl.exp(z - now[:, None]), 0.0)
+        fade = tl.exp(most - now)
+        total = total * fade + tl.sum(p, 1)
+        most = now
+        if HAS_REF:
+            r = _logits(
+                ref_hidden, ref_weight, ref_bias, rows, columns, M, V, G, ref_pre, ref_cap, ref_post, REF_BIAS,
+                REF_CAP, ROWS, COLUMNS, DEPTH,
+            )  # fmt: skip
+            gap = gap * fade + tl.sum(p * (z - r), 1)
+            ref_taken += tl.sum(tl.where(chosen, r, 0.0), 1)
+            now = tl.maximum(ref_most, tl.max(tl.where(inside, r, low), 1))
+            q = tl.where(inside, tl.exp(r - now[:, None]), 0.0)
+            fade = tl.exp(ref_most - now)
+            ref_total = ref_total * fade + tl.sum(q, 1)
+            ref_gap = ref_gap * fade + tl.sum(q * (r - z), 1)
+            ref_most = now
+    place = out + part * 8 * M + rows
+    keep = rows < M
+    tl.store(place, most, mask=keep)
+    tl.store(place + M, total, mask=keep)
+    tl.store(place + 2 * M, taken, mask=keep)
+    tl.store(place + 3 * M, gap, mask=keep)
+    if HAS_REF:
+        tl.store(place + 4 * M, ref_most, mask=keep)
+        tl.store(place + 5 * M, ref_total, mask=keep)
+        tl.store(place + 6 * M, ref_taken, mask=keep)
+        tl.store(place + 7 * M, ref_gap, mask=keep)
+
+
+@triton.jit
+def _gradient_kernel(
+    out, hidden, weight, bias, ref_hidden, ref_weight, ref_bias, targets, lse, ref_lse, policy_kl, on_log_prob,
+    on_ref_kl, on_policy_kl, M, V, H, G, first, width, pre, cap, post, ref_pre, ref_cap, ref_post,
+    HAS_BIAS: tl.constexpr, HAS_CAP: tl.constexpr, HAS_REF: tl.constexpr, REF_BIAS: tl.constexpr,
+    REF_CAP: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
+):  # fmt: skip
+    """out [M, width]: the loss's gradient with respect to hidden @ weight.T * pre + bias, columns from `first` on."""
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    local = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    columns = first + local
+    keep = rows < M
+    target = tl.load(targets + rows, mask=keep, other=0)
+    sum_z = tl.load(lse + rows, mask=keep, other=0.0)
+    on_taken = tl.load(on_log_prob + rows, mask=keep, other=0.0)
+    z = _logits(hidden, weight, bias, rows, columns, M, V, H, pre, cap, post, HAS_BIAS, HAS_CAP, ROWS, COLUMNS, DEPTH)
+    p = tl.exp(z - sum_z[:, None])
+    grad = on_taken[:, None] * (tl.where(columns[None, :] == target[:, None], 1.0, 0.0) - p)
+    if HAS_REF:
+        sum_r = tl.load(ref_lse + rows, mask=keep, other=0.0)
+        on_kl = tl.load(on_ref_kl + rows, mask=keep, other=0.0)
+        on_second = tl.load(on_policy_kl + rows, mask=keep, other=0.0)
+        kl = tl.load(policy_kl + rows, mask=keep, other=0.0)
+        r = _logits(
+            ref_hidden, ref_weight, ref_bias, rows, columns, M, V, G, ref_pre, ref_cap, ref_post, REF_BIAS, REF_CAP,
+            ROWS, COLUMNS, DEPTH,
+        )  # fmt: skip
+        grad += on_kl[:, None] * (p - tl.exp(r - sum_r[:, None]))
+        grad += on_second[:, None] * p * ((z - sum_z[:, None]) - (r - sum_r[:, None]) - kl[:, None])
+    if HAS_CAP:
+        bent = z / (cap * post)
+        grad = grad * (1 - bent * bent)
+    inside = keep[:, None] & (local < width)[None, :] & (columns < V)[None, :]
+    tl.store(out + rows[:, None] * width + local[None, :], (grad * post).to(out.dtype.element_ty), mask=inside)
+
+
+def _arguments(head: Any, ref_head: Any) -> tuple[list[float], dict[str, bool]]:
+    """(both heads' scales, what they have)."""
+
+    def scales(one: Any) -> list[float]:
+        return [1.0, 1.0, 1.0] if one is None else [one.pre, one.cap or 1.0, one.post]
+
+    flags = {
+        "HAS_BIAS": head.bias is not None, "HAS_CAP": head.cap is not None, "HAS_REF": ref_head is not None,
+        "REF_BIAS": ref_head is not None and ref_head.bias is not None,
+        "REF_CAP": ref_head is not None and ref_head.cap is not None,
+    }  # fmt: skip
+    return scales(head) + scales(ref_head), flags
+
+
+def _pointers(hidden: Tensor, ref_hidden: Tensor | None, head: Any, ref_head: Any, dtype: torch.dtype) -> list[Tensor]:
+    """What the kernels read, in the products' precision; a stand-in where there is nothing."""
+
+    def of(states: Tensor, one: Any) -> list[Tensor]:
+        weight = one.weight.to(dtype).contiguous()
+        return [states.to(dtype).contiguous(), weight, weight if one.bias is None else one.bias.contiguous()]
+
+    mine = of(hidden, head)
+    return mine + (mine if ref_head is None or ref_hidden is None else of(ref_hidden, ref_head))
+
+
+def sums(
+    hidden: Tensor, ref_hidden: Tensor | None, targets: Tensor, head: Any, ref_head: Any, dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """Running sums over the whole vocabulary, each `[M]` float32: "lse", "taken", and with a reference "ref_lse",
+    "ref_taken", "gap" = p.(z - r) and "ref_gap" = q.(r - z).
+
+    Args:
+        hidden, ref_hidden, targets: `[M, H]`, `[M, G]` or None, `[M]`.
+        head, ref_head: `valence.policies.fused.LinearHead`.
+        dtype: of the products.
+    """
+    count, vocabulary = len(targets), len(head.weight)
+    blocks = triton.cdiv(count, ROWS)
+    # Each part has at least one block of columns, so that its sums are not empty.
+    parts = max(1, min(triton.cdiv(PROGRAMS, blocks), triton.cdiv(vocabulary, COLUMNS)))
+    per_part = COLUMNS * triton.cdiv(triton.cdiv(vocabulary, COLUMNS), parts)
+    parts = triton.cdiv(vocabulary, per_part)
+    out = torch.empty(parts, 8, count, device=hidden.device, dtype=torch.float32)
+    scales, flags = _arguments(head, ref_head)
+    _sums_kernel[(blocks, parts)](
+        out, *_pointers(hidden, ref_hidden, head, ref_head, dtype), targets, count, vocabulary, hidden.shape[1],
+        hidden.shape[1] if ref_hidden is None else ref_hidden.shape[1], per_part, *scales, **flags,
+        ROWS=ROWS, COLUMNS=COLUMNS, DEPTH=DEPTH,
+    )  # fmt: skip
+
+    def join(most: Tensor, total: Tensor, *others: Tensor) -> list[Tensor]:
+        top = most.amax(0)
+        fade = (most - top).exp()
+        whole = (total * fade).sum(0)
+        return [top + whole.log(), *((other * fade).sum(0) / whole for other in others)]
+
+    lse, gap = join(out[:, 0], out[:, 1], out[:, 3])
+    found = {"lse": lse, "taken": out[:, 2].sum(0)}
+    if ref_head is not None:
+        ref_lse, ref_gap = join(out[:, 4], out[:, 5], out[:, 7])
+        found |= {"ref_lse": ref_lse, "ref_taken": out[:, 6].sum(0), "gap": gap, "ref_gap": ref_gap}
+    return found
+
+
+def logit_gradient(
+    hidden: Tensor, ref_hidden: Tensor | None, targets: Tensor, head: Any, ref_head: Any, dtype: torch.dtype,
+    columns: slice, kept: dict[str, Tensor], coefficients: dict[str, Tensor],
+) -> Tensor:  # fmt: skip
+    """The gradient on a tile of logits before scaling and capping, `[M, columns]`, in `dtype`.
+
+    Args:
+        kept: "lse", and with a reference "ref_lse" and (where its gradient is asked for) "policy_kl", each `[M]`.
+        coefficients: of "log_prob", "ref_kl" and "policy_kl", each `[M]`; those that are missing are 0.
+    """
+    count, width = len(targets), columns.stop - columns.start
+    out = torch.empty(count, width, device=hidden.device, dtype=dtype)
+    nothing = torch.zeros_like(kept["lse"])
+    scales, flags = _arguments(head, ref_head)
+    grid = (triton.cdiv(count, ROWS), triton.cdiv(width, COLUMNS))
+    names = ("log_prob", "ref_kl", "policy_kl")
+    _gradient_kernel[grid](
+        out, *_pointers(hidden, ref_hidden, head, ref_head, dtype), targets, kept["lse"],
+        kept.get("ref_lse", nothing), kept.get("policy_kl", nothing),
+        *(coefficients.get(name, nothing).float().contiguous() for name in names), count, len(head.weight),
+        hidden.shape[1], hidden.shape[1] if ref_hidden is None else ref_hidden.shape[1], columns.start, width,
+        *scales, **flags, ROWS=ROWS, COLUMNS=COLUMNS, DEPTH=DEPTH,
+    )  # fmt: skip
+    return out
