@@ -247,3 +247,36 @@ def test_flat_fields_make_the_same_config() -> None:
     assert config.train.lr == 1e-4
     assert config.method.beta == "2"
     assert align_config(**flat(config)) == config
+
+
+@pytest.mark.parametrize("method, shape", [("dpo", "pairs"), ("kto", "labels"), ("dro", "scores")])
+def test_a_reference_cache_changes_no_figure_and_is_used(
+    method: str, shape: str, tiny_llama: Path, tmp_path: Path, request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    from valence.training import reference_cache
+
+    made, begin = [], reference_cache.CachedReference.__init__
+    monkeypatch.setattr(
+        reference_cache.CachedReference, "__init__", lambda self, *given: (made.append(self), begin(self, *given))[1]
+    )
+    data, weights = request.getfixturevalue(shape), []
+    for name, cache in (("plain", ""), ("first", "cache"), ("second", "cache")):
+        options = QUICK | {"reference_cache": str(tmp_path / cache) if cache else ""}
+        result = align(data, model=tiny_llama, out=tmp_path / name, method=method, **options)
+        weights.append(load_file(result.model / "model.safetensors"))
+    first, second = made
+    assert first.misses > 0 and second.misses == 0 and second.hits == first.misses + first.hits
+    for other in weights[1:]:
+        for name, part in weights[0].items():
+            torch.testing.assert_close(other[name], part, rtol=1e-3, atol=1e-4)
+
+
+def test_the_two_heads_give_the_same_run(tiny_llama: Path, labels: Path, tmp_path: Path) -> None:
+    runs = {
+        head: align(labels, model=tiny_llama, out=tmp_path / head, method="pmpo", head=head, **QUICK)
+        for head in ("fused", "plain")
+    }
+    ours, theirs = (load_file(run.model / "model.safetensors") for run in runs.values())
+    for name, part in theirs.items():
+        torch.testing.assert_close(ours[name], part, rtol=1e-3, atol=1e-4)

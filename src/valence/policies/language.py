@@ -12,7 +12,7 @@ import contextlib
 import copy
 import inspect
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +190,8 @@ class LanguagePolicy(nn.Module):
         Raises:
             ValueError: a reference quantity is asked for and `reference` is None.
         """
+        if needs & REFERENCED == {"ref_log_prob"} and hasattr(reference, "log_probs"):
+            return self._with_known_reference(batch, reference, needs)
         measured = self._measure(batch, reference, needs)
         if measured is None:
             return self._nothing(batch, needs)
@@ -233,6 +235,38 @@ class LanguagePolicy(nn.Module):
         if live:
             torch.autograd.backward([part for part, _ in live], [grad for _, grad in live])
         return measured.scatter(parts, batch.action.mask)
+
+    def _with_known_reference(self, batch: Batch, reference: Any, needs: frozenset[str]) -> Likelihood:
+        """log pi as always, log pi_ref from what the reference remembers (see `training.reference_cache`)."""
+        mine = self.likelihood(batch, None, needs - REFERENCED)
+        rows, present = present_rows(batch.context, batch.action)
+        if not len(rows.steps):
+            return self._nothing(batch, needs)
+
+        def measure(new: Rows) -> Tensor:
+            with torch.no_grad(), reference.active() as other:
+                moved = Rows(*(part.to(other.device) for part in vars(new).values()))
+                return other.step_log_probs(moved).to(self.device)
+
+        place = torch.zeros_like(batch.action.mask)
+        place[..., : rows.mask.shape[1]][present] = rows.mask
+        known = reference.log_probs(rows, measure)
+        empty = torch.zeros(place.shape, device=self.device)
+        return replace(mine, ref_log_prob=empty.masked_scatter(place, known))
+
+    def step_log_probs(self, rows: Rows) -> Float[Tensor, " M"]:
+        """log pi of the M real steps of all rows, row by row."""
+        hidden, targets = self.hidden_at_steps(rows), rows.steps[rows.mask]
+        heads = self._linear_heads(None)
+        if heads is None:
+            parts = token_likelihoods(
+                hidden, None, targets, self.head, None, vocabulary=self.vocabulary, needs=frozenset({"log_prob"})
+            )
+        else:
+            parts = fused_likelihoods(
+                hidden, None, targets, *heads, needs=frozenset({"log_prob"}), dtype=self.mixed_precision
+            )
+        return parts["log_prob"]
 
     def _measure(self, batch: Batch, reference: Reference | None, needs: frozenset[str]) -> _Measured | None:
         """What the head works on; None where no action has a step."""

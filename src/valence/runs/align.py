@@ -29,12 +29,13 @@ from valence.training.checkpoint import checkpoints, load_checkpoint, save_check
 from valence.training.learner import Learner, make_optimizer
 from valence.training.loop import Outcome, Schedule, train
 from valence.training.reference import AdaptersOff, FrozenCopy
+from valence.training.reference_cache import CachedReference
 from valence.training.tracking import open_trackers, read_metrics
 
 CONFIG_FILE = "config.yaml"
 MAY_CHANGE = frozenset((
     "out", "max_steps", "epochs", "tracker", "eval_every", "eval_samples", "eval_rows", "save_every", "log_every",
-    "kl_budget", "threads", "device", "strict",
+    "kl_budget", "threads", "device", "strict", "reference_cache",
 ))  # fmt: skip
 """What may differ when a run is resumed."""
 
@@ -191,7 +192,9 @@ def _learner(
             critic, kind=options.optimizer, lr=options.value_lr or lr, weight_decay=options.weight_decay
         )
     warmup = min(150, steps // 10) if options.warmup_steps is None else options.warmup_steps
-    reference = AdaptersOff(policy) if config.network.lora_rank else FrozenCopy(policy)
+    reference: Any = AdaptersOff(policy) if config.network.lora_rank else FrozenCopy(policy)
+    if config.network.reference_cache:
+        reference = CachedReference(reference, config.network.reference_cache)
     learner = Learner(
         policy, objective, reference, optimizers, critic=critic, warmup_steps=warmup,
         total_steps=steps if options.lr_schedule == "linear" else None, max_grad_norm=options.max_grad_norm,

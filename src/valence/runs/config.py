@@ -140,6 +140,8 @@ class ModelConfig:
     """Less memory, about a third more time."""
     head: str = "fused"
     """fused never holds a row of logits longer than it must; plain is the slow, obvious one, to compare with."""
+    reference_cache: str = ""
+    """Folder that keeps the reference's log-probs by content, for later epochs and runs; for methods without a KL."""
     trust_remote_code: bool = False
     """Let the model's folder run code of its own."""
     temperature: float = 1.0

@@ -1,0 +1,122 @@
+"""The reference's log-probabilities of rows it has seen, kept on disk by content and shared between runs.
+
+For objectives that read no more of the reference than log pi_ref (DPO, KTO, IPO, REBEL, DRO) and a reference that never
+moves: a row that was measured once costs no forward pass again, in a later epoch, method or run. What is looked up
+is the content itself: the reference's weights, its temperature and precision, and the row's token ids (so also the
+tokenizer's and the template's work). Where the exact KL is asked for there is nothing to look up.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from valence.errors import UserError
+
+FILE = "reference.sqlite"
+
+
+def fingerprint(policy: Any) -> bytes:
+    """Of what a language policy's log-probabilities depend on, given token ids."""
+    digest = hashlib.blake2b(digest_size=16)
+    about = [type(policy).__name__, policy.temperature, str(policy.mixed_precision), policy.device.type]
+    digest.update(repr(about).encode())
+    for name, part in sorted(policy.model.state_dict().items()):
+        digest.update(f"{name} {part.dtype} {tuple(part.shape)}".encode())
+        # Bytes, whatever the precision: numpy knows no bfloat16.
+        digest.update(part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.digest()
+
+
+class CachedReference:
+    """A reference that remembers log-probabilities.
+
+    Args:
+        reference: the true one; must not move.
+        folder: where `reference.sqlite` lies or is made. Several runs may use it at a time.
+    Raises:
+        UserError: the folder cannot be written to, or what lies there is no cache.
+    """
+
+    def __init__(self, reference: Any, folder: str | Path) -> None:
+        self.reference = reference
+        with reference.active() as policy:
+            self._about = fingerprint(policy)
+        self.hits = self.misses = 0
+        path = Path(folder) / FILE
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._store = sqlite3.connect(path, timeout=60, isolation_level=None)
+            self._store.execute("PRAGMA journal_mode=WAL")
+            self._store.execute("PRAGMA synchronous=NORMAL")
+            self._store.execute("CREATE TABLE IF NOT EXISTS log_prob (row BLOB PRIMARY KEY, value BLOB) WITHOUT ROWID")
+        except (OSError, sqlite3.Error) as error:
+            raise UserError(f"the reference cache {path} cannot be used ({error}): give another folder") from error
+
+    def active(self) -> AbstractContextManager[Any]:
+        return self.reference.active()
+
+    def trainable(self) -> dict[str, torch.nn.Parameter]:
+        return {}
+
+    def after_step(self, policy: Any, step: int) -> None:
+        """Nothing to do: the reference does not move."""
+
+    def log_probs(self, rows: Any, measure: Callable[[Any], Tensor]) -> Tensor:
+        """log pi_ref of the rows' M real steps, row by row, `[M]` float32.
+
+        Args:
+            rows: `valence.policies.language.Rows`.
+            measure: the same for rows that are not known yet.
+        """
+        names = [self._name(*row) for row in zip(*(part.cpu() for part in vars(rows).values()), strict=True)]
+        known = self._look_up(names)
+        lengths = rows.mask.sum(-1).tolist()
+        found = [known.get(name) for name in names]
+        # A row of another length cannot be it, whatever its name says.
+        missing = [place for place, (value, length) in enumerate(zip(found, lengths, strict=True))
+                   if value is None or len(value) != length]  # fmt: skip
+        self.hits, self.misses = self.hits + len(names) - len(missing), self.misses + len(missing)
+        if missing:
+            which = torch.tensor(missing, device=rows.mask.device)
+            measured = measure(rows.pick(which)).detach().float().cpu().split([lengths[place] for place in missing])
+            for place, value in zip(missing, measured, strict=True):
+                found[place] = value
+            self._keep({names[place]: value for place, value in zip(missing, measured, strict=True)})
+        return torch.cat([part for part in found if part is not None]).to(rows.mask.device)
+
+    def _name(self, context: Tensor, context_mask: Tensor, steps: Tensor, mask: Tensor) -> bytes:
+        digest = hashlib.blake2b(self._about, digest_size=16)
+        for part in (context[context_mask], steps[mask]):
+            digest.update(len(part).to_bytes(8, "little") + part.numpy().astype("<i8").tobytes())
+        return digest.digest()
+
+    def _look_up(self, names: list[bytes]) -> dict[bytes, Tensor]:
+        found = {}
+        for start in range(0, len(names), 500):
+            some = names[start : start + 500]
+            marks = ",".join("?" * len(some))
+            for name, value in self._store.execute(f"SELECT row, value FROM log_prob WHERE row IN ({marks})", some):
+                found[name] = torch.from_numpy(np.frombuffer(value, "<f4").copy())
+        return found
+
+    def _keep(self, new: dict[bytes, Tensor]) -> None:
+        try:
+            self._store.execute("BEGIN IMMEDIATE")
+            self._store.executemany(
+                "INSERT OR IGNORE INTO log_prob VALUES (?, ?)",
+                [(name, value.numpy().astype("<f4").tobytes()) for name, value in new.items()],
+            )
+            self._store.execute("COMMIT")
+        except sqlite3.OperationalError:
+            # A full disk or another run's long turn: the figures are there, they are only not kept.
+            if self._store.in_transaction:
+                self._store.execute("ROLLBACK")

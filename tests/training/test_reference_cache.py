@@ -1,0 +1,99 @@
+"""The reference's log-probs on disk: the same figures, no second forward pass, nothing taken for something else."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import helpers
+from helpers import PAD, as_batch, make_batch
+from valence.data.collate import pad_actions, pad_left
+from valence.errors import UserError
+from valence.training.reference import AdaptersOff, FrozenCopy
+from valence.training.reference_cache import FILE, CachedReference
+
+BOTH = frozenset({"log_prob", "ref_log_prob"})
+
+
+class Counting:
+    """A reference that counts how often it is used."""
+
+    def __init__(self, reference: Any) -> None:
+        self.reference, self.used = reference, 0
+
+    @contextlib.contextmanager
+    def active(self) -> Iterator[Any]:
+        self.used += 1
+        with self.reference.active() as policy:
+            yield policy
+
+
+@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("kind", ["llama", "t5"])
+def test_what_was_measured_once_is_the_same_and_is_not_measured_again(kind: str, lora: bool, tmp_path: Path) -> None:
+    policy = helpers.policy(kind, lora=lora)
+    plain = AdaptersOff(policy) if lora else FrozenCopy(policy)
+    helpers.shake(policy)
+    batch, counting = make_batch(), Counting(plain)
+    expected = policy.likelihood(batch, plain, BOTH)
+    cached = CachedReference(counting, tmp_path)
+    for _ in range(2):
+        measured = policy.likelihood(batch, cached, BOTH)
+        torch.testing.assert_close(measured.ref_log_prob, expected.ref_log_prob, rtol=1e-6, atol=1e-6)
+        assert torch.equal(measured.log_prob, expected.log_prob) and measured.log_prob.requires_grad
+        assert torch.equal(measured.mask, expected.mask) and measured.ref_kl is None
+    rows = int(batch.action.mask.any(-1).sum())
+    assert (cached.misses, cached.hits) == (rows, rows)
+    # Once for the fingerprint, once for what was missing; a run that comes later needs the fingerprint alone.
+    assert counting.used == 2
+    later = CachedReference(counting, tmp_path)
+    policy.likelihood(batch, later, BOTH)
+    assert (later.misses, later.hits, counting.used) == (0, rows, 3)
+
+
+def test_another_model_or_temperature_is_another_reference(tmp_path: Path) -> None:
+    batch, found = make_batch(), []
+    for options in ({}, {"seed": 1}, {"temperature": 0.7}, {}):
+        policy = helpers.policy("llama", **options)
+        cached = CachedReference(FrozenCopy(policy), tmp_path)
+        with torch.no_grad():
+            found.append(policy.likelihood(batch, cached, BOTH))
+        assert (cached.misses > 0) == (len(found) < 4)
+        # Here policy and reference are one.
+        torch.testing.assert_close(found[-1].ref_log_prob, found[-1].log_prob, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(found[0].log_prob, found[1].log_prob)
+    assert not torch.allclose(found[0].log_prob, found[2].log_prob)
+
+
+def test_the_same_tokens_split_elsewhere_are_another_row(tmp_path: Path) -> None:
+    policy = helpers.policy("llama")
+    cached = CachedReference(FrozenCopy(policy), tmp_path)
+    for prompt, steps in (([4, 5], [6, 7]), ([4, 5, 6], [7]), ([4], [5, 6, 7])):
+        batch = as_batch(pad_left([prompt], PAD), pad_actions([[steps]], PAD))
+        with torch.no_grad():
+            measured = policy.likelihood(batch, cached, BOTH)
+        torch.testing.assert_close(measured.ref_log_prob, measured.log_prob, rtol=1e-5, atol=1e-5)
+    assert (cached.misses, cached.hits) == (3, 0)
+
+
+def test_the_exact_kl_is_measured_and_not_looked_up(tmp_path: Path) -> None:
+    policy = helpers.policy("llama")
+    cached = CachedReference(FrozenCopy(policy), tmp_path)
+    helpers.shake(policy)
+    measured = policy.likelihood(make_batch(), cached, BOTH | {"ref_kl"})
+    assert float(measured.ref_kl.detach().sum()) > 0 and cached.misses == cached.hits == 0
+
+
+def test_a_folder_that_cannot_be_used_is_said_in_one_line(tmp_path: Path) -> None:
+    policy = helpers.policy("llama")
+    (tmp_path / "file").write_text("not a folder")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / FILE).write_text("no data base at all, but long enough to be looked at " * 20)
+    for folder in ("file", "other"):
+        with pytest.raises(UserError, match=r"reference cache .* give another folder"):
+            CachedReference(FrozenCopy(policy), tmp_path / folder)
