@@ -315,6 +315,7 @@ def test_save_and_load_are_exact(kind: str, tmp_path: Path) -> None:
     again = load_language_policy(str(tmp_path), max_new_tokens=6)
     assert isinstance(again, Seq2SeqLM if kind in ("t5", "t5-untied", "bart") else CausalLM)
     batch = make_batch(Rewards)
+    subject.shares_prompts = again.shares_prompts
     with torch.no_grad():
         ours = subject.likelihood(batch, None, LOG_PROB).log_prob
         theirs = again.likelihood(batch, None, LOG_PROB).log_prob

@@ -231,10 +231,11 @@ def test_a_reference_in_another_precision() -> None:
 def test_rows_are_trimmed_to_what_they_need() -> None:
     ids = torch.tensor([[0, 0, 4, 5], [0, 6, 7, 8]])
     steps = torch.tensor([[9, 10, 0, 0], [11, 0, 0, 0]])
-    rows = Rows(ids, ids > 0, steps, steps > 0)
+    rows = Rows(ids, ids > 0, steps, steps > 0, torch.tensor([3, 8]))
     second = rows.pick(torch.tensor([1]))
     assert second.context.tolist() == [[6, 7, 8]] and second.steps.tolist() == [[11]]
     both = rows.pick(torch.tensor([1, 0]))
+    assert both.owner.tolist() == [8, 3]
     assert both.context.tolist() == [[6, 7, 8], [0, 4, 5]] and both.steps.tolist() == [[11, 0], [9, 10]]
     assert both.context_mask.tolist() == [[True, True, True], [False, True, True]]
 

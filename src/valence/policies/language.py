@@ -23,6 +23,7 @@ from torch.distributions import Categorical
 
 from valence.policies.base import pull_back
 from valence.policies.fused import LinearHead, fused_likelihoods, likelihoods_and_gradients, linear_head
+from valence.policies.shared_prompt import Trees, make_trees, pack, siblings
 from valence.policies.token_head import HeadFn, LogitHead, token_likelihoods
 from valence.protocols import Reference
 from valence.types import Action, Batch, Likelihood
@@ -45,12 +46,20 @@ class TokenContext:
 
 @dataclass(frozen=True)
 class Rows:
-    """The present actions of a batch as R rows, padding trimmed to what these rows need."""
+    """The present actions of a batch as R rows, padding trimmed to what these rows need.
+
+    Args:
+        owner: which context each row is of.
+    """
 
     context: Int[Tensor, "R S"]
     context_mask: Bool[Tensor, "R S"]
     steps: Int[Tensor, "R T"]
     mask: Bool[Tensor, "R T"]
+    owner: Int[Tensor, " R"]
+
+    def to(self, device: torch.device) -> Rows:
+        return Rows(*(part.to(device) for part in vars(self).values()))
 
     def pick(self, which: Int[Tensor, " r"]) -> Rows:
         """Some of the rows, padding trimmed anew: prompts are padded on the left, steps on the right."""
@@ -58,8 +67,9 @@ class Rows:
         width, length = int(context_mask.sum(-1).max()), int(mask.sum(-1).max())
         start = context_mask.shape[1] - width
         return Rows(
-            self.context[which][:, start:], context_mask[:, start:], self.steps[which][:, :length], mask[:, :length]
-        )
+            self.context[which][:, start:], context_mask[:, start:], self.steps[which][:, :length], mask[:, :length],
+            self.owner[which],
+        )  # fmt: skip
 
     def by_length(self, budget: int) -> list[Int[Tensor, " r"]]:
         """Which rows to run together: of like length, each piece within `budget` tokens with its padding."""
@@ -82,7 +92,7 @@ def present_rows(context: TokenContext, action: Action) -> tuple[Rows, Bool[Tens
     """(rows, which of `[N, K]` they are): actions with at least one step."""
     present = action.mask.any(-1)
     which = present.nonzero()[:, 0]
-    rows = Rows(context.ids[which], context.mask[which], action.steps[present], action.mask[present])
+    rows = Rows(context.ids[which], context.mask[which], action.steps[present], action.mask[present], which)
     return (rows.pick(torch.arange(len(which), device=which.device)) if len(which) else rows), present
 
 
@@ -137,6 +147,7 @@ class LanguagePolicy(nn.Module):
         self.max_new_tokens = max_new_tokens
         self.mixed_precision = mixed_precision
         self.fused = fused
+        self.shares_prompts = False
         self.end_token_ids = end_token_ids(model, tokenizer)
 
     @property
@@ -176,13 +187,31 @@ class LanguagePolicy(nn.Module):
         little of the work is padding."""
         number = torch.zeros_like(rows.steps)
         number[rows.mask] = torch.arange(int(rows.mask.sum()), device=number.device)
-        hidden, places = [], []
-        for which in rows.by_length(TOKENS_TOGETHER[self.device.type == "cuda"]):
-            part = rows.pick(which)
+        hidden, places, budget = [], [], TOKENS_TOGETHER[self.device.type == "cuda"]
+        shared, alone = siblings(rows.owner, rows.context_mask.sum(-1).tolist()) if self.shares_prompts else ([], None)
+        for trees in self._trees(rows, shared, budget):
+            with self.precision():
+                hidden.append(self.tree_hidden(trees))
+            steps = [number[row, :length] for row, length in zip(trees.rows.tolist(), trees.lengths, strict=True)]
+            places.append(torch.cat(steps))
+        rest = rows if alone is None else rows.pick(torch.tensor(alone, device=number.device)) if alone else None
+        for which in [] if rest is None else rest.by_length(budget):
+            part = rest.pick(which)
             with self.precision():
                 hidden.append(self.action_hidden(part)[part.mask])
-            places.append(number[which][:, : part.mask.shape[1]][part.mask])
+            mine = which if alone is None else torch.tensor(alone, device=number.device)[which]
+            places.append(number[mine][:, : part.mask.shape[1]][part.mask])
         return torch.cat(hidden)[torch.cat(places).argsort()]
+
+    def _trees(self, rows: Rows, groups: list[list[int]], budget: int) -> Iterator[Trees]:
+        prompts, steps = rows.context_mask.sum(-1).tolist(), rows.mask.sum(-1).tolist()
+        sizes = [prompts[group[0]] + sum(steps[row] - 1 for row in group) for group in groups]
+        for piece in pack(sizes, budget):
+            yield make_trees(rows, [groups[place] for place in piece])
+
+    def tree_hidden(self, trees: Trees) -> Float[Tensor, "M H"]:
+        """`action_hidden` of rows that share their prompts, step by step, row by row."""
+        raise TypeError(f"{type(self).__name__} reads each row by itself")
 
     def likelihood(self, batch: Batch, reference: Reference | None, needs: frozenset[str]) -> Likelihood:
         """Measure. See `valence.protocols.Policy`; per-step, exact KLs over the full vocabulary.
@@ -245,8 +274,7 @@ class LanguagePolicy(nn.Module):
 
         def measure(new: Rows) -> Tensor:
             with torch.no_grad(), reference.active() as other:
-                moved = Rows(*(part.to(other.device) for part in vars(new).values()))
-                return other.step_log_probs(moved).to(self.device)
+                return other.step_log_probs(new.to(other.device)).to(self.device)
 
         place = torch.zeros_like(batch.action.mask)
         place[..., : rows.mask.shape[1]][present] = rows.mask
@@ -279,8 +307,7 @@ class LanguagePolicy(nn.Module):
         hidden, ref_hidden = self.hidden_at_steps(rows), None
         if asked and reference is not None:
             with torch.no_grad(), reference.active() as other:
-                moved = Rows(*(part.to(other.device) for part in vars(rows).values()))
-                ref_hidden = other.hidden_at_steps(moved).to(hidden.device)
+                ref_hidden = other.hidden_at_steps(rows.to(other.device)).to(hidden.device)
         place = torch.zeros_like(batch.action.mask)
         place[..., : rows.mask.shape[1]][present] = rows.mask
         return _Measured(hidden, ref_hidden, rows.steps[rows.mask], place)
@@ -405,13 +432,24 @@ class CausalLM(LanguagePolicy):
     def action_hidden(self, rows: Rows) -> Float[Tensor, "R T H"]:
         ids = torch.cat([rows.context, rows.steps], 1)
         mask = torch.cat([rows.context_mask, rows.mask], 1)
+        out = self._run(ids, mask.long(), (mask.long().cumsum(-1) - 1).clamp(min=0))
+        width = rows.context.shape[1]
+        return out[:, width - 1 : -1]
+
+    def tree_hidden(self, trees: Trees) -> Float[Tensor, "M H"]:
+        visible = trees.visible[:, None]
+        if self.core.config._attn_implementation != "sdpa":
+            # Added to the scores, where sdpa takes what is seen as it is.
+            low = torch.finfo(self.core.dtype).min
+            visible = torch.zeros_like(visible, dtype=self.core.dtype).masked_fill_(~visible, low)
+        return self._run(trees.ids, visible, trees.positions)[trees.sequence, trees.place]
+
+    def _run(self, ids: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
         backbone = self.core.base_model
         extra = {}
         if "position_ids" in inspect.signature(backbone.forward).parameters:
-            extra["position_ids"] = (mask.long().cumsum(-1) - 1).clamp(min=0)
-        out = backbone(input_ids=ids, attention_mask=mask.long(), use_cache=False, **extra)
-        width = rows.context.shape[1]
-        return out.last_hidden_state[:, width - 1 : -1]
+            extra["position_ids"] = positions
+        return backbone(input_ids=ids, attention_mask=mask, use_cache=False, **extra).last_hidden_state
 
 
 class Seq2SeqLM(LanguagePolicy):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from valence.errors import UserError
 from valence.policies.fused import linear_head
 from valence.policies.language import CausalLM, LanguagePolicy, Rows, Seq2SeqLM
+from valence.policies.shared_prompt import attends_everywhere, make_trees
 from valence.policies.token_head import LogitHead
 
 SMALL_LM = "small-lm"
@@ -83,6 +84,7 @@ def load_language_policy(
         ).to(device)  # fmt: skip
         policy.train()  # dropout is off; transformers checkpoints gradients only in training mode
         check_head(policy)
+        policy.shares_prompts = can_share_prompts(policy)
     except torch.OutOfMemoryError as error:
         raise UserError(
             f"{path} does not fit into the memory of {device}: try --dtype bfloat16 with --lora-rank 16"
@@ -272,13 +274,38 @@ def check_head(policy: LanguagePolicy) -> None:
 
 
 @torch.no_grad()
+def can_share_prompts(policy: LanguagePolicy) -> bool:
+    """Whether several completions of a prompt may be read as one sequence (see `valence.policies.shared_prompt`): tried
+    on a few tokens, beside the rows one by one."""
+    if policy.encoder_decoder or not attends_everywhere(policy.core.config):
+        return False
+    device, size = policy.device, policy.vocabulary
+    context = torch.tensor([[0, 3, 5, 4], [0, 3, 5, 4], [6, 2, 4, 5], [6, 2, 4, 5]], device=device) % size
+    seen = torch.tensor([[False, True, True, True]] * 2 + [[True] * 4] * 2, device=device)
+    steps = torch.tensor([[2, 6, 3], [4, 5, 0], [3, 3, 6], [5, 0, 0]], device=device) % size
+    mask = torch.tensor([[True] * 3, [True, True, False], [True] * 3, [True, False, False]], device=device)
+    rows = Rows(context, seen, steps, mask, torch.tensor([0, 0, 1, 1], device=device))
+    try:
+        with policy.precision():
+            ours = policy.tree_hidden(make_trees(rows, [[0, 1], [2, 3]]))
+            theirs = policy.action_hidden(rows)[mask]
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:  # a model's own code may fail in any way: it then reads row by row
+        return False
+    exact = policy.model.dtype == torch.float32 and policy.mixed_precision is None
+    near = (1e-4 if exact else 5e-2) * float(theirs.abs().max())
+    return bool(ours.isfinite().all()) and float((ours - theirs).abs().max()) <= near
+
+
+@torch.no_grad()
 def _both_logits(policy: LanguagePolicy) -> tuple[list[Tensor], Tensor]:
     """(by our paths, the model's own), float32, of a few tokens."""
     device = policy.device
     ids = torch.tensor([[3, 5, 4]], device=device) % policy.vocabulary
     mask = torch.ones_like(ids, dtype=torch.bool)
     steps = torch.tensor([[2, 6, 3]], device=device) % policy.vocabulary
-    hidden = policy.action_hidden(Rows(ids, mask, steps, mask))[0]
+    hidden = policy.action_hidden(Rows(ids, mask, steps, mask, torch.zeros_like(ids[:, 0])))[0]
     ours = [LogitHead(policy.core)(hidden)]
     if policy.fused and (head := linear_head(policy.core)) is not None:
         ours.append(head.logits(hidden, slice(0, policy.vocabulary), hidden.dtype))

@@ -77,7 +77,8 @@ class CachedReference:
             rows: `valence.policies.language.Rows`.
             measure: the same for rows that are not known yet.
         """
-        names = [self._name(*row) for row in zip(*(part.cpu() for part in vars(rows).values()), strict=True)]
+        parts = (rows.context, rows.context_mask, rows.steps, rows.mask)
+        names = [self._name(*row) for row in zip(*(part.cpu() for part in parts), strict=True)]
         known = self._look_up(names)
         lengths = rows.mask.sum(-1).tolist()
         found = [known.get(name) for name in names]

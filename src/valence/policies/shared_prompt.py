@@ -1,0 +1,119 @@
+"""Several completions of one prompt as one sequence: the prompt is read once.
+
+The sequence is the prompt, then every completion in turn; a completion's tokens see the prompt and themselves alone,
+and are numbered as if each completion came right after the prompt. What a model makes of them is then what it makes
+of each row by itself, at less work: K rows of P + T tokens become one of P + K T.
+
+Shape legend: R rows · B sequences · L tokens of the longest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Trees:
+    """Sequences for a causal model.
+
+    Args:
+        ids, positions: `[B, L]`, padded on the right.
+        visible: which tokens (last) each token sees, `[B, L, L]`.
+        rows: the rows that lie in the sequences, `[r]`, in the order of `sequence` and `place`.
+        lengths: steps of each of them.
+        sequence, place: of every step of every row, where the hidden state that predicts it is, `[M]` each.
+    """
+
+    ids: Int[Tensor, "B L"]
+    positions: Int[Tensor, "B L"]
+    visible: Bool[Tensor, "B L L"]
+    rows: Int[Tensor, " r"]
+    lengths: list[int]
+    sequence: Int[Tensor, " M"]
+    place: Int[Tensor, " M"]
+
+
+def siblings(owner: Int[Tensor, " R"], prompts: Sequence[int]) -> tuple[list[list[int]], list[int]]:
+    """(rows of one context together, where they are two or more; the other rows).
+
+    Args:
+        owner: which context each row is of.
+        prompts: how long each row's prompt is; without one there is nothing to share.
+    """
+    groups: dict[int, list[int]] = {}
+    for row, context in enumerate(owner.tolist()):
+        groups.setdefault(context, []).append(row)
+    shared = [group for group in groups.values() if len(group) > 1 and prompts[group[0]] > 0]
+    taken = {row for group in shared for row in group}
+    return shared, [row for row in range(len(owner)) if row not in taken]
+
+
+def pack(sizes: Sequence[int], budget: int) -> list[list[int]]:
+    """Which of these to run together: of like size, within `budget` with the padding to the largest."""
+    pieces: list[list[int]] = []
+    for place in sorted(range(len(sizes)), key=lambda place: sizes[place]):
+        if pieces and (len(pieces[-1]) + 1) * sizes[place] <= budget:
+            pieces[-1].append(place)
+        else:
+            pieces.append([place])
+    return pieces
+
+
+def make_trees(rows: Any, groups: Sequence[Sequence[int]]) -> Trees:
+    """One sequence for each group of rows that share their prompt.
+
+    Args:
+        rows: `valence.policies.language.Rows`.
+        groups: rows of one context each.
+    """
+    device, sequences, segments, positions = rows.steps.device, [], [], []
+    sequence, place, lengths, order = [], [], [], []
+    for number, group in enumerate(groups):
+        prompt = rows.context[group[0]][rows.context_mask[group[0]]]
+        size = len(prompt)
+        ids, segment, position = [prompt], [torch.zeros(size, dtype=torch.long)], [torch.arange(size)]
+        end = size
+        for child, row in enumerate(group, 1):
+            steps = rows.steps[row][rows.mask[row]]
+            # The last step predicts nothing that is asked for.
+            ids.append(steps[:-1])
+            segment.append(torch.full((len(steps) - 1,), child))
+            position.append(size + torch.arange(len(steps) - 1))
+            place.append(torch.cat([torch.tensor([size - 1]), end + torch.arange(len(steps) - 1)]))
+            sequence.append(torch.full((len(steps),), number))
+            lengths.append(len(steps))
+            order.append(row)
+            end += len(steps) - 1
+        sequences.append(torch.cat(ids))
+        segments.append(torch.cat(segment))
+        positions.append(torch.cat(position))
+    segment = _stack(segments, -1).to(device)
+    length = segment.shape[1]
+    one, other = segment[:, :, None], segment[:, None, :]
+    causal = torch.ones(length, length, dtype=torch.bool, device=device).tril()
+    # Padding sees itself, so that no row of attention is empty.
+    visible = (causal & ((other == 0) | (one == other)) & (other >= 0)) | torch.eye(
+        length, dtype=torch.bool, device=device
+    )
+    return Trees(
+        ids=_stack(sequences, 0).to(device), positions=_stack(positions, 0).to(device), visible=visible,
+        rows=torch.tensor(order, device=device), lengths=lengths, sequence=torch.cat(sequence).to(device),
+        place=torch.cat(place).to(device),
+    )  # fmt: skip
+
+
+def _stack(rows: Sequence[Tensor], fill: int) -> Tensor:
+    return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True, padding_value=fill)
+
+
+def attends_everywhere(config: Any) -> bool:
+    """Whether every layer sees the whole past: a window or a recurrence does not take such sequences."""
+    kinds = getattr(config, "layer_types", None) or []
+    windowed = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
+    return not windowed and all(kind == "full_attention" for kind in kinds)

@@ -1,0 +1,146 @@
+"""Completions of one prompt read as one sequence: the same figures as row by row, for fewer tokens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import helpers
+from helpers import PAD, as_batch, make_batch
+from valence.data.collate import pad_actions, pad_left
+from valence.policies import language
+from valence.policies.language import LanguagePolicy, present_rows
+from valence.policies.loading import can_share_prompts, load_language_policy
+from valence.policies.shared_prompt import attends_everywhere, make_trees, pack, siblings
+from valence.training.reference import FrozenCopy
+
+ALL = frozenset({"log_prob", "ref_log_prob", "ref_kl", "policy_kl"})
+
+
+def test_a_tree_by_hand() -> None:
+    """Prompt 7 8 with completions 1 2 3 and 4: one sequence 7 8 1 2, for 3 and 4 predict nothing that is asked for."""
+    context, action = pad_left([[7, 8], [9]], PAD), pad_actions([[[1, 2, 3], [4]], [[5, 6]]], PAD)
+    rows, _ = present_rows(context, action)
+    assert rows.owner.tolist() == [0, 0, 1]
+    groups, alone = siblings(rows.owner, rows.context_mask.sum(-1).tolist())
+    assert (groups, alone) == ([[0, 1]], [2])
+    trees = make_trees(rows, [[0, 1], [2]])
+    assert trees.ids.tolist() == [[7, 8, 1, 2], [9, 5, 0, 0]]
+    assert trees.positions.tolist() == [[0, 1, 2, 3], [0, 1, 0, 0]]
+    assert trees.visible[0].int().tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 1, 1]]
+    # Of padding nothing is read; that it sees something keeps its attention from being empty.
+    assert trees.visible[1].int().tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [1, 0, 1, 0], [1, 0, 0, 1]]
+    assert (trees.rows.tolist(), trees.lengths) == ([0, 1, 2], [3, 1, 2])
+    # 1 and 4 are both predicted by 8; 2 by 1, 3 by 2.
+    assert trees.sequence.tolist() == [0, 0, 0, 0, 1, 1] and trees.place.tolist() == [1, 2, 3, 1, 0, 1]
+
+
+def test_a_second_completion_does_not_see_the_first() -> None:
+    context, action = pad_left([[7, 8]], PAD), pad_actions([[[1, 2, 3], [4, 5, 6]]], PAD)
+    trees = make_trees(present_rows(context, action)[0], [[0, 1]])
+    assert trees.ids.tolist() == [[7, 8, 1, 2, 4, 5]] and trees.positions.tolist() == [[0, 1, 2, 3, 2, 3]]
+    assert trees.visible[0, 4].int().tolist() == [1, 1, 0, 0, 1, 0]
+    assert trees.visible[0, 5].int().tolist() == [1, 1, 0, 0, 1, 1]
+
+
+def test_nothing_is_shared_without_a_prompt() -> None:
+    assert siblings(torch.tensor([0, 0, 1, 1]), [0, 0, 3, 3]) == ([[2, 3]], [0, 1])
+
+
+def test_a_piece_stays_within_its_budget_with_its_padding() -> None:
+    sizes = [9, 1, 5, 30, 2, 6]
+    pieces = pack(sizes, 18)
+    assert sorted(place for piece in pieces for place in piece) == list(range(6))
+    assert all(len(piece) == 1 or len(piece) * max(sizes[place] for place in piece) <= 18 for piece in pieces)
+    assert len(pieces) == 3
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("budget", [10_000, 20])
+def test_values_and_gradients_are_those_of_rows_one_by_one(
+    kind: str, attention: str, lora: bool, budget: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = helpers.policy(kind, lora=lora)
+    policy.core.set_attn_implementation(attention)
+    monkeypatch.setitem(language.TOKENS_TOGETHER, False, budget)
+    assert can_share_prompts(policy)
+    reference = FrozenCopy(policy)
+    helpers.shake(policy)
+    # Contexts of three actions, some absent; one of a single action, one without a prompt.
+    batch = make_batch(contexts=5)
+    generator = torch.Generator().manual_seed(0)
+    grads = {name: torch.randn(batch.action.mask.shape, generator=generator) for name in ("log_prob", "ref_kl")}
+    runs: list[tuple[dict[str, Tensor], dict[str, Tensor]]] = []
+    for shares in (False, True):
+        policy.shares_prompts = reference.copy.shares_prompts = shares
+        policy.zero_grad()
+        measured = policy.likelihood(batch, reference, ALL)
+        policy.backward(batch, reference, measured, grads)
+        runs.append(({name: getattr(measured, name).detach() for name in ALL}, helpers.gradients(policy)))
+    (values, parameters), (others, other_parameters) = runs
+    for name in ALL:
+        torch.testing.assert_close(others[name], values[name], rtol=1e-4, atol=1e-5)
+    assert other_parameters.keys() == parameters.keys() and parameters
+    for name, grad in parameters.items():
+        torch.testing.assert_close(other_parameters[name], grad, rtol=1e-3, atol=1e-4)
+
+
+def test_fewer_tokens_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = helpers.policy("llama")
+    prompt = [4] * 20
+    batch = as_batch(pad_left([prompt], PAD), pad_actions([[[5, 6, 7], [8, 9, 5], [6, 6], [7]]], PAD))
+    read: list[int] = []
+    run = type(policy)._run
+    monkeypatch.setattr(
+        type(policy), "_run", lambda self, ids, *rest: (read.append(ids.numel()), run(self, ids, *rest))[1]
+    )
+    found = []
+    for shares in (False, True):
+        policy.shares_prompts = shares
+        with torch.no_grad():
+            found.append(policy.likelihood(batch, None, frozenset({"log_prob"})).log_prob)
+    torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-5)
+    # Row by row 20 + 3, 20 + 3, 20 + 2, 20 + 1 and padding; together 20 + 2 + 2 + 1 + 0.
+    assert sum(read[:-1]) >= 89 and read[-1] == 25
+
+
+def test_windows_and_recurrences_read_row_by_row() -> None:
+    assert not can_share_prompts(helpers.policy("gemma2")) and not can_share_prompts(helpers.policy("t5"))
+
+    def config(**more: Any) -> Any:
+        return type("Config", (), more)
+
+    assert attends_everywhere(config()) and attends_everywhere(config(layer_types=["full_attention"] * 2))
+    assert attends_everywhere(config(sliding_window=4096, use_sliding_window=False))
+    assert not attends_everywhere(config(sliding_window=4096))
+    assert not attends_everywhere(config(layer_types=["full_attention", "linear_attention"]))
+
+
+def test_a_model_that_does_otherwise_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that numbers its tokens by itself, and one that fails on such a mask."""
+    policy = helpers.policy("llama")
+    run = type(policy)._run
+
+    def renumbered(self: LanguagePolicy, ids: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
+        return run(self, ids, mask, torch.arange(ids.shape[1])[None].expand_as(ids))
+
+    def failing(self: LanguagePolicy, ids: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
+        if mask.ndim == 4:
+            raise ValueError("no such masks here")
+        return run(self, ids, mask, positions)
+
+    for way in (renumbered, failing):
+        monkeypatch.setattr(type(policy), "_run", way)
+        assert not can_share_prompts(policy)
+
+
+def test_loading_tries_it(tiny_llama: Path, tiny_t5: Path) -> None:
+    assert load_language_policy(str(tiny_llama)).shares_prompts
+    assert load_language_policy(str(tiny_llama), dtype="bfloat16", lora_rank=2).shares_prompts
+    assert not load_language_policy(str(tiny_t5)).shares_prompts
