@@ -21,7 +21,7 @@ NUMBERS = {
 
 LEAST_ZERO = (
     "sft_weight", "undesirable_weight", "eval_fraction", "lora_rank", "micro_batch_size", "warmup_steps",
-    "max_grad_norm", "weight_decay", "seed", "eval_every", "eval_rows", "save_every", "threads",
+    "micro_batch_tokens", "max_grad_norm", "weight_decay", "seed", "eval_every", "eval_rows", "save_every", "threads",
 )  # fmt: skip
 ABOVE_ZERO = (
     "score_temperature", "tau", "eta", "temperature", "lr", "value_lr", "epochs", "kl_budget", "lora_alpha",

@@ -15,7 +15,7 @@ from valence.critics import BatchValue, TokenValue
 from valence.errors import UserError
 from valence.objectives import DPO, DRO, IPO, KTO, PMPO, REBEL, RPO, IPOAppendixE, Supervised
 from valence.objectives.mpo import MPO
-from valence.training.learner import Learner, make_optimizer, signs
+from valence.training.learner import Learner, count_tokens, make_optimizer, signs
 from valence.training.reference import AdaptersOff, FrozenCopy
 from valence.types import Batch, Labels, Likelihood, Loss, Preferences, Rewards
 
@@ -102,8 +102,10 @@ def test_an_update_does_not_depend_on_micro_batches(name: str) -> None:
     assert sum(bool(part.abs().max() > 1e-5) for part in whole.values()) > 5
     if name == "kto":
         assert figures["kl_baseline"] > 0.05, "z0 is to matter here"
-    for size in (1, 2, 3, 5, 9):
-        parts, others = stepped(learner_for(name, micro_batch_size=size), batch)
+    sizes: list[dict[str, int]] = [{"micro_batch_size": size} for size in (1, 2, 3, 5, 9)]
+    sizes += [{"micro_batch_tokens": tokens} for tokens in (1, 30, 10_000)]
+    for size in [*sizes, {"micro_batch_size": 2, "micro_batch_tokens": 40}]:
+        parts, others = stepped(learner_for(name, **size), batch)
         for key, part in whole.items():
             assert_close(parts[key], part, 2e-5)
         for key in ("loss", "grad_norm", "kl_ref_policy_on_rows", "accepted_drift", "rejected_drift"):
@@ -365,12 +367,31 @@ def test_a_full_memory_is_one_clear_line(name: str, beat: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "wrong"),
-    [("max_grad_norm", -1.0), ("max_grad_norm", float("nan")), ("warmup_steps", -1), ("micro_batch_size", -1)],
-)
+    [("max_grad_norm", -1.0), ("max_grad_norm", float("nan")), ("warmup_steps", -1), ("micro_batch_size", -1),
+     ("micro_batch_tokens", -1)],
+)  # fmt: skip
 def test_what_may_not_be_negative(name: str, wrong: float) -> None:
     with pytest.raises(ValueError, match=f"{name} is {wrong}, and must be at least 0"):
         table_learner(Table(EVEN), Supervised(), **{name: wrong})
     table_learner(Table(EVEN), Supervised(), **{name: type(wrong)(0)})
+
+
+def test_micro_batches_stay_within_their_tokens() -> None:
+    """A context alone may be longer; every context is in one piece, in order."""
+    batch = make_batch(Labels, contexts=6)
+    tokens = count_tokens(batch)
+    assert tokens == [
+        sum(int(row.sum()) + int(own.sum()) for row in mask if row.any())
+        for mask, own in zip(batch.action.mask, batch.context.mask, strict=True)
+    ]
+    for budget in (1, max(tokens), 2 * max(tokens), sum(tokens)):
+        learner = learner_for("pmpo", micro_batch_tokens=budget)
+        pieces = [list(range(6))[rows] for rows in learner._micro_batches(batch)]
+        assert [place for piece in pieces for place in piece] == list(range(6))
+        assert all(len(piece) == 1 or sum(tokens[place] for place in piece) <= budget for piece in pieces)
+    assert len(pieces) == 1
+    learner = learner_for("pmpo", micro_batch_tokens=sum(tokens), micro_batch_size=4)
+    assert [list(range(6))[rows] for rows in learner._micro_batches(batch)] == [[0, 1, 2, 3], [4, 5]]
 
 
 @pytest.mark.parametrize(("name", "wrong"), [("pmpo", Preferences), ("dpo", Labels), ("kto", Rewards)])

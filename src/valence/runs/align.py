@@ -198,7 +198,7 @@ def _learner(
     learner = Learner(
         policy, objective, reference, optimizers, critic=critic, warmup_steps=warmup,
         total_steps=steps if options.lr_schedule == "linear" else None, max_grad_norm=options.max_grad_norm,
-        micro_batch_size=options.micro_batch_size,
+        micro_batch_size=options.micro_batch_size, micro_batch_tokens=options.micro_batch_tokens,
     )  # fmt: skip
     return learner, source, steps
 

@@ -170,6 +170,8 @@ class TrainConfig:
     """Contexts an optimizer step."""
     micro_batch_size: int = 0
     """Contexts measured at a time; 0 takes the batch whole. The gradient is the same."""
+    micro_batch_tokens: int = 0
+    """Prompt and completion tokens measured at a time; 0 does not limit them. The gradient is the same."""
     epochs: float = 1.0
     """Passes over the feedback, where max-steps is not given."""
     max_steps: int | None = None
@@ -190,7 +192,16 @@ class TrainConfig:
         _check(self.optimizer in ("adamw", "adafactor"), "optimizer", self.optimizer, "adamw or adafactor")
         _check(self.lr_schedule in ("constant", "linear"), "lr_schedule", self.lr_schedule, "constant or linear")
         _check_numbers(self, "batch_size", "max_steps", least=1)
-        _check_numbers(self, "micro_batch_size", "warmup_steps", "max_grad_norm", "weight_decay", "seed", least=0)
+        _check_numbers(
+            self,
+            "micro_batch_size",
+            "micro_batch_tokens",
+            "warmup_steps",
+            "max_grad_norm",
+            "weight_decay",
+            "seed",
+            least=0,
+        )
         _check_numbers(self, "epochs", above=0, most=1_000_000)
 
 

@@ -33,6 +33,13 @@ def signs(feedback: Feedback) -> Float[Tensor, "N K"]:
     return (value - mean).sign() * feedback.present
 
 
+def count_tokens(batch: Batch) -> list[int]:
+    """Steps of each context's actions, and where the context is made of tokens, its own for each action."""
+    steps, actions = batch.action.mask.sum((1, 2)), batch.action.mask.any(-1).sum(-1)
+    own = getattr(batch.context, "mask", None)
+    return (steps if own is None else steps + actions * own.sum(-1)).tolist()
+
+
 @dataclass
 class Learner:
     """Owns what learns: the policy, its critic and their optimizers.
@@ -48,6 +55,8 @@ class Learner:
         total_steps: where given, the learning rates fall linearly to 0 at this step after the warm-up.
         max_grad_norm: gradients are clipped to it, policy and critic apart; 0 does not clip.
         micro_batch_size: contexts measured at a time; 0 takes the batch whole. The gradient is the same.
+        micro_batch_tokens: steps measured at a time, with those of a context where it has any (a prompt's tokens,
+            once for each action); 0 does not limit them. A context alone may exceed it.
     """
 
     policy: Policy
@@ -59,11 +68,12 @@ class Learner:
     total_steps: int | None = None
     max_grad_norm: float = 1.0
     micro_batch_size: int = 0
+    micro_batch_tokens: int = 0
     step: int = 0
     base_lrs: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("warmup_steps", "max_grad_norm", "micro_batch_size"):
+        for name in ("warmup_steps", "max_grad_norm", "micro_batch_size", "micro_batch_tokens"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}, and must be at least 0")
         asked = self.objective.needs | self.objective.frozen_needs
@@ -123,9 +133,17 @@ class Learner:
         return metrics
 
     def _micro_batches(self, batch: Batch) -> Iterator[slice]:
-        size = self.micro_batch_size or batch.num_contexts
-        for start in range(0, batch.num_contexts, size):
-            yield slice(start, min(start + size, batch.num_contexts))
+        size, start, held = self.micro_batch_size or batch.num_contexts, 0, 0
+        if not self.micro_batch_tokens:
+            for start in range(0, batch.num_contexts, size):
+                yield slice(start, min(start + size, batch.num_contexts))
+            return
+        for place, tokens in enumerate(count_tokens(batch)):
+            if place > start and (place - start == size or held + tokens > self.micro_batch_tokens):
+                yield slice(start, place)
+                start, held = place, 0
+            held += tokens
+        yield slice(start, batch.num_contexts)
 
     def _frozen(self, batch: Batch) -> Likelihood | None:
         """What `prepare` asks for, measured micro-batch by micro-batch without gradient."""
