@@ -280,3 +280,12 @@ def test_the_two_heads_give_the_same_run(tiny_llama: Path, labels: Path, tmp_pat
     ours, theirs = (load_file(run.model / "model.safetensors") for run in runs.values())
     for name, part in theirs.items():
         torch.testing.assert_close(ours[name], part, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("steps", [9, 4])
+def test_a_profile_is_a_trace_and_a_table(steps: int, tiny_llama: Path, labels: Path, tmp_path: Path) -> None:
+    align(labels, model=tiny_llama, out=tmp_path / "out", **(QUICK | {"profile": True, "max_steps": steps}))
+    events = json.loads((tmp_path / "out" / "profile.json").read_text())["traceEvents"]
+    assert sum("ProfilerStep" in str(event.get("name")) for event in events) >= min(steps - 2, 5)
+    table = (tmp_path / "out" / "profile.txt").read_text()
+    assert "aten::mm" in table or "aten::addmm" in table

@@ -23,6 +23,7 @@ from valence.runs.config import AlignConfig, align_config, check_complete, flat
 from valence.runs.data import Encoded, Say, encode_feedback, read_feedback
 from valence.runs.evaluation import Evaluation
 from valence.runs.methods import describe, make_critic, make_objective
+from valence.runs.profiling import Profiler
 from valence.runs.progress import Progress
 from valence.sources.offline import OfflineSource
 from valence.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
@@ -35,7 +36,7 @@ from valence.training.tracking import open_trackers, read_metrics
 CONFIG_FILE = "config.yaml"
 MAY_CHANGE = frozenset((
     "out", "max_steps", "epochs", "tracker", "eval_every", "eval_samples", "eval_rows", "save_every", "log_every",
-    "kl_budget", "threads", "device", "strict", "reference_cache",
+    "kl_budget", "threads", "device", "strict", "reference_cache", "profile",
 ))  # fmt: skip
 """What may differ when a run is resumed."""
 
@@ -224,6 +225,12 @@ def _train(
         kl_budget=config.run.kl_budget,
     )  # fmt: skip
     progress = Progress(steps, start=learner.step, show=show)
+    profiler = Profiler(out, on=config.run.profile)
+
+    def on_step(step: int, figures: dict[str, float]) -> None:
+        profiler.step()
+        progress(step, figures)
+
     try:
         if learner.step == 0:
             figures = evaluation(0)
@@ -231,7 +238,7 @@ def _train(
                 tracker.log(0, {f"eval/{name}": value for name, value in figures.items()})
         outcome = train(
             learner, source, schedule, trackers=trackers, evaluate=evaluation, measure_kl=evaluation.kl,
-            checkpoint_folder=out / "checkpoints" if config.run.save_every else None, on_step=progress,
+            checkpoint_folder=out / "checkpoints" if config.run.save_every else None, on_step=on_step,
         )  # fmt: skip
         # After a budget stop the weights were put back: the optimizer's state is of other weights, and not kept.
         if config.run.save_every and outcome.stopped is None:
@@ -240,6 +247,7 @@ def _train(
         kept = checkpoints(out / "checkpoints")
         raise UserError(f"{error}; " + (f"{kept[-1]} is whole" if kept else "no checkpoint was kept")) from error
     finally:
+        profiler.close()
         progress.close()
         for tracker in trackers:
             tracker.close()

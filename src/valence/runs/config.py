@@ -225,6 +225,8 @@ class RunConfig:
     """Go on from the last checkpoint in --out."""
     tracker: str = "tensorboard"
     """tensorboard, wandb, trackio or none; metrics.jsonl is always written."""
+    profile: bool = False
+    """Look at steps 3 to 7 with torch's profiler: profile.json (a trace) and profile.txt in --out."""
     threads: int = 0
     """CPU threads; 0 leaves torch's own choice."""
 
