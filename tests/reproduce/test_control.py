@@ -26,6 +26,9 @@ def test_smoke_writes_everything_and_goes_on(tmp_path: Path, monkeypatch: pytest
     result = json.loads(path.read_text())
     assert [row["method"] for row in result["rows"]] == ["MPO", "PMPO-AR"] and result["not_run"] == []
     assert (tmp_path / "control.png").stat().st_size > 5000
+    page = (tmp_path / "README.md").read_text()
+    assert "sweep.png" not in page and "Claims" not in page and "not in:" not in page
+    assert result["run_commits"][0] in page
     # Finished runs are not run again.
     monkeypatch.setattr("valence.runs.control.control", lambda *_, **__: pytest.fail("ran again"))
     assert json.loads(control.run(tmp_path, "smoke").read_text())["rows"] == result["rows"]

@@ -188,13 +188,18 @@ def report(out: Path, size_name: str) -> Path:
         print_claims(claims)
     seeds = sorted({run["seed"] for run in finished})
     left = [job.folder for job in todo if not (home / job.folder / "done.json").is_file()]
+    made = sorted({run["commit"] for run in finished})
     path = write_results(
-        out, "control", rows, claims, seeds, agent=AGENT, action_repeat=REPEAT, runs=finished, not_run=left
-    )
+        out, "control", rows, claims, seeds, agent=AGENT, action_repeat=REPEAT, runs=finished, run_commits=made,
+        not_run=left,
+    )  # fmt: skip
     pictures = ["control.png"]
     plot_curves(finished, out / "control.png")
     if any(run["part"] == "sweep" for run in finished):
         plot_sweep(finished, out / "sweep.png")
         pictures.append("sweep.png")
-    write_page(out / "README.md", "Control: PMPO, MPO and DPO on the control suite", TEXT, *pictures)
+    text = f"{TEXT} The runs themselves were made at commit {', '.join(made)}."
+    if left:
+        text += f" Of {len(todo)} runs {len(left)} are not in: {', '.join(left)}."
+    write_page(out / "README.md", "Control: PMPO, MPO and DPO on the control suite", text, *pictures)
     return path

@@ -38,7 +38,7 @@ class ImproveConfig:
     covariance_beta: float | None = None
     """PMPO, Gaussian: KL weight of the covariance, which is learned apart from the mean; inf, the default, keeps it."""
     coupled: bool = False
-    """PMPO, Gaussian: one objective for mean and covariance, as in the paper; the spread soon vanishes."""
+    """PMPO, Gaussian: one objective for mean and covariance, as in the paper; the spread may vanish."""
     eta: float = 1.0
     """REBEL: step size, nats for each unit of value."""
     epsilon: float = 0.1
