@@ -289,3 +289,17 @@ def test_a_profile_is_a_trace_and_a_table(steps: int, tiny_llama: Path, labels: 
     assert sum("ProfilerStep" in str(event.get("name")) for event in events) >= min(steps - 2, 5)
     table = (tmp_path / "out" / "profile.txt").read_text()
     assert "aten::mm" in table or "aten::addmm" in table
+
+
+def test_a_reference_in_half_the_memory_is_near(tiny_llama: Path, labels: Path, tmp_path: Path) -> None:
+    runs = [
+        align(labels, model=tiny_llama, out=tmp_path / name, method="pmpo", **QUICK, **options)
+        for name, options in {"own": {}, "half": {"reference_dtype": "bfloat16", "reference_device": "cpu"}}.items()
+    ]
+    kl = [run.after["kl_ref_policy"] for run in runs]
+    assert kl[0] > 0.01 and abs(kl[1] - kl[0]) < 0.3 * kl[0] + 0.02
+    for options in ({"reference_dtype": "float8"}, {"reference_dtype": "bfloat16", "lora_rank": 2}):
+        with pytest.raises(UserError, match=r"--reference-dtype is .*"):
+            align(labels, model=tiny_llama, out=tmp_path / "bad", **QUICK, **options)
+    with pytest.raises(UserError, match="is not here"):
+        align(labels, model=tiny_llama, out=tmp_path / "bad", **QUICK, reference_device="cuda:99")

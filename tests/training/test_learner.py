@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import itertools
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -111,6 +113,36 @@ def test_an_update_does_not_depend_on_micro_batches(name: str) -> None:
         for key in ("loss", "grad_norm", "kl_ref_policy_on_rows", "accepted_drift", "rejected_drift"):
             assert others[key] == pytest.approx(figures[key], rel=1e-4, abs=1e-5), key
         assert others.keys() == figures.keys()
+
+
+@pytest.mark.parametrize("name", ["pmpo", "pmpo-bc", "dro-token", "dro-prompt"])
+def test_rows_are_not_coupled(name: str) -> None:
+    """The gradient of all rows is the mean of those of any batches they come in, weighed by their actions: shuffling,
+    streaming and batches of one change nothing. PMPO's class fractions are the data set's for that."""
+    batch = batch_for(name)
+    number = int(batch.present.sum())
+
+    def learner() -> Learner:
+        made = learner_for(name)
+        if isinstance(made.objective, PMPO):
+            sign = batch.feedback.sign[batch.present]
+            shares = {
+                "accepted_fraction": int((sign > 0).sum()) / number, "rejected_fraction": int((sign < 0).sum()) / number
+            }  # fmt: skip
+            made.objective = replace(made.objective, **shares)
+        return made
+
+    whole, _ = stepped(learner(), batch)
+    assert max(float(part.abs().max()) for part in whole.values()) > 1e-3
+    for cuts in ([0, 2, 3, 5], [0, 1, 2, 3, 4, 5], [0, 4, 5]):
+        total = {key: torch.zeros_like(part) for key, part in whole.items()}
+        for start, stop in itertools.pairwise(cuts):
+            part = batch.select(slice(start, stop))
+            moves, _ = stepped(learner(), part)
+            for key, move in moves.items():
+                total[key] += move * int(part.present.sum()) / number
+        for key, move in whole.items():
+            assert_close(total[key], move, 2e-5)
 
 
 @pytest.mark.parametrize("kind", ["t5", "gpt2"])

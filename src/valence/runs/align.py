@@ -17,7 +17,7 @@ from valence.errors import UserError
 from valence.evaluation.card import write_model_card
 from valence.evaluation.report import write_report
 from valence.policies.language import LanguagePolicy
-from valence.policies.loading import load_language_policy
+from valence.policies.loading import DTYPES, check_device, load_language_policy
 from valence.protocols import Objective
 from valence.runs.config import AlignConfig, align_config, check_complete, flat
 from valence.runs.data import Encoded, Say, encode_feedback, read_feedback
@@ -193,7 +193,14 @@ def _learner(
             critic, kind=options.optimizer, lr=options.value_lr or lr, weight_decay=options.weight_decay
         )
     warmup = min(150, steps // 10) if options.warmup_steps is None else options.warmup_steps
-    reference: Any = AdaptersOff(policy) if config.network.lora_rank else FrozenCopy(policy)
+    network = config.network
+    if network.lora_rank:
+        reference: Any = AdaptersOff(policy)
+    else:
+        if network.reference_device:
+            check_device(network.reference_device)
+        dtype = DTYPES[network.reference_dtype] if network.reference_dtype else None
+        reference = FrozenCopy(policy, dtype=dtype, device=network.reference_device or None)
     if config.network.reference_cache:
         reference = CachedReference(reference, config.network.reference_cache)
     learner = Learner(

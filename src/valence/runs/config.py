@@ -140,6 +140,10 @@ class ModelConfig:
     """Less memory, about a third more time."""
     head: str = "fused"
     """fused never holds a row of logits longer than it must; plain is the slow, obvious one, to compare with."""
+    reference_dtype: str = ""
+    """float32 or bfloat16; the policy's own where not given. Not with LoRA, whose reference is its base."""
+    reference_device: str = ""
+    """Where the reference lies, as cpu; beside the policy where not given. Not with LoRA."""
     reference_cache: str = ""
     """Folder that keeps the reference's log-probs by content, for later epochs and runs; for methods without a KL."""
     trust_remote_code: bool = False
@@ -151,6 +155,11 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         _check(self.head in ("fused", "plain"), "head", self.head, "fused or plain")
+        kinds = ("", "float32", "bfloat16")
+        _check(self.reference_dtype in kinds, "reference_dtype", self.reference_dtype, "float32 or bfloat16")
+        for name in ("reference_dtype", "reference_device"):
+            alone = not self.lora_rank or not getattr(self, name)
+            _check(alone, name, getattr(self, name), "left out with --lora-rank: the base is the reference")
         _check_numbers(self, "lora_rank", least=0)
         _check_numbers(self, "temperature", above=0)
         _check_numbers(self, "lora_alpha", "max_new_tokens", least=1)
