@@ -14,6 +14,7 @@ from helpers import make_batch
 from valence.policies import fused
 from valence.policies.fused import LinearHead, fused_likelihoods, likelihoods_and_gradients, linear_head
 from valence.policies.language import LanguagePolicy
+from valence.policies.loading import disable_dropout
 from valence.training.reference import AdaptersOff, FrozenCopy
 
 NAMES = ("log_prob", "ref_log_prob", "ref_kl", "policy_kl")
@@ -255,6 +256,7 @@ def test_a_head_that_is_more_than_a_matrix_goes_the_plain_way() -> None:
     from peft import LoraConfig, get_peft_model
 
     model = helpers.network("llama", 16, seed=0, spread=0.3)
+    disable_dropout(model)
     wrapped = get_peft_model(model, LoraConfig(r=2, target_modules=["lm_head"], task_type="CAUSAL_LM"))
     base = helpers.policy("llama")
     policy = type(base)(wrapped, base.tokenizer)
@@ -262,5 +264,31 @@ def test_a_head_that_is_more_than_a_matrix_goes_the_plain_way() -> None:
     reference, batch = AdaptersOff(policy), make_batch()
     helpers.shake(policy)
     grads = {"log_prob": torch.ones(batch.action.mask.shape)}
-    measured = policy.likelihood_and_backward(batch, reference, ALL, grads)
-    assert float(measured.ref_kl.sum()) > 0 and helpers.gradients(policy)
+    measured, found = policy.likelihood_and_backward(batch, reference, ALL, grads), helpers.gradients(policy)
+    policy.zero_grad()
+    policy.fused = False
+    expected = policy.likelihood(batch, reference, ALL)
+    policy.backward(batch, reference, expected, grads)
+    theirs = helpers.gradients(policy)
+    assert float(measured.ref_kl.sum()) > 0 and found.keys() == theirs.keys() and found
+    assert off(measured.ref_kl, expected.ref_kl.detach()) < 1e-6 and off(flat(found), flat(theirs)) < 1e-6
+
+
+def test_what_of_a_head_learns_is_what_gets_a_gradient() -> None:
+    """A bias alone, a weight alone, neither: known ahead as by autograd."""
+    hidden, ref_hidden, targets, head, other = case()
+    known = {"log_prob": torch.randn(M, dtype=torch.float64)}
+    for weight, bias in ((True, True), (False, True), (True, False), (False, False)):
+        _, _, on_weight, on_bias = likelihoods_and_gradients(
+            hidden, ref_hidden, targets, head, other, known, needs=ALL, learn_weight=weight, learn_bias=bias
+        )
+        assert (on_weight is not None, on_bias is not None) == (weight, bias)
+
+
+def test_a_frozen_copy_in_bfloat16_keeps_its_frequencies() -> None:
+    """Rotary frequencies in bfloat16 would be off by radians at far positions."""
+    policy = helpers.policy("llama")
+    copy = policy.frozen_copy(dtype=torch.bfloat16)
+    assert {part.dtype for part in copy.model.parameters()} == {torch.bfloat16}
+    assert all(part.dtype == torch.float32 for name, part in copy.model.named_buffers() if "inv_freq" in name)
+    assert any("inv_freq" in name for name, _ in copy.model.named_buffers())

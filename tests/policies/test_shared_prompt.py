@@ -26,7 +26,8 @@ def test_a_tree_by_hand() -> None:
     context, action = pad_left([[7, 8], [9]], PAD), pad_actions([[[1, 2, 3], [4]], [[5, 6]]], PAD)
     rows, _ = present_rows(context, action)
     assert rows.owner.tolist() == [0, 0, 1]
-    groups, alone = siblings(rows.owner, rows.context_mask.sum(-1).tolist())
+    lengths = rows.context_mask.sum(-1).tolist(), rows.mask.sum(-1).tolist()
+    groups, alone = siblings(rows.owner, *lengths, longest=99)
     assert (groups, alone) == ([[0, 1]], [2])
     trees = make_trees(rows, [[0, 1], [2]])
     assert trees.ids.tolist() == [[7, 8, 1, 2], [9, 5, 0, 0]]
@@ -47,8 +48,17 @@ def test_a_second_completion_does_not_see_the_first() -> None:
     assert trees.visible[0, 5].int().tolist() == [1, 1, 0, 0, 1, 1]
 
 
-def test_nothing_is_shared_without_a_prompt() -> None:
-    assert siblings(torch.tensor([0, 0, 1, 1]), [0, 0, 3, 3]) == ([[2, 3]], [0, 1])
+def test_who_is_read_together() -> None:
+    owner = torch.tensor([0, 0, 1, 1])
+    # Nothing is shared without a prompt.
+    assert siblings(owner, [0, 0, 3, 3], [2] * 4, longest=99) == ([[2, 3]], [0, 1])
+    # Nor where together they are too long: 5 + 2 + 2 is 9.
+    assert siblings(owner, [5] * 4, [3] * 4, longest=9) == ([[0, 1], [2, 3]], [])
+    assert siblings(owner, [5] * 4, [3] * 4, longest=8) == ([], [0, 1, 2, 3])
+    # Six of 4 + 4 steps: 4 + 6 * 3 squared is more than six times 8 squared; four together, then two, are not.
+    assert siblings(torch.zeros(6, dtype=torch.long), [4] * 6, [4] * 6, longest=99) == ([[0, 1, 2, 3], [4, 5]], [])
+    # Long completions of a short prompt: (2 + 19 + 19)^2 is more than 2 * 22^2.
+    assert siblings(owner[:2], [2, 2], [20, 20], longest=99) == ([], [0, 1])
 
 
 def test_a_piece_stays_within_its_budget_with_its_padding() -> None:
@@ -119,6 +129,11 @@ def test_windows_and_recurrences_read_row_by_row() -> None:
     assert attends_everywhere(config()) and attends_everywhere(config(layer_types=["full_attention"] * 2))
     assert attends_everywhere(config(sliding_window=4096, use_sliding_window=False))
     assert not attends_everywhere(config(sliding_window=4096))
+    # Others name it otherwise, and models of text and pictures keep it one level down.
+    for name in ("window_size", "attention_chunk_size", "local_attention", "block_types"):
+        assert not attends_everywhere(config(**{name: 128})), name
+    inner = config(sliding_window=512)
+    assert not attends_everywhere(config(get_text_config=staticmethod(lambda: inner)))
     assert not attends_everywhere(config(layer_types=["full_attention", "linear_attention"]))
 
 
@@ -143,4 +158,5 @@ def test_a_model_that_does_otherwise_is_found_out(monkeypatch: pytest.MonkeyPatc
 def test_loading_tries_it(tiny_llama: Path, tiny_t5: Path) -> None:
     assert load_language_policy(str(tiny_llama)).shares_prompts
     assert load_language_policy(str(tiny_llama), dtype="bfloat16", lora_rank=2).shares_prompts
+    assert load_language_policy(str(tiny_llama), dtype="bfloat16").shares_prompts
     assert not load_language_policy(str(tiny_t5)).shares_prompts

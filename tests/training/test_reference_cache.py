@@ -70,6 +70,20 @@ def test_another_model_or_temperature_is_another_reference(tmp_path: Path) -> No
     assert not torch.allclose(found[0].log_prob, found[2].log_prob)
 
 
+def test_settings_count_and_adapters_do_not(tmp_path: Path) -> None:
+    """Equal weights under another rotary base are another model; an adapter that is switched off is not."""
+    batch, policy = make_batch(), helpers.policy("llama")
+    with torch.no_grad():
+        policy.likelihood(batch, CachedReference(FrozenCopy(policy), tmp_path), BOTH)
+    other = helpers.policy("llama")
+    other.core.config.rope_parameters = {"rope_type": "default", "rope_theta": 123.0}
+    for policy, known in ((other, False), (helpers.policy("llama", lora=True), True)):
+        cached = CachedReference(AdaptersOff(policy) if known else FrozenCopy(policy), tmp_path)
+        with torch.no_grad():
+            policy.likelihood(batch, cached, BOTH)
+        assert (cached.misses == 0) == known and (cached.hits > 0) == known
+
+
 def test_the_same_tokens_split_elsewhere_are_another_row(tmp_path: Path) -> None:
     policy = helpers.policy("llama")
     cached = CachedReference(FrozenCopy(policy), tmp_path)

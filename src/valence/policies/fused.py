@@ -405,20 +405,20 @@ def fused_likelihoods(
 def likelihoods_and_gradients(
     hidden: Float[Tensor, "M H"], ref_hidden: Float[Tensor, "M G"] | None, targets: Int[Tensor, " M"],
     head: LinearHead, ref_head: LinearHead | None, coefficients: Parts, *, needs: frozenset[str],
-    dtype: torch.dtype | None = None, learn_weight: bool = True,
+    dtype: torch.dtype | None = None, learn_weight: bool = True, learn_bias: bool = True,
 ) -> tuple[Parts, Tensor, Tensor | None, Tensor | None]:  # fmt: skip
     """As `fused_likelihoods`, and the gradient of sum(coefficient * quantity), both in one pass.
 
     Args:
         coefficients: "log_prob" and "ref_kl" -> the loss's gradient with respect to each token's, `[M]`.
-        learn_weight: whether the head learns (its bias too).
+        learn_weight, learn_bias: whether the head's learn.
     Returns:
         (quantities, d hidden `[M, H]`, d weight `[V, H]` or None, d bias `[V]` or None), the gradients in the
         precision of accumulation.
     """
     problem = _problem(hidden, ref_hidden, targets, head, ref_head, needs, dtype)
     found = _Gradients(
-        hidden, problem.head, problem.dtype, weight=learn_weight, bias=learn_weight and head.bias is not None
+        hidden, problem.head, problem.dtype, weight=learn_weight, bias=learn_bias and head.bias is not None
     )
     with torch.autocast(hidden.device.type, enabled=False):
         if _kernels(hidden, problem.dtype) is not None:

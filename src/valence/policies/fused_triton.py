@@ -28,6 +28,8 @@ def _logits(
     HAS_BIAS: tl.constexpr, HAS_CAP: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
     """A tile [ROWS, COLUMNS] of logits, float32; what lies outside is made of zeros."""
+    # V times H passes 2^31 in large models.
+    rows, columns = rows.to(tl.int64), columns.to(tl.int64)
     total = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
     for start in range(0, H, DEPTH):
         depth = start + tl.arange(0, DEPTH)
@@ -140,6 +142,7 @@ def _gradient_kernel(
     if HAS_CAP:
         bent = z / (cap * post)
         grad = grad * (1 - bent * bent)
+    rows = rows.to(tl.int64)
     inside = keep[:, None] & (local < width)[None, :] & (columns < V)[None, :]
     tl.store(out + rows[:, None] * width + local[None, :], (grad * post).to(out.dtype.element_ty), mask=inside)
 

@@ -188,7 +188,7 @@ class LanguagePolicy(nn.Module):
         number = torch.zeros_like(rows.steps)
         number[rows.mask] = torch.arange(int(rows.mask.sum()), device=number.device)
         hidden, places, budget = [], [], TOKENS_TOGETHER[self.device.type == "cuda"]
-        shared, alone = siblings(rows.owner, rows.context_mask.sum(-1).tolist()) if self.shares_prompts else ([], None)
+        shared, alone = self._siblings(rows, budget) if self.shares_prompts else ([], None)
         for trees in self._trees(rows, shared, budget):
             with self.precision():
                 hidden.append(self.tree_hidden(trees))
@@ -202,6 +202,11 @@ class LanguagePolicy(nn.Module):
             mine = which if alone is None else torch.tensor(alone, device=number.device)[which]
             places.append(number[mine][:, : part.mask.shape[1]][part.mask])
         return torch.cat(hidden)[torch.cat(places).argsort()]
+
+    def _siblings(self, rows: Rows, budget: int) -> tuple[list[list[int]], list[int]]:
+        positions = getattr(self.core.config.get_text_config(), "max_position_embeddings", None) or budget
+        lengths = rows.context_mask.sum(-1).tolist(), rows.mask.sum(-1).tolist()
+        return siblings(rows.owner, *lengths, longest=min(positions, budget))
 
     def _trees(self, rows: Rows, groups: list[list[int]], budget: int) -> Iterator[Trees]:
         prompts, steps = rows.context_mask.sum(-1).tolist(), rows.mask.sum(-1).tolist()
@@ -256,7 +261,7 @@ class LanguagePolicy(nn.Module):
         parts, hidden, weight, bias = likelihoods_and_gradients(
             measured.hidden.detach(), measured.ref_hidden, measured.targets, *heads,
             {name: grad[measured.place] for name, grad in grads.items()}, needs=needs, dtype=self.mixed_precision,
-            learn_weight=head.weight.requires_grad,
+            learn_weight=head.weight.requires_grad, learn_bias=head.bias is not None and head.bias.requires_grad,
         )  # fmt: skip
         pulled = [(measured.hidden, hidden), (head.weight, weight), (head.bias, bias)]
         live = [(part, grad.to(part.dtype)) for part, grad in pulled if part is not None and grad is not None]
@@ -395,8 +400,12 @@ class LanguagePolicy(nn.Module):
 
     def frozen_copy(self, *, dtype: torch.dtype | None = None, device: str | None = None) -> LanguagePolicy:
         """A copy that does not learn, optionally in another precision or on another device."""
-        other = copy.deepcopy(self).requires_grad_(False).eval()
-        return other.to(device=device, dtype=dtype)
+        other = copy.deepcopy(self).requires_grad_(False).eval().to(device=device)
+        if dtype is not None:
+            # Buffers keep their precision: a rotary frequency in bfloat16 is radians off after some thousand positions.
+            for part in other.parameters():
+                part.data = part.data.to(dtype)
+        return other
 
     @contextlib.contextmanager
     def adapters_off(self) -> Iterator[LanguagePolicy]:

@@ -39,17 +39,33 @@ class Trees:
     place: Int[Tensor, " M"]
 
 
-def siblings(owner: Int[Tensor, " R"], prompts: Sequence[int]) -> tuple[list[list[int]], list[int]]:
+def siblings(
+    owner: Int[Tensor, " R"], prompts: Sequence[int], steps: Sequence[int], *, longest: int
+) -> tuple[list[list[int]], list[int]]:
     """(rows of one context together, where they are two or more; the other rows).
+
+    A context's rows are split where together they would be longer than `longest`, and are left alone where one mask
+    over all of them would be more than their own masks: attention's cost is the square of a length.
 
     Args:
         owner: which context each row is of.
-        prompts: how long each row's prompt is; without one there is nothing to share.
+        prompts, steps: how long each row's prompt and its action are; without a prompt there is nothing to share.
+        longest: tokens of a sequence, at most.
     """
-    groups: dict[int, list[int]] = {}
+    contexts: dict[int, list[int]] = {}
     for row, context in enumerate(owner.tolist()):
-        groups.setdefault(context, []).append(row)
-    shared = [group for group in groups.values() if len(group) > 1 and prompts[group[0]] > 0]
+        contexts.setdefault(context, []).append(row)
+    groups: list[list[int]] = []
+    for rows in contexts.values():
+        prompt, group, size, alone = prompts[rows[0]], [], 0, 0
+        for row in rows:
+            grown, apart = max(size, prompt) + steps[row] - 1, alone + (prompt + steps[row]) ** 2
+            if group and (grown > longest or grown**2 > apart):
+                groups.append(group)
+                group, grown, apart = [], prompt + steps[row] - 1, (prompt + steps[row]) ** 2
+            group, size, alone = [*group, row], grown, apart
+        groups.append(group)
+    shared = [group for group in groups if len(group) > 1 and prompts[group[0]] > 0]
     taken = {row for group in shared for row in group}
     return shared, [row for row in range(len(owner)) if row not in taken]
 
@@ -112,8 +128,17 @@ def _stack(rows: Sequence[Tensor], fill: int) -> Tensor:
     return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True, padding_value=fill)
 
 
+WINDOWED = ("window", "local", "chunk", "sparse", "block_types")
+"""Parts of the names under which models' settings limit what a layer sees."""
+
+
 def attends_everywhere(config: Any) -> bool:
-    """Whether every layer sees the whole past: a window or a recurrence does not take such sequences."""
-    kinds = getattr(config, "layer_types", None) or []
-    windowed = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
-    return not windowed and all(kind == "full_attention" for kind in kinds)
+    """Whether every layer sees the whole past: a window or a recurrence does not take such sequences. What is not known
+    to see everything is taken not to."""
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    settings = text.to_dict() if hasattr(text, "to_dict") else vars(text)
+    kinds = settings.get("layer_types") or []
+    if settings.get("use_sliding_window") is False:
+        settings = {name: value for name, value in settings.items() if "window" not in name}
+    limited = any(part in name and bool(value) for name, value in settings.items() for part in WINDOWED)
+    return not limited and all(kind == "full_attention" for kind in kinds)

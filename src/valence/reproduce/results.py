@@ -88,7 +88,6 @@ def _cell(value: Any) -> str:
 
 def print_table(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
     """Rows as a table; floats to two places."""
-    from rich.console import Console
     from rich.table import Table
 
     names = list(dict.fromkeys(name for row in rows for name in row))
@@ -97,12 +96,18 @@ def print_table(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
         table.add_column(name, justify="left" if isinstance(rows[0].get(name), str) else "right")
     for row in rows:
         table.add_row(*(_cell(row.get(name, "")) for name in names))
-    Console().print(table)
+    _console().print(table)
+
+
+def _console() -> Any:
+    """Wide where no terminal limits it: a log's lines may be long, and a squeezed table cannot be read."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 180)
 
 
 def print_claims(claims: Sequence[Claim]) -> None:
     """The paper's claims beside ours."""
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(title="Claims", title_justify="left")
@@ -110,4 +115,4 @@ def print_claims(claims: Sequence[Claim]) -> None:
         table.add_column(name)
     for claim in claims:
         table.add_row(claim.claim, claim.paper, claim.ours, "yes" if claim.holds else "NO")
-    Console().print(table)
+    _console().print(table)

@@ -202,6 +202,12 @@ def _learner(
         dtype = DTYPES[network.reference_dtype] if network.reference_dtype else None
         reference = FrozenCopy(policy, dtype=dtype, device=network.reference_device or None)
     if config.network.reference_cache:
+        asked = objective.needs | objective.frozen_needs
+        if "ref_kl" in asked or not asked & {"ref_log_prob", "mismatched"}:
+            raise UserError(
+                f"--reference-cache keeps the reference's log-probs, and {method} reads "
+                f"{'its exact KL' if 'ref_kl' in asked else 'nothing of it'}: leave it out"
+            )
         reference = CachedReference(reference, config.network.reference_cache)
     learner = Learner(
         policy, objective, reference, optimizers, critic=critic, warmup_steps=warmup,

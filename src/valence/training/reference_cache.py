@@ -9,7 +9,9 @@ tokenizer's and the template's work). Where the exact KL is asked for there is n
 from __future__ import annotations
 
 import hashlib
+import json
 import sqlite3
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -22,18 +24,39 @@ from torch import Tensor
 from valence.errors import UserError
 
 FILE = "reference.sqlite"
+UNTOLD = frozenset({"_name_or_path", "transformers_version", "use_cache", "architectures"})
+"""Settings that change nothing of what a model computes."""
 
 
 def fingerprint(policy: Any) -> bytes:
-    """Of what a language policy's log-probabilities depend on, given token ids."""
+    """Of what a language policy's log-probabilities depend on, given token ids: weights (adapters apart, which a
+    reference has switched off), settings such as rotary frequencies, temperature, precision."""
     digest = hashlib.blake2b(digest_size=16)
     about = [type(policy).__name__, policy.temperature, str(policy.mixed_precision), policy.device.type]
-    digest.update(repr(about).encode())
-    for name, part in sorted(policy.model.state_dict().items()):
+    settings = {name: value for name, value in policy.core.config.to_dict().items() if name not in UNTOLD}
+    digest.update(json.dumps([about, settings], sort_keys=True, default=str).encode())
+    weights = {name.replace(".base_layer", ""): part for name, part in policy.core.state_dict().items()}
+    for name, part in sorted((name, part) for name, part in weights.items() if "lora_" not in name):
         digest.update(f"{name} {part.dtype} {tuple(part.shape)}".encode())
         # Bytes, whatever the precision: numpy knows no bfloat16.
         digest.update(part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.digest()
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    store = sqlite3.connect(path, timeout=60, isolation_level=None)
+    for left in range(100, -1, -1):
+        try:
+            store.execute("PRAGMA journal_mode=WAL")
+            break
+        except sqlite3.OperationalError as error:
+            # Changing the mode does not wait for another run that does so at the same moment.
+            if "locked" not in str(error) or not left:
+                raise
+            time.sleep(0.05)
+    store.execute("PRAGMA synchronous=NORMAL")
+    store.execute("CREATE TABLE IF NOT EXISTS log_prob (row BLOB PRIMARY KEY, value BLOB) WITHOUT ROWID")
+    return store
 
 
 class CachedReference:
@@ -54,10 +77,7 @@ class CachedReference:
         path = Path(folder) / FILE
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._store = sqlite3.connect(path, timeout=60, isolation_level=None)
-            self._store.execute("PRAGMA journal_mode=WAL")
-            self._store.execute("PRAGMA synchronous=NORMAL")
-            self._store.execute("CREATE TABLE IF NOT EXISTS log_prob (row BLOB PRIMARY KEY, value BLOB) WITHOUT ROWID")
+            self._store = _open(path)
         except (OSError, sqlite3.Error) as error:
             raise UserError(f"the reference cache {path} cannot be used ({error}): give another folder") from error
 
