@@ -22,10 +22,19 @@ from typing import Any
 
 import torch
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+"""On a GPU everything runs in bfloat16 mixed precision, on a CPU in float32."""
 VOCABULARY, WIDTH, LAYERS = 32_768, 256, 4
 BATCH = 16
 """Labelled rows a step; for pairs half as many pairs."""
 WARMUP, STEPS = 2, 6
+
+
+def now() -> float:
+    """Seconds, when all that was begun is done."""
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def make_model(folder: Path) -> None:
@@ -74,7 +83,7 @@ def count(pairs: list[dict[str, str]]) -> int:
     return sum(len(f"{row['prompt']}{row['completion']}".split()) + 1 for row in unpaired(pairs))
 
 
-def ours(folder: Path, method: str, *, head: str = "fused", dtype: str = "float32") -> float:
+def ours(folder: Path, method: str, *, head: str = "fused") -> float:
     from valence.data.collate import Encoder
     from valence.data.formats import load_feedback
     from valence.data.groups import groups_for
@@ -85,8 +94,8 @@ def ours(folder: Path, method: str, *, head: str = "fused", dtype: str = "float3
     from valence.training.learner import Learner, make_optimizer
     from valence.training.reference import FrozenCopy
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    policy = load_language_policy(str(folder), device=device, head=head, dtype=dtype)
+    dtype = "bfloat16" if DEVICE == "cuda" else "float32"
+    policy = load_language_policy(str(folder), device=DEVICE, head=head, dtype=dtype)
     pairs = make_pairs((WARMUP + STEPS) * BATCH // 2)
     rows = pairs if method in ("dpo", "rebel") else unpaired(pairs)
     path = folder / "rows.jsonl"
@@ -108,7 +117,7 @@ def ours(folder: Path, method: str, *, head: str = "fused", dtype: str = "float3
     ends = []
     for _ in range(WARMUP + STEPS):
         learner.update(source.next())
-        ends.append(time.perf_counter())
+        ends.append(now())
     return ends[-1] - ends[WARMUP - 1]
 
 
@@ -117,8 +126,9 @@ def naive(folder: Path) -> float:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    model, reference = (AutoModelForCausalLM.from_pretrained(folder) for _ in range(2))
+    model, reference = (AutoModelForCausalLM.from_pretrained(folder).to(DEVICE) for _ in range(2))
     reference.requires_grad_(False)
+    precision = torch.autocast(DEVICE, torch.bfloat16, enabled=DEVICE == "cuda")
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
     rows, ends = unpaired(make_pairs((WARMUP + STEPS) * BATCH // 2)), []
     random.Random(1).shuffle(rows)
@@ -127,22 +137,23 @@ def naive(folder: Path) -> float:
         prompts = [tokenizer(row["prompt"])["input_ids"] for row in part]
         whole = [tokenizer(row["prompt"] + row["completion"] + " </s>")["input_ids"] for row in part]
         length = max(map(len, whole))
-        ids = torch.tensor([row + [2] * (length - len(row)) for row in whole])
-        mask = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in whole])
+        ids = torch.tensor([row + [2] * (length - len(row)) for row in whole], device=DEVICE)
+        mask = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in whole], device=DEVICE)
         action = torch.tensor([
             [len(prompt) <= place < len(row) for place in range(1, length)]
             for prompt, row in zip(prompts, whole, strict=True)
-        ])  # fmt: skip
-        log_p = model(input_ids=ids, attention_mask=mask).logits[:, :-1].log_softmax(-1)
-        with torch.no_grad():
-            log_q = reference(input_ids=ids, attention_mask=mask).logits[:, :-1].log_softmax(-1)
+        ], device=DEVICE)  # fmt: skip
+        with precision:
+            log_p = model(input_ids=ids, attention_mask=mask).logits[:, :-1].float().log_softmax(-1)
+            with torch.no_grad():
+                log_q = reference(input_ids=ids, attention_mask=mask).logits[:, :-1].float().log_softmax(-1)
         token = log_p.gather(-1, ids[:, 1:, None])[..., 0] * action
         kl = (log_q.exp() * (log_q - log_p)).sum(-1) * action
-        sign = torch.tensor([1.0 if row["label"] else -1.0 for row in part])
+        sign = torch.tensor([1.0 if row["label"] else -1.0 for row in part], device=DEVICE)
         (-sign * token.sum(-1) + kl.sum(-1)).mean().backward()
         optimizer.step()
         optimizer.zero_grad()
-        ends.append(time.perf_counter())
+        ends.append(now())
     return ends[-1] - ends[WARMUP - 1]
 
 
@@ -154,7 +165,7 @@ def trl(folder: Path, method: str) -> float:
 
     class Clock(TrainerCallback):
         def on_step_end(self, *_: Any, **__: Any) -> None:
-            ends.append(time.perf_counter())
+            ends.append(now())
 
     import trl as library
 
@@ -168,8 +179,8 @@ def trl(folder: Path, method: str) -> float:
         args = config(
             output_dir=out, per_device_train_batch_size=BATCH // 2 if method == "dpo" else BATCH,
             max_steps=WARMUP + STEPS, learning_rate=1e-5, report_to="none", save_strategy="no", logging_strategy="no",
-            max_length=None, disable_tqdm=True, bf16=torch.cuda.is_available(), gradient_checkpointing=False,
-            use_cpu=not torch.cuda.is_available(),
+            max_length=None, disable_tqdm=True, bf16=DEVICE == "cuda", gradient_checkpointing=False,
+            use_cpu=DEVICE == "cpu",
         )  # fmt: skip
         trainer(
             model=model, ref_model=reference, args=args, train_dataset=Dataset.from_list(rows),

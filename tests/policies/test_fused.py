@@ -292,3 +292,26 @@ def test_a_frozen_copy_in_bfloat16_keeps_its_frequencies() -> None:
     assert {part.dtype for part in copy.model.parameters()} == {torch.bfloat16}
     assert all(part.dtype == torch.float32 for name, part in copy.model.named_buffers() if "inv_freq" in name)
     assert any("inv_freq" in name for name, _ in copy.model.named_buffers())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: the kernels as they are used")
+def test_the_kernels_on_a_gpu_in_bfloat16() -> None:
+    """Real blocks, a vocabulary and widths that they do not divide, against float64: within 2%."""
+    rows, width, other_width, vocabulary = 300, 200, 136, 5003
+    draw = {"device": "cuda", "dtype": torch.bfloat16}
+    hidden, ref_hidden = torch.randn(rows, width, **draw), torch.randn(rows, other_width, **draw)
+    head = LinearHead(torch.randn(vocabulary, width, **draw) / width**0.5)
+    other = LinearHead(torch.randn(vocabulary, other_width, **draw) / other_width**0.5)
+    targets = torch.randint(vocabulary, (rows,), device="cuda")
+    known = {"log_prob": torch.randn(rows, device="cuda"), "ref_kl": torch.rand(rows, device="cuda")}
+    assert fused._kernels(hidden, torch.bfloat16) is not None
+    parts, *grads = likelihoods_and_gradients(hidden, ref_hidden, targets, head, other, known, needs=ALL)
+    wide = (LinearHead(one.weight.double()) for one in (head, other))
+    exact = {name: value.double() for name, value in known.items()}
+    expected, *theirs = likelihoods_and_gradients(
+        hidden.double(), ref_hidden.double(), targets, *wide, exact, needs=ALL
+    )
+    for name in NAMES:
+        assert off(parts[name], expected[name]) < 0.02, name
+    for ours, grad in zip(grads[:2], theirs[:2], strict=True):
+        assert off(ours, grad) < 0.02

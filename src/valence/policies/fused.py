@@ -32,6 +32,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from valence.policies.token_head import head_settings
+
 COLUMNS = 2048
 """Columns of the vocabulary in a tile."""
 ROWS = 4096
@@ -90,25 +92,15 @@ def accumulation(dtype: torch.dtype) -> torch.dtype:
 
 
 def linear_head(model: Any, *, temperature: float = 1.0) -> LinearHead | None:
-    """A transformers model's head; None where it is more than a matrix (an adapter on it, quantisation).
-
-    Knows the extras of `valence.policies.token_head.LogitHead`, which is the slow and general way.
-    """
-    layer, config = model.get_output_embeddings(), model.config
+    """A transformers model's head; None where it is more than a matrix (an adapter on it, quantisation): then
+    `valence.policies.token_head` is the way."""
+    layer, settings = model.get_output_embeddings(), head_settings(model, temperature=temperature)
     if type(layer) is not nn.Linear or layer._forward_hooks or layer._forward_pre_hooks:
         return None
     bias = layer.bias
-    if (more := getattr(model, "final_logits_bias", None)) is not None:
-        bias = more[0] if bias is None else bias + more[0]
-    post = 1 / temperature
-    if isinstance(scale := getattr(config, "logit_scale", None), float):
-        post *= scale
-    if scaling := getattr(config, "logits_scaling", None):
-        post /= scaling
-    return LinearHead(
-        layer.weight, bias, pre=config.d_model**-0.5 if getattr(config, "scale_decoder_outputs", False) else 1.0,
-        cap=getattr(config, "final_logit_softcapping", None) or None, post=post,
-    )  # fmt: skip
+    if settings.bias is not None:
+        bias = settings.bias[0] if bias is None else bias + settings.bias[0]
+    return LinearHead(layer.weight, bias, settings.pre, settings.cap, settings.post)
 
 
 def _tiles(count: int, size: int) -> Iterator[slice]:

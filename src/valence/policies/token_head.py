@@ -1,12 +1,13 @@
 """From final hidden states to per-token log pi, log pi_ref and exact KL, holding few logits at a time.
 
-The obvious way: a tile of tokens at a time, its logits made again in the backward pass when the tiles are several.
-(A fused head that tiles the vocabulary too is issue 4's; it replaces this file's inside, not its face.)
+The obvious way: a tile of tokens at a time, its logits made again in the backward pass when the tiles are several. It
+takes any head, and is what `valence.policies.fused` is held against.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,31 +21,53 @@ LOGITS_HELD = 2**25
 HeadFn = Callable[[Tensor], Tensor]
 
 
-class LogitHead:
-    """A transformers model's map from its backbone's last hidden state to logits, in float32.
+@dataclass(frozen=True)
+class HeadSettings:
+    """What a transformers model does around its output layer: logits = post * capped(layer(pre * hidden) + bias).
 
-    Knows the extras that models put there: tied T5's scaling, BART's bias, Gemma's soft-capping, Cohere's and
-    Granite's scaling. `check` compares it to the model's own logits.
+    Args:
+        pre: tied T5's scaling.
+        bias: BART's, `[1, V]`, or None.
+        cap: Gemma's soft-capping, cap * tanh(z / cap), or None.
+        post: Cohere's and Granite's scaling, and 1 / temperature.
     """
+
+    pre: float
+    bias: Tensor | None
+    cap: float | None
+    post: float
+
+
+def head_settings(model: Any, *, temperature: float = 1.0) -> HeadSettings:
+    """Read off a model; `valence.policies.loading.check_head` compares what comes of it to the model's own logits."""
+    config, post = model.config, 1 / temperature
+    if isinstance(scale := getattr(config, "logit_scale", None), float):
+        post *= scale
+    if scaling := getattr(config, "logits_scaling", None):
+        post /= scaling
+    return HeadSettings(
+        pre=config.d_model**-0.5 if getattr(config, "scale_decoder_outputs", False) else 1.0,
+        bias=getattr(model, "final_logits_bias", None), cap=getattr(config, "final_logit_softcapping", None) or None,
+        post=post,
+    )  # fmt: skip
+
+
+class LogitHead:
+    """A transformers model's map from its backbone's last hidden state to logits, in float32."""
 
     def __init__(self, model: Any, *, temperature: float = 1.0) -> None:
         self.model = model
         self.temperature = temperature
 
     def __call__(self, hidden: Float[Tensor, "M H"]) -> Float[Tensor, "M V"]:
-        config = self.model.config
-        if getattr(config, "scale_decoder_outputs", False):
-            hidden = hidden * config.d_model**-0.5
-        logits = self.model.get_output_embeddings()(hidden)
-        if (bias := getattr(self.model, "final_logits_bias", None)) is not None:
-            logits = logits + bias
-        if cap := getattr(config, "final_logit_softcapping", None):
-            logits = torch.tanh(logits / cap) * cap
-        if isinstance(scale := getattr(config, "logit_scale", None), float):
-            logits = logits * scale
-        if scaling := getattr(config, "logits_scaling", None):
-            logits = logits / scaling
-        return logits.float() / self.temperature
+        settings = head_settings(self.model, temperature=self.temperature)
+        layer = self.model.get_output_embeddings()
+        logits = layer(hidden * settings.pre if settings.pre != 1.0 else hidden)
+        if settings.bias is not None:
+            logits = logits + settings.bias
+        if settings.cap is not None:
+            logits = torch.tanh(logits / settings.cap) * settings.cap
+        return logits.float() * settings.post
 
 
 def _tile(
