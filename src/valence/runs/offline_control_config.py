@@ -12,7 +12,7 @@ LOSSES = ("accept", "reject", "clone")
 
 @dataclass(frozen=True, kw_only=True)
 class OfflineControlOptions:
-    """What a run is told. Raises UserError where no loss is left, or a number is out of range."""
+    """Which labels, which losses, and how they are learned from."""
 
     labels: Literal["auto", "given", "advantage"] = "auto"
     """given with the data (infos/label, +1 or -1), the sign of a learned advantage, or auto: given if there are any."""
