@@ -7,6 +7,9 @@ gradient, in the products' precision, for the two products that pull back. Formu
 Shape legend: M tokens · H hidden of the policy, G of the reference · V vocabulary · P parts of the vocabulary.
 """
 
+# pyright: reportCallIssue=false, reportArgumentType=false, reportOperatorIssue=false, reportIndexIssue=false
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
+# A kernel is called with its grid in brackets and its strides by Triton, which a type checker does not follow.
 from __future__ import annotations
 
 from typing import Any

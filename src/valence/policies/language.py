@@ -194,13 +194,14 @@ class LanguagePolicy(nn.Module):
                 hidden.append(self.tree_hidden(trees))
             steps = [number[row, :length] for row, length in zip(trees.rows.tolist(), trees.lengths, strict=True)]
             places.append(torch.cat(steps))
-        rest = rows if alone is None else rows.pick(torch.tensor(alone, device=number.device)) if alone else None
-        for which in [] if rest is None else rest.by_length(budget):
-            part = rest.pick(which)
-            with self.precision():
-                hidden.append(self.action_hidden(part)[part.mask])
-            mine = which if alone is None else torch.tensor(alone, device=number.device)[which]
-            places.append(number[mine][:, : part.mask.shape[1]][part.mask])
+        mine = None if alone is None else torch.tensor(alone, dtype=torch.long, device=number.device)
+        rest = rows if mine is None else rows.pick(mine) if len(mine) else None
+        if rest is not None:
+            for which in rest.by_length(budget):
+                part = rest.pick(which)
+                with self.precision():
+                    hidden.append(self.action_hidden(part)[part.mask])
+                places.append(number[which if mine is None else mine[which]][:, : part.mask.shape[1]][part.mask])
         return torch.cat(hidden)[torch.cat(places).argsort()]
 
     def _siblings(self, rows: Rows, budget: int) -> tuple[list[list[int]], list[int]]:
