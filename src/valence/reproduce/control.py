@@ -18,7 +18,7 @@ from typing import Any
 
 from valence.reproduce.control_claims import check_claims
 from valence.reproduce.control_plot import plot_curves, plot_sweep
-from valence.reproduce.control_report import TEXT, short, summarize
+from valence.reproduce.control_report import FULL, TEXT, short, summarize
 from valence.reproduce.results import commit, print_claims, print_table, write_page, write_results
 
 CARTPOLE = "dm_control/cartpole-swingup-v0"
@@ -198,7 +198,7 @@ def report(out: Path, size_name: str) -> Path:
     if any(run["part"] == "sweep" for run in finished):
         plot_sweep(finished, out / "sweep.png")
         pictures.append("sweep.png")
-    text = f"{TEXT} The runs themselves were made at commit {', '.join(made)}."
+    text = f"{TEXT}{FULL if size_name == 'full' else ''} The runs themselves were made at commit {', '.join(made)}."
     if left:
         text += f" Of {len(todo)} runs {len(left)} are not in: {', '.join(left)}."
     write_page(out / "README.md", "Control: PMPO, MPO and DPO on the control suite", text, *pictures)

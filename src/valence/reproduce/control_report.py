@@ -19,11 +19,17 @@ the reference, the two of highest value are accepted, the two of lowest rejected
 MPO alone; an action lasts 8 environment steps on the cartpole, 2 on the walker, 4 on the cheetah. A Gaussian's spread
 stays as it began under PMPO ("coupled": one objective for both, as the paper has it). `return` is the interquartile
 mean over seeds of the last evaluation (5 episodes each, the most likely action), `low` and `high` its 95%
-stratified-bootstrap interval; with one seed there is none. `published` is MPO's return at as many environment steps
-elsewhere; `repeat` how many of them an action lasts. The part "sweep" is Figure 3, at 60,000 steps, with one seed. MPO
-was tuned on the cartpole alone, and falls short of its published returns on the walker and the cheetah: there "not
-below MPO" says less. Humanoid and manipulation tasks run by the same command but are out of reach of two cores:
-humanoid-run does 172 environment steps a second on one."""
+stratified-bootstrap interval (of three seeds it is about their range; with one there is none): "not below MPO" holds
+where the intervals touch, and is the weaker the wider they are. `published` is MPO's return at as many environment
+steps, as given in the project's brief; `repeat` how many of them an action lasts. AR, A and R take β at its bound (1,
+0, 2) where none is named; "best/worst" accepts the best action alone and rejects the worst. Humanoid and manipulation
+tasks run by the same command but are out of reach of two cores: humanoid-run does 172 environment steps a second on
+one."""
+
+
+FULL = """ The part "sweep" is Figure 3, at 60,000 steps, with one seed. MPO was tuned on the cartpole alone, and falls
+short of its published returns on the walker and the cheetah: there "not below MPO" says less."""
+"""What is true of the full size."""
 
 
 def short(task: str) -> str:
