@@ -22,11 +22,7 @@ lint: venv
 	$(BIN)/lint-imports --no-cache
 
 bench: venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
 	$(BIN)/python benchmarks/offline_step.py
-	$(BIN)/python benchmarks/step.py
-	$(BIN)/python benchmarks/head.py
-	$(BIN)/python benchmarks/growth.py
 
 venv: $(STAMP)
 

@@ -18,7 +18,7 @@ Two ways to it:
 
 Sums and gradients are accumulated in float32 (float64 for float64 inputs), whatever the products run in.
 
-Shape legend: M tokens · H hidden · V vocabulary.
+Shape legend: M tokens · H hidden of the policy, G of the reference · V vocabulary.
 """
 
 from __future__ import annotations
@@ -148,16 +148,27 @@ class _Sums:
 
     def close(self, *, reference: bool) -> tuple[Parts, Tensor, Tensor]:
         """(the quantities, lse(z), lse(r))."""
-        lse, ref_lse = self.most + self.total.log(), self.ref_most + self.ref_total.log()
-        parts = {"log_prob": self.taken - lse}
+        found = {"lse": self.most + self.total.log(), "taken": self.taken}
         if reference:
-            parts["ref_log_prob"] = self.ref_taken - ref_lse
+            found |= {
+                "ref_lse": self.ref_most + self.ref_total.log(), "ref_taken": self.ref_taken,
+                "gap": self.gap / self.total, "ref_gap": self.ref_gap / self.ref_total,
+            }  # fmt: skip
+        return _quantities(found, self.wanted)
+
+
+def _quantities(found: Parts, wanted: frozenset[str]) -> tuple[Parts, Tensor, Tensor]:
+    """(the quantities, lse(z), lse(r)) from sums over the whole vocabulary, named as in `fused_triton.sums`."""
+    lse = found["lse"]
+    parts, ref_lse = {"log_prob": found["taken"] - lse}, found.get("ref_lse", lse)
+    if "ref_lse" in found:
+        parts["ref_log_prob"] = found["ref_taken"] - ref_lse
         # Rounding may leave a KL of nothing below 0.
-        if "ref_kl" in self.wanted:
-            parts["ref_kl"] = (self.ref_gap / self.ref_total - ref_lse + lse).clamp_(min=0)
-        if "policy_kl" in self.wanted:
-            parts["policy_kl"] = (self.gap / self.total - lse + ref_lse).clamp_(min=0)
-        return parts, lse, ref_lse
+        if "ref_kl" in wanted:
+            parts["ref_kl"] = (found["ref_gap"] - ref_lse + lse).clamp_(min=0)
+        if "policy_kl" in wanted:
+            parts["policy_kl"] = (found["gap"] - lse + ref_lse).clamp_(min=0)
+    return parts, lse, ref_lse
 
 
 def _dot(left: Tensor, right: Tensor) -> Tensor:
@@ -263,7 +274,8 @@ class _Problem:
         """(the quantities, lse(z), lse(r)), tile by tile."""
         kernels = _kernels(self.hidden, self.dtype)
         if kernels is not None:
-            return self._joined(kernels)
+            found = kernels.sums(self.hidden, self.ref_hidden, self.targets, self.head, self.ref_head, self.dtype)
+            return _quantities(found, self.wanted)
         pieces, sums = [], []
         for where in _tiles(len(self.targets), ROWS):
             rows, running = self.rows(where), _Sums(where.stop - where.start, self.hidden, self.dtype, self.wanted)
@@ -274,18 +286,6 @@ class _Problem:
             sums.append(lse)
         lse, ref_lse = (torch.cat(part) for part in zip(*sums, strict=True))
         return {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}, lse, ref_lse
-
-    def _joined(self, kernels: Any) -> tuple[Parts, Tensor, Tensor]:
-        found = kernels.sums(self.hidden, self.ref_hidden, self.targets, self.head, self.ref_head, self.dtype)
-        lse = found["lse"]
-        parts, ref_lse = {"log_prob": found["taken"] - lse}, found.get("ref_lse", lse)
-        if self.ref_head is not None:
-            parts["ref_log_prob"] = found["ref_taken"] - ref_lse
-            if "ref_kl" in self.wanted:
-                parts["ref_kl"] = (found["ref_gap"] - ref_lse + lse).clamp_(min=0)
-            if "policy_kl" in self.wanted:
-                parts["policy_kl"] = (found["gap"] - lse + ref_lse).clamp_(min=0)
-        return parts, lse, ref_lse
 
     def pull_back(
         self, coefficients: Parts, lse: Tensor, ref_lse: Tensor, policy_kl: Tensor | None, found: _Gradients

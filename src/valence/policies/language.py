@@ -230,17 +230,7 @@ class LanguagePolicy(nn.Module):
         measured = self._measure(batch, reference, needs)
         if measured is None:
             return self._nothing(batch, needs)
-        heads = self._linear_heads(reference)
-        if heads is None:
-            ref_head = None if reference is None else _reference_head(reference)
-            parts = token_likelihoods(
-                measured.hidden, measured.ref_hidden, measured.targets, self.head, ref_head,
-                vocabulary=self.vocabulary, needs=needs,
-            )  # fmt: skip
-        else:
-            parts = fused_likelihoods(
-                measured.hidden, measured.ref_hidden, measured.targets, *heads, needs=needs, dtype=self.mixed_precision
-            )
+        parts = self._through_head(measured.hidden, measured.ref_hidden, measured.targets, reference, needs)
         return measured.scatter(parts, batch.action.mask)
 
     def likelihood_and_backward(
@@ -290,17 +280,21 @@ class LanguagePolicy(nn.Module):
 
     def step_log_probs(self, rows: Rows) -> Float[Tensor, " M"]:
         """log pi of the M real steps of all rows, row by row."""
-        hidden, targets = self.hidden_at_steps(rows), rows.steps[rows.mask]
-        heads = self._linear_heads(None)
-        if heads is None:
-            parts = token_likelihoods(
-                hidden, None, targets, self.head, None, vocabulary=self.vocabulary, needs=frozenset({"log_prob"})
-            )
-        else:
-            parts = fused_likelihoods(
-                hidden, None, targets, *heads, needs=frozenset({"log_prob"}), dtype=self.mixed_precision
-            )
-        return parts["log_prob"]
+        needs = frozenset({"log_prob"})
+        return self._through_head(self.hidden_at_steps(rows), None, rows.steps[rows.mask], None, needs)["log_prob"]
+
+    def _through_head(
+        self, hidden: Float[Tensor, "M H"], ref_hidden: Float[Tensor, "M G"] | None, targets: Int[Tensor, " M"],
+        reference: Reference | None, needs: frozenset[str],
+    ) -> dict[str, Float[Tensor, " M"]]:  # fmt: skip
+        """What is asked for of M steps, through the fused head where there is one for both models."""
+        heads = self._linear_heads(reference)
+        if heads is not None:
+            return fused_likelihoods(hidden, ref_hidden, targets, *heads, needs=needs, dtype=self.mixed_precision)
+        ref_head = None if reference is None else _reference_head(reference)
+        return token_likelihoods(
+            hidden, ref_hidden, targets, self.head, ref_head, vocabulary=self.vocabulary, needs=needs
+        )
 
     def _measure(self, batch: Batch, reference: Reference | None, needs: frozenset[str]) -> _Measured | None:
         """What the head works on; None where no action has a step."""
