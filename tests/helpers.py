@@ -13,7 +13,8 @@ from torch import Tensor
 
 from valence.data.collate import pad_actions, pad_left
 from valence.policies.base import likelihood_from_distributions, pull_back
-from valence.policies.language import CausalLM, LanguagePolicy, Seq2SeqLM, TokenContext
+from valence.policies.language import CausalLM, LanguagePolicy, Seq2SeqLM
+from valence.policies.rows import TokenContext
 from valence.types import Action, Batch, Feedback, Labels, Likelihood, Preferences, Rewards
 
 PAD, END, START, UNKNOWN = 0, 1, 2, 3

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from valence.policies.language import present_rows
+from valence.policies.rows import present_rows
 from valence.types import Batch
 
 

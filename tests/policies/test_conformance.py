@@ -15,7 +15,8 @@ from helpers import END, KINDS, PAD, as_batch, assert_close, context_of, every_c
 from valence.data.collate import pad_actions, pad_left
 from valence.policies import language, token_head
 from valence.policies.base import likelihood_from_distributions
-from valence.policies.language import CausalLM, Seq2SeqLM, TokenContext
+from valence.policies.language import CausalLM, Seq2SeqLM
+from valence.policies.rows import TokenContext, present_rows
 from valence.training.reference import AdaptersOff, FrozenCopy
 from valence.types import Action, Batch, Rewards
 
@@ -276,20 +277,23 @@ def test_values_and_gradients_do_not_depend_on_how_rows_are_run(
         assert_close(subject.likelihood(batch, reference, ALL).ref_kl, values["ref_kl"], 1e-5)
 
 
-def test_a_piece_stays_within_its_budget_with_its_padding(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    subject = helpers.policy(kind)
+@pytest.mark.parametrize("packs", [False, True])
+def test_a_piece_stays_within_its_budget_with_its_padding(kind: str, *, packs: bool) -> None:
+    policy = helpers.policy(kind)
+    policy.packs, joined = packs, not policy.encoder_decoder
     # Rows of equal length whose prompts and completions are of opposite ones: together they are mostly padding.
     prompts = [[4] * (10 - n) for n in range(10)]
     completions = [[[5] * (1 + n)] for n in range(10)]
-    rows, _ = language.present_rows(pad_left(prompts, PAD), pad_actions(completions, PAD))
-    pieces = rows.by_length(44)
+    rows, _ = present_rows(pad_left(prompts, PAD), pad_actions(completions, PAD))
+    pieces = rows.by_length(44, policy.padded_size)
     assert sorted(torch.cat(pieces).tolist()) == list(range(10))
     for which in pieces:
         part = rows.pick(which)
-        size = len(which) * (part.context.shape[1] + part.steps.shape[1])
+        longest = (part.context_mask.sum(-1) + part.mask.sum(-1)).max()
+        size = len(which) * int(longest if joined else part.context.shape[1] + part.steps.shape[1])
         assert len(which) == 1 or size <= 44
-    assert len(pieces) < 10
-    assert subject.vocabulary == 16
+    # All rows are of 11 tokens: four fit where nothing is padded.
+    assert len(pieces) == 3 if joined else len(pieces) < 10
 
 
 def test_a_reference_quantity_without_a_reference_is_refused(kind: str) -> None:

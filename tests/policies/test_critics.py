@@ -11,7 +11,7 @@ import helpers
 from helpers import assert_close, make_batch
 from valence.critics import BatchValue, QNetwork, TokenValue, trainable_parameters
 from valence.policies import language
-from valence.policies.language import present_rows
+from valence.policies.rows import present_rows
 from valence.types import Action, Batch, Rewards
 
 

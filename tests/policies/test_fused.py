@@ -64,7 +64,7 @@ def case(*, dtype: torch.dtype = torch.float64, bias: bool = True, scale: float 
     return draw(M, H).requires_grad_(), draw(M, G), torch.randint(V, (M,)), head, other
 
 
-@pytest.fixture(params=[(7, 5, 3 * V), (V, M, M * V), (2048, 4096, 2**25)], ids=["tiles", "one tile", "defaults"])
+@pytest.fixture(params=[(7, 5, 3 * V), (V, M, M * V), (4096, 2048, 3 * 2**24)], ids=["tiles", "one tile", "defaults"])
 def tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, size in zip(("COLUMNS", "ROWS", "HELD"), request.param, strict=True):
         monkeypatch.setattr(fused, name, size)

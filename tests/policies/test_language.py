@@ -12,8 +12,9 @@ from torch import Tensor
 import helpers
 from helpers import assert_close, make_batch
 from valence.errors import UserError
-from valence.policies.language import LanguagePolicy, Rows, TokenContext, end_token_ids
+from valence.policies.language import LanguagePolicy, end_token_ids
 from valence.policies.loading import check_head, disable_dropout, load_language_policy
+from valence.policies.rows import Rows, TokenContext
 from valence.policies.token_head import token_likelihoods
 from valence.training.reference import FrozenCopy
 from valence.types import Batch

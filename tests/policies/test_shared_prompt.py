@@ -12,9 +12,11 @@ from torch import Tensor
 import helpers
 from helpers import PAD, as_batch, make_batch
 from valence.data.collate import pad_actions, pad_left
+from valence.errors import UserError
 from valence.policies import language
-from valence.policies.language import LanguagePolicy, present_rows
-from valence.policies.loading import can_share_prompts, load_language_policy
+from valence.policies.language import LanguagePolicy
+from valence.policies.loading import can_pack, can_share_prompts, load_language_policy
+from valence.policies.rows import present_rows
 from valence.policies.shared_prompt import attends_everywhere, make_trees, pack, siblings
 from valence.training.reference import FrozenCopy
 
@@ -108,7 +110,7 @@ def test_fewer_tokens_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[int] = []
     run = type(policy)._run
     monkeypatch.setattr(
-        type(policy), "_run", lambda self, ids, *rest: (read.append(ids.numel()), run(self, ids, *rest))[1]
+        type(policy), "_run", lambda self, ids, **more: (read.append(ids.numel()), run(self, ids, **more))[1]
     )
     found = []
     for shares in (False, True):
@@ -116,8 +118,8 @@ def test_fewer_tokens_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
         with torch.no_grad():
             found.append(policy.likelihood(batch, None, frozenset({"log_prob"})).log_prob)
     torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-5)
-    # Row by row 20 + 3, 20 + 3, 20 + 2, 20 + 1 and padding; together 20 + 2 + 2 + 1 + 0.
-    assert sum(read[:-1]) >= 89 and read[-1] == 25
+    # Without the last step: row by row four times 20 + 2, padding with them; together 20 + 2 + 2 + 1 + 0.
+    assert read == [88, 25]
 
 
 def test_windows_and_recurrences_read_row_by_row() -> None:
@@ -142,14 +144,17 @@ def test_a_model_that_does_otherwise_is_found_out(monkeypatch: pytest.MonkeyPatc
     policy = helpers.policy("llama")
     run = type(policy)._run
 
-    def renumbered(self: LanguagePolicy, ids: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
-        return run(self, ids, mask, torch.arange(ids.shape[1])[None].expand_as(ids))
+    def renumbered(self: LanguagePolicy, ids: Tensor, **more: Tensor) -> Tensor:
+        if "position_ids" in more:
+            more["position_ids"] = torch.arange(ids.shape[1])[None].expand_as(ids)
+        return run(self, ids, **more)
 
-    def failing(self: LanguagePolicy, ids: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
-        if mask.ndim == 4:
+    def failing(self: LanguagePolicy, ids: Tensor, **more: Tensor) -> Tensor:
+        if "attention_mask" in more:
             raise ValueError("no such masks here")
-        return run(self, ids, mask, positions)
+        return run(self, ids, **more)
 
+    assert can_share_prompts(policy)
     for way in (renumbered, failing):
         monkeypatch.setattr(type(policy), "_run", way)
         assert not can_share_prompts(policy)
@@ -160,3 +165,61 @@ def test_loading_tries_it(tiny_llama: Path, tiny_t5: Path) -> None:
     assert load_language_policy(str(tiny_llama), dtype="bfloat16", lora_rank=2).shares_prompts
     assert load_language_policy(str(tiny_llama), dtype="bfloat16").shares_prompts
     assert not load_language_policy(str(tiny_t5)).shares_prompts
+
+
+def test_rows_one_after_another_by_hand() -> None:
+    """Prompts 7 8 and 9, completions 1 2 3 and 5 6: each step is predicted by the token before it."""
+    context, action = pad_left([[7, 8], [9]], PAD), pad_actions([[[1, 2, 3]], [[5, 6]]], PAD)
+    rows, _ = present_rows(context, action)
+    ids, positions, before = rows.packed()
+    assert ids.tolist() == [[7, 8, 1, 2, 3, 9, 5, 6]] and positions.tolist() == [[0, 1, 2, 3, 4, 0, 1, 2]]
+    assert before.tolist() == [1, 2, 3, 5, 6]
+    together, mask = rows.joined()
+    assert together[mask].tolist() == ids[0].tolist() and mask.sum(-1).tolist() == [5, 3]
+    assert not mask[1, 3:].any()
+
+
+@pytest.mark.parametrize(
+    ("kind", "attention"), [("llama", "sdpa"), ("llama", "eager"), ("gpt2", "sdpa"), ("gemma2", "eager")]
+)
+@pytest.mark.parametrize("budget", [10_000, 20])
+def test_packed_rows_give_what_rows_one_by_one_give(
+    kind: str, attention: str, budget: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By masks of blocks that transformers makes from the positions, as flash attention would from the same."""
+    policy = helpers.policy(kind)
+    policy.core.set_attn_implementation(attention)
+    monkeypatch.setitem(language.TOKENS_TOGETHER, False, budget)
+    assert can_pack(policy)
+    reference = FrozenCopy(policy)
+    helpers.shake(policy)
+    batch = make_batch(contexts=5)
+    grads = {name: torch.randn(batch.action.mask.shape) for name in ("log_prob", "ref_kl")}
+    found: list[list[Tensor]] = []
+    for packs in (False, True):
+        policy.packs = reference.copy.packs = packs
+        policy.zero_grad()
+        measured = policy.likelihood(batch, reference, ALL)
+        policy.backward(batch, reference, measured, grads)
+        values = [getattr(measured, name).detach() for name in sorted(ALL)]
+        found.append([*values, *helpers.gradients(policy).values()])
+    assert len(found[0]) > len(ALL)
+    for ours, theirs in zip(found[1], found[0], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+
+
+def test_who_cannot_pack_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An encoder-decoder, and a model that does not look at its positions."""
+    assert not can_pack(helpers.policy("t5"))
+    policy = helpers.policy("llama")
+    run = type(policy)._run
+    monkeypatch.setattr(type(policy), "_run", lambda self, ids, **_: run(self, ids))
+    assert not can_pack(policy)
+
+
+def test_batching_by_rows_does_neither(tiny_llama: Path) -> None:
+    policy = load_language_policy(str(tiny_llama), batching="rows", attention="eager")
+    assert not policy.shares_prompts and not policy.packs
+    assert policy.core.config._attn_implementation == "eager"
+    with pytest.raises(UserError, match="flash"):
+        load_language_policy(str(tiny_llama), attention="flash_of_genius")

@@ -34,14 +34,14 @@ from torch import Tensor, nn
 
 from valence.policies.token_head import head_settings
 
-COLUMNS = 2048
+COLUMNS = 4096
 """Columns of the vocabulary in a tile."""
-ROWS = 4096
+ROWS = 2048
 """Tokens in a tile of the first way: with COLUMNS, 32 MiB of logits in float32."""
 KERNEL_COLUMNS = 8192
 """Columns whose gradients the kernels write at a time."""
-HELD = 2**25
-"""Logits of one model held at a time in the second way: 128 MiB in float32."""
+HELD = 3 * 2**24
+"""Logits of one model held at a time in the second way: 192 MiB in float32."""
 
 Parts = dict[str, Float[Tensor, " M"]]
 
@@ -68,9 +68,19 @@ class LinearHead:
         """The same, constant."""
         return replace(self, weight=self.weight.detach(), bias=None if self.bias is None else self.bias.detach())
 
-    def logits(self, hidden: Tensor, columns: slice, dtype: torch.dtype) -> Tensor:
-        """A tile of logits in `accumulation(dtype)`; `hidden` is in `dtype` already."""
-        logits = (hidden @ self.weight[columns].to(dtype).T).to(accumulation(dtype))
+    def logits(self, hidden: Tensor, columns: slice, dtype: torch.dtype, *, out: Tensor | None = None) -> Tensor:
+        """A tile of logits in `accumulation(dtype)`; `hidden` is in `dtype` already.
+
+        Args:
+            out: where to write them.
+        """
+        weight = self.weight[columns].to(dtype).T
+        if out is None:
+            logits = (hidden @ weight).to(accumulation(dtype))
+        elif out.dtype == dtype:
+            logits = torch.mm(hidden, weight, out=out)
+        else:
+            logits = out.copy_(hidden @ weight)
         if self.pre != 1.0:
             logits *= self.pre
         if self.bias is not None:
@@ -108,6 +118,22 @@ def _tiles(count: int, size: int) -> Iterator[slice]:
         yield slice(start, min(start + size, count))
 
 
+class _Scratch:
+    """Tiles that are written again and again: on a CPU a fresh one's page faults cost more than what is done in it."""
+
+    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
+        self.device, self.dtype = device, accumulation(dtype)
+        self._tiles: dict[str, Tensor] = {}
+
+    def tile(self, name: str, rows: int, columns: slice) -> Tensor:
+        """`[rows, columns]`, holding anything; the same memory for the same name."""
+        size = rows * (columns.stop - columns.start)
+        held = self._tiles.get(name)
+        if held is None or held.numel() < size:
+            self._tiles[name] = held = torch.empty(size, device=self.device, dtype=self.dtype)
+        return held[:size].view(rows, -1)
+
+
 class _Sums:
     """Running sums over the tiles of a row's logits.
 
@@ -116,9 +142,11 @@ class _Sums:
         wanted: which of "ref_kl" and "policy_kl" to sum for.
     """
 
-    def __init__(self, count: int, like: Tensor, dtype: torch.dtype, wanted: frozenset[str]) -> None:
+    def __init__(self, count: int, scratch: _Scratch, wanted: frozenset[str]) -> None:
         def start(value: float) -> Tensor:
-            return torch.full((count,), value, device=like.device, dtype=accumulation(dtype))
+            return torch.full((count,), value, device=scratch.device, dtype=scratch.dtype)
+
+        self.count, self.scratch = count, scratch
 
         self.most, self.total, self.taken = start(-torch.inf), start(0.0), start(0.0)
         self.ref_most, self.ref_total, self.ref_taken = start(-torch.inf), start(0.0), start(0.0)
@@ -130,12 +158,15 @@ class _Sums:
         here = (targets >= columns.start) & (targets < columns.stop)
         self.taken += logits.gather(1, place)[:, 0] * here
         most = torch.maximum(self.most, logits.amax(1))
-        fade, weight = (self.most - most).exp_(), (logits - most[:, None]).exp_()
+        weight = self.scratch.tile("weight", self.count, columns)
+        fade, weight = (self.most - most).exp_(), torch.sub(logits, most[:, None], out=weight).exp_()
         self.total.mul_(fade).add_(weight.sum(1))
         self.most = most
         if ref is None:
             return
-        gap = ref - logits if self.wanted & {"ref_kl", "policy_kl"} else None
+        gap = None
+        if self.wanted & {"ref_kl", "policy_kl"}:
+            gap = torch.sub(ref, logits, out=self.scratch.tile("gap", self.count, columns))
         if gap is not None and "policy_kl" in self.wanted:
             self.gap.mul_(fade).sub_(_dot(weight, gap))
         self.ref_taken += ref.gather(1, place)[:, 0] * here
@@ -221,12 +252,23 @@ def _logit_gradient(
 
 
 class _Gradients:
-    """Of the hidden states, and of the head where it learns."""
+    """Of the hidden states, and of the head where it learns.
 
-    def __init__(self, hidden: Tensor, head: LinearHead, dtype: torch.dtype, *, weight: bool, bias: bool) -> None:
+    Args:
+        into: where the head's is added; a tensor of its own where not given.
+    """
+
+    def __init__(
+        self, hidden: Tensor, head: LinearHead, dtype: torch.dtype, *, weight: bool, bias: bool,
+        into: Tensor | None = None,
+    ) -> None:  # fmt: skip
         kind = accumulation(dtype)
         self.hidden = torch.zeros(hidden.shape, device=hidden.device, dtype=kind)
-        self.weight = torch.zeros(head.weight.shape, device=hidden.device, dtype=kind) if weight else None
+        if into is not None and (into.dtype != kind or into.shape != head.weight.shape):
+            raise ValueError(f"into is {into.dtype} {list(into.shape)}; must be {kind} {list(head.weight.shape)}")
+        self.weight = into
+        if weight and into is None:
+            self.weight = torch.zeros(head.weight.shape, device=hidden.device, dtype=kind)
         self.bias = torch.zeros(len(head.weight), device=hidden.device, dtype=kind) if bias else None
         self.head, self.dtype = head, dtype
 
@@ -276,11 +318,11 @@ class _Problem:
         if kernels is not None:
             found = kernels.sums(self.hidden, self.ref_hidden, self.targets, self.head, self.ref_head, self.dtype)
             return _quantities(found, self.wanted)
-        pieces, sums = [], []
+        pieces, sums, scratch = [], [], _Scratch(self.hidden.device, self.dtype)
         for where in _tiles(len(self.targets), ROWS):
-            rows, running = self.rows(where), _Sums(where.stop - where.start, self.hidden, self.dtype, self.wanted)
+            rows, running = self.rows(where), _Sums(where.stop - where.start, scratch, self.wanted)
             for columns in _tiles(len(self.head.weight), COLUMNS):
-                running.add(*self.logits(rows, columns), rows.targets, columns)
+                running.add(*self.logits(rows, columns, scratch), rows.targets, columns)
             parts, *lse = running.close(reference=self.ref_head is not None)
             pieces.append(parts)
             sums.append(lse)
@@ -302,13 +344,16 @@ class _Problem:
                 )  # fmt: skip
                 found.add(grad, rows, everything, columns)
             return
-        with_ref = bool(coefficients.keys() & {"ref_kl", "policy_kl"})
+        with_ref, scratch = (
+            bool(coefficients.keys() & {"ref_kl", "policy_kl"}),
+            _Scratch(self.hidden.device, self.dtype),
+        )
         for where in _tiles(len(self.targets), ROWS):
             rows = self.rows(where)
             part = {name: value[where] for name, value in coefficients.items()}
             kl = None if policy_kl is None else policy_kl[where]
             for columns in _tiles(len(self.head.weight), COLUMNS):
-                logits, ref = self.logits(rows, columns, reference=with_ref)
+                logits, ref = self.logits(rows, columns, scratch, reference=with_ref)
                 grad = _logit_gradient(logits, ref, lse[where], ref_lse[where], rows, columns, part, kl, self.head)
                 found.add(grad, rows, where, columns)
 
@@ -316,11 +361,16 @@ class _Problem:
         other = None if self.ref_hidden is None else self.ref_hidden[where].to(self.dtype)
         return _Rows(self.hidden[where].to(self.dtype), other, self.targets[where])
 
-    def logits(self, rows: _Rows, columns: slice, *, reference: bool = True) -> tuple[Tensor, Tensor | None]:
-        ref = None
+    def logits(
+        self, rows: _Rows, columns: slice, scratch: _Scratch, *, reference: bool = True, keep: str = ""
+    ) -> tuple[Tensor, Tensor | None]:
+        """A tile of the policy's and of the reference's, good until the next; with `keep`, until the next so named."""
+        ref, count = None, len(rows.targets)
         if reference and self.ref_head is not None and rows.ref_hidden is not None:
-            ref = self.ref_head.logits(rows.ref_hidden, columns, self.dtype)
-        return self.head.logits(rows.hidden, columns, self.dtype), ref
+            out = scratch.tile(f"reference {keep}", count, columns)
+            ref = self.ref_head.logits(rows.ref_hidden, columns, self.dtype, out=out)
+        out = scratch.tile(f"policy {keep}", count, columns)
+        return self.head.logits(rows.hidden, columns, self.dtype, out=out), ref
 
 
 class _Fused(torch.autograd.Function):
@@ -397,20 +447,22 @@ def fused_likelihoods(
 def likelihoods_and_gradients(
     hidden: Float[Tensor, "M H"], ref_hidden: Float[Tensor, "M G"] | None, targets: Int[Tensor, " M"],
     head: LinearHead, ref_head: LinearHead | None, coefficients: Parts, *, needs: frozenset[str],
-    dtype: torch.dtype | None = None, learn_weight: bool = True, learn_bias: bool = True,
+    dtype: torch.dtype | None = None, learn_weight: bool = True, learn_bias: bool = True, into: Tensor | None = None,
 ) -> tuple[Parts, Tensor, Tensor | None, Tensor | None]:  # fmt: skip
     """As `fused_likelihoods`, and the gradient of sum(coefficient * quantity), both in one pass.
 
     Args:
         coefficients: "log_prob" and "ref_kl" -> the loss's gradient with respect to each token's, `[M]`.
         learn_weight, learn_bias: whether the head's learn.
+        into: `[V, H]` in the precision of accumulation, such as the weight's `.grad`: d weight is added to it, and it
+            is what is returned.
     Returns:
         (quantities, d hidden `[M, H]`, d weight `[V, H]` or None, d bias `[V]` or None), the gradients in the
         precision of accumulation.
     """
     problem = _problem(hidden, ref_hidden, targets, head, ref_head, needs, dtype)
     found = _Gradients(
-        hidden, problem.head, problem.dtype, weight=learn_weight, bias=learn_bias and head.bias is not None
+        hidden, problem.head, problem.dtype, weight=learn_weight, bias=learn_bias and head.bias is not None, into=into
     )
     with torch.autocast(hidden.device.type, enabled=False):
         if _kernels(hidden, problem.dtype) is not None:
@@ -423,12 +475,12 @@ def likelihoods_and_gradients(
 
 def _at_once(problem: _Problem, coefficients: Parts, found: _Gradients) -> Parts:
     """Measure and pull back a few tokens at a time, their logits held in between."""
-    pieces = []
+    pieces, scratch = [], _Scratch(problem.hidden.device, problem.dtype)
     for where in _tiles(len(problem.targets), max(1, HELD // len(problem.head.weight))):
         rows, tiles = problem.rows(where), []
-        sums = _Sums(len(rows.targets), problem.hidden, problem.dtype, problem.wanted)
+        sums = _Sums(len(rows.targets), scratch, problem.wanted)
         for columns in _tiles(len(problem.head.weight), COLUMNS):
-            logits, ref = problem.logits(rows, columns)
+            logits, ref = problem.logits(rows, columns, scratch, keep=str(columns.start))
             sums.add(logits, ref, rows.targets, columns)
             tiles.append((logits, ref, columns))
         parts, lse, ref_lse = sums.close(reference=problem.ref_head is not None)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import inspect
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +21,14 @@ from torch import Tensor, nn
 from torch.distributions import Categorical
 
 from valence.policies.base import pull_back
-from valence.policies.fused import LinearHead, fused_likelihoods, likelihoods_and_gradients, linear_head
+from valence.policies.fused import (
+    LinearHead,
+    accumulation,
+    fused_likelihoods,
+    likelihoods_and_gradients,
+    linear_head,
+)
+from valence.policies.rows import Rows, TokenContext, pad_right, present_rows
 from valence.policies.shared_prompt import Trees, make_trees, pack, siblings
 from valence.policies.token_head import HeadFn, LogitHead, token_likelihoods
 from valence.protocols import Reference
@@ -31,69 +37,6 @@ from valence.types import Action, Batch, Likelihood
 REFERENCED = frozenset({"ref_log_prob", "ref_kl", "policy_kl"})
 TOKENS_TOGETHER = {False: 512, True: 32768}
 """Tokens run through the model at a time, with padding: on a CPU, and on a GPU."""
-
-
-@dataclass(frozen=True)
-class TokenContext:
-    """Prompts as token ids, padded on the left: `ids [N, S]`, `mask [N, S]`."""
-
-    ids: Int[Tensor, "N S"]
-    mask: Bool[Tensor, "N S"]
-
-    def select(self, rows: slice) -> TokenContext:
-        return TokenContext(self.ids[rows], self.mask[rows])
-
-
-@dataclass(frozen=True)
-class Rows:
-    """The present actions of a batch as R rows, padding trimmed to what these rows need.
-
-    Args:
-        owner: which context each row is of.
-    """
-
-    context: Int[Tensor, "R S"]
-    context_mask: Bool[Tensor, "R S"]
-    steps: Int[Tensor, "R T"]
-    mask: Bool[Tensor, "R T"]
-    owner: Int[Tensor, " R"]
-
-    def to(self, device: torch.device) -> Rows:
-        return Rows(*(part.to(device) for part in vars(self).values()))
-
-    def pick(self, which: Int[Tensor, " r"]) -> Rows:
-        """Some of the rows, padding trimmed anew: prompts are padded on the left, steps on the right."""
-        context_mask, mask = self.context_mask[which], self.mask[which]
-        width, length = int(context_mask.sum(-1).max()), int(mask.sum(-1).max())
-        start = context_mask.shape[1] - width
-        return Rows(
-            self.context[which][:, start:], context_mask[:, start:], self.steps[which][:, :length], mask[:, :length],
-            self.owner[which],
-        )  # fmt: skip
-
-    def by_length(self, budget: int) -> list[Int[Tensor, " r"]]:
-        """Which rows to run together: of like length, each piece within `budget` tokens with its padding."""
-        prompts, steps = self.context_mask.sum(-1).tolist(), self.mask.sum(-1).tolist()
-        order = sorted(range(len(steps)), key=lambda row: (prompts[row] + steps[row], prompts[row]))
-        pieces: list[list[int]] = []
-        width = length = 0
-        for row in order:
-            # Rows of one length may split it differently into prompt and steps: the padded piece is wider than they.
-            width, length = max(width, prompts[row]), max(length, steps[row])
-            if pieces and (len(pieces[-1]) + 1) * (width + length) <= budget:
-                pieces[-1].append(row)
-            else:
-                pieces.append([row])
-                width, length = prompts[row], steps[row]
-        return [torch.tensor(piece, device=self.steps.device) for piece in pieces]
-
-
-def present_rows(context: TokenContext, action: Action) -> tuple[Rows, Bool[Tensor, "N K"]]:
-    """(rows, which of `[N, K]` they are): actions with at least one step."""
-    present = action.mask.any(-1)
-    which = present.nonzero()[:, 0]
-    rows = Rows(context.ids[which], context.mask[which], action.steps[present], action.mask[present], which)
-    return (rows.pick(torch.arange(len(which), device=which.device)) if len(which) else rows), present
 
 
 def end_token_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
@@ -130,6 +73,9 @@ class LanguagePolicy(nn.Module):
         mixed_precision: where given, matrix products run in this precision (autocast); weights keep their own.
         fused: measure through the fused head, where the model's is one matrix; else through the plain one, which
             holds tiles of logits (see `valence.policies.token_head`).
+
+    `shares_prompts` reads the completions of one prompt as one sequence (`valence.policies.shared_prompt`), `packs` all
+    rows of a batch, without padding: each set by the loader where the model can.
     """
 
     encoder_decoder = False
@@ -147,7 +93,7 @@ class LanguagePolicy(nn.Module):
         self.max_new_tokens = max_new_tokens
         self.mixed_precision = mixed_precision
         self.fused = fused
-        self.shares_prompts = False
+        self.shares_prompts = self.packs = False
         self.end_token_ids = end_token_ids(model, tokenizer)
 
     @property
@@ -197,20 +143,19 @@ class LanguagePolicy(nn.Module):
         mine = None if alone is None else torch.tensor(alone, dtype=torch.long, device=number.device)
         rest = rows if mine is None else rows.pick(mine) if len(mine) else None
         if rest is not None:
-            for which in rest.by_length(budget):
+            for which in rest.by_length(budget, self.padded_size):
                 part = rest.pick(which)
                 with self.precision():
-                    hidden.append(self.action_hidden(part)[part.mask])
+                    hidden.append(self.packed_hidden(part) if self.packs else self.action_hidden(part)[part.mask])
                 places.append(number[which if mine is None else mine[which]][:, : part.mask.shape[1]][part.mask])
         return torch.cat(hidden)[torch.cat(places).argsort()]
 
     def _siblings(self, rows: Rows, budget: int) -> tuple[list[list[int]], list[int]]:
         positions = getattr(self.core.config.get_text_config(), "max_position_embeddings", None) or budget
-        lengths = rows.context_mask.sum(-1).tolist(), rows.mask.sum(-1).tolist()
-        return siblings(rows.owner, *lengths, longest=min(positions, budget))
+        return siblings(rows.owner, *rows.lengths, longest=min(positions, budget))
 
     def _trees(self, rows: Rows, groups: list[list[int]], budget: int) -> Iterator[Trees]:
-        prompts, steps = rows.context_mask.sum(-1).tolist(), rows.mask.sum(-1).tolist()
+        prompts, steps = rows.lengths
         sizes = [prompts[group[0]] + sum(steps[row] - 1 for row in group) for group in groups]
         for piece in pack(sizes, budget):
             yield make_trees(rows, [groups[place] for place in piece])
@@ -218,6 +163,14 @@ class LanguagePolicy(nn.Module):
     def tree_hidden(self, trees: Trees) -> Float[Tensor, "M H"]:
         """`action_hidden` of rows that share their prompts, step by step, row by row."""
         raise TypeError(f"{type(self).__name__} reads each row by itself")
+
+    def packed_hidden(self, rows: Rows) -> Float[Tensor, "M H"]:
+        """`action_hidden` at the real steps, row by row, by one sequence of all rows."""
+        raise TypeError(f"{type(self).__name__} reads each row by itself")
+
+    def padded_size(self, prompts: list[int], steps: list[int]) -> int:
+        """Tokens that rows take when they are run together, padding counted: prompts and steps padded apart."""
+        return len(steps) * (max(prompts) + max(steps))
 
     def likelihood(self, batch: Batch, reference: Reference | None, needs: frozenset[str]) -> Likelihood:
         """Measure. See `valence.protocols.Policy`; per-step, exact KLs over the full vocabulary.
@@ -248,13 +201,19 @@ class LanguagePolicy(nn.Module):
         measured = self._measure(batch, reference, needs)
         if measured is None:
             return self._nothing(batch, needs)
-        head = heads[0]
+        head, learns = heads[0], heads[0].weight.requires_grad
+        # Added where it belongs: a head's second gradient may be the largest tensor of all.
+        into = head.weight.grad if learns and head.weight.is_leaf else None
+        if into is not None and into.dtype != accumulation(self.mixed_precision or measured.hidden.dtype):
+            into = None
         parts, hidden, weight, bias = likelihoods_and_gradients(
             measured.hidden.detach(), measured.ref_hidden, measured.targets, *heads,
             {name: grad[measured.place] for name, grad in grads.items()}, needs=needs, dtype=self.mixed_precision,
-            learn_weight=head.weight.requires_grad, learn_bias=head.bias is not None and head.bias.requires_grad,
+            learn_weight=learns, learn_bias=head.bias is not None and head.bias.requires_grad, into=into,
         )  # fmt: skip
-        pulled = [(measured.hidden, hidden), (head.weight, weight), (head.bias, bias)]
+        if learns and head.weight.is_leaf and head.weight.grad is None and weight is not None:
+            head.weight.grad = into = weight.to(head.weight.dtype)
+        pulled = [(measured.hidden, hidden), (head.weight, None if into is not None else weight), (head.bias, bias)]
         live = [(part, grad.to(part.dtype)) for part, grad in pulled if part is not None and grad is not None]
         live = [(part, grad) for part, grad in live if part.requires_grad]
         if live:
@@ -434,11 +393,13 @@ class CausalLM(LanguagePolicy):
     """A decoder-only model: prompt and completion are one sequence."""
 
     def action_hidden(self, rows: Rows) -> Float[Tensor, "R T H"]:
-        ids = torch.cat([rows.context, rows.steps], 1)
-        mask = torch.cat([rows.context_mask, rows.mask], 1)
-        out = self._run(ids, mask.long(), (mask.long().cumsum(-1) - 1).clamp(min=0))
-        width = rows.context.shape[1]
-        return out[:, width - 1 : -1]
+        """Prompt and steps side by side, padding behind: what is real then sees nothing of it, without a mask."""
+        ids, mask = rows.joined()
+        # The last step predicts nothing that is asked for.
+        out = self._run(ids[:, : int(mask.sum(-1).max()) - 1])
+        steps = torch.arange(rows.steps.shape[1], device=ids.device)
+        place = (rows.context_mask.sum(-1, keepdim=True) - 1 + steps).clamp(0, out.shape[1] - 1)
+        return out.gather(1, place[..., None].expand(-1, -1, out.shape[2]))
 
     def tree_hidden(self, trees: Trees) -> Float[Tensor, "M H"]:
         visible = trees.visible[:, None]
@@ -446,14 +407,20 @@ class CausalLM(LanguagePolicy):
             # Added to the scores, where sdpa takes what is seen as it is.
             low = torch.finfo(self.core.dtype).min
             visible = torch.zeros_like(visible, dtype=self.core.dtype).masked_fill_(~visible, low)
-        return self._run(trees.ids, visible, trees.positions)[trees.sequence, trees.place]
+        out = self._run(trees.ids, attention_mask=visible, position_ids=trees.positions)
+        return out[trees.sequence, trees.place]
 
-    def _run(self, ids: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
-        backbone = self.core.base_model
-        extra = {}
-        if "position_ids" in inspect.signature(backbone.forward).parameters:
-            extra["position_ids"] = positions
-        return backbone(input_ids=ids, attention_mask=mask, use_cache=False, **extra).last_hidden_state
+    def packed_hidden(self, rows: Rows) -> Float[Tensor, "M H"]:
+        """Positions alone tell the rows apart: kernels for sequences of varying length (flash attention) read them."""
+        ids, positions, before = rows.packed()
+        return self._run(ids, position_ids=positions)[0, before]
+
+    def padded_size(self, prompts: list[int], steps: list[int]) -> int:
+        lengths = [prompt + step for prompt, step in zip(prompts, steps, strict=True)]
+        return sum(lengths) if self.packs else len(lengths) * max(lengths)
+
+    def _run(self, ids: Tensor, **more: Tensor) -> Tensor:
+        return self.core.base_model(input_ids=ids, use_cache=False, **more).last_hidden_state
 
 
 class Seq2SeqLM(LanguagePolicy):
@@ -465,8 +432,7 @@ class Seq2SeqLM(LanguagePolicy):
         self, ids: Int[Tensor, "R S"], mask: Bool[Tensor, "R S"]
     ) -> tuple[Int[Tensor, "R S"], Bool[Tensor, "R S"]]:
         """On the right: BART's encoder counts positions from the left and would count the padding."""
-        order = (~mask).int().argsort(dim=-1, stable=True)
-        return ids.gather(-1, order), mask.gather(-1, order)
+        return pad_right(ids, mask)
 
     def action_hidden(self, rows: Rows) -> Float[Tensor, "R T H"]:
         start = torch.full_like(rows.steps[:, :1], self.core.config.decoder_start_token_id)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from valence.errors import UserError
 from valence.policies.fused import linear_head
-from valence.policies.language import CausalLM, LanguagePolicy, Rows, Seq2SeqLM
+from valence.policies.language import CausalLM, LanguagePolicy, Seq2SeqLM
+from valence.policies.rows import Rows
 from valence.policies.shared_prompt import attends_everywhere, make_trees
 from valence.policies.token_head import LogitHead
 
@@ -42,6 +43,8 @@ def load_language_policy(
     temperature: float = 1.0,
     max_new_tokens: int = 128,
     head: str = "fused",
+    attention: str = "",
+    batching: str = "auto",
 ) -> LanguagePolicy:
     """Load a causal or encoder-decoder language model as a policy, dropout off.
 
@@ -54,6 +57,10 @@ def load_language_policy(
         lora_alpha: LoRA's scale; twice the rank by default.
         head: "fused", or "plain" for the one that holds tiles of logits; they give the same up to rounding.
         lora_targets: "all-linear", or module names with commas between.
+        attention: transformers' name of an implementation, such as sdpa, eager or flash_attention_2; its choice where
+            not given.
+        batching: "auto" reads the completions of one prompt as one sequence where the model can, and with flash
+            attention packs rows without padding; "rows" reads each row by itself.
     Raises:
         UserError: there is no model at `model`, it is no language model, its tokenizer does not fit it or has no end
             token, there is no such device or it is too small.
@@ -70,8 +77,9 @@ def load_language_policy(
     mixed = DTYPES[dtype] if lora_rank == 0 and dtype != "float32" else None
     try:
         network, tokenizer = _load(
-            path, dtype=torch.float32 if mixed else DTYPES[dtype], trust_remote_code=trust_remote_code
-        )
+            path, dtype=torch.float32 if mixed else DTYPES[dtype], trust_remote_code=trust_remote_code,
+            attention=attention,
+        )  # fmt: skip
         check_tokenizer(network, tokenizer, path)
         disable_dropout(network)
         if lora_rank > 0:
@@ -85,7 +93,8 @@ def load_language_policy(
         ).to(device)  # fmt: skip
         policy.train()  # dropout is off; transformers checkpoints gradients only in training mode
         check_head(policy)
-        policy.shares_prompts = can_share_prompts(policy)
+        if batching == "auto":
+            policy.shares_prompts, policy.packs = can_share_prompts(policy), flash(policy) and can_pack(policy)
     except torch.OutOfMemoryError as error:
         raise UserError(
             f"{path} does not fit into the memory of {device}: try --dtype bfloat16 with --lora-rank 16"
@@ -113,7 +122,7 @@ def _reason(error: BaseException, *, most: int = 200) -> str:
     return (f"{type(error).__name__} {said}" if isinstance(error, KeyError) or not said else said)[:most]
 
 
-def _load(path: str, *, dtype: torch.dtype, trust_remote_code: bool) -> tuple[Any, Any]:
+def _load(path: str, *, dtype: torch.dtype, trust_remote_code: bool, attention: str = "") -> tuple[Any, Any]:
     import transformers
     from huggingface_hub.errors import StrictDataclassError
 
@@ -129,7 +138,8 @@ def _load(path: str, *, dtype: torch.dtype, trust_remote_code: bool) -> tuple[An
             base = json.loads(adapter.read_text())["base_model_name_or_path"]
         config = transformers.AutoConfig.from_pretrained(base, **options)
         kind = transformers.AutoModelForSeq2SeqLM if config.is_encoder_decoder else transformers.AutoModelForCausalLM
-        network = kind.from_pretrained(base, dtype=dtype, use_safetensors=True, **options)
+        more = options | ({"attn_implementation": attention} if attention else {})
+        network = kind.from_pretrained(base, dtype=dtype, use_safetensors=True, **more)
         tokenizer = transformers.AutoTokenizer.from_pretrained(path, **options)
         if adapter.is_file():
             from peft import PeftModel
@@ -254,7 +264,8 @@ def check_head(policy: LanguagePolicy) -> None:
     """
     name = type(policy.core).__name__
     try:
-        ours, theirs = _both_logits(policy)
+        with _plain_precision(policy):
+            ours, theirs = _both_logits(policy)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # a model's own code may fail in any way
@@ -264,7 +275,7 @@ def check_head(policy: LanguagePolicy) -> None:
             f"{name} gives logits that are not finite: its weights are damaged, or overflow in this --dtype"
         )
     theirs = torch.log_softmax(theirs, -1)
-    tolerance = 1e-3 if policy.model.dtype == torch.float32 else 0.1
+    tolerance = 1e-3 if policy.model.dtype == torch.float32 and not flash(policy) else 0.1
     for logits in ours:
         log_p = torch.log_softmax(logits, -1)
         if not torch.allclose(log_p, theirs, atol=tolerance):
@@ -274,12 +285,29 @@ def check_head(policy: LanguagePolicy) -> None:
             )
 
 
-@torch.no_grad()
+def flash(policy: LanguagePolicy) -> bool:
+    """Whether attention is by kernels for sequences of varying length."""
+    return "flash" in (policy.core.config._attn_implementation or "")
+
+
 def can_share_prompts(policy: LanguagePolicy) -> bool:
     """Whether several completions of a prompt may be read as one sequence (see `valence.policies.shared_prompt`): tried
     on a few tokens, beside the rows one by one."""
+    if not attends_everywhere(policy.core.config):
+        return False
+    return _reads_alike(policy, lambda rows: policy.tree_hidden(make_trees(rows, [[0, 1], [2, 3]])))
+
+
+def can_pack(policy: LanguagePolicy) -> bool:
+    """Whether rows may be read one after another as one sequence; tried as in `can_share_prompts`."""
+    return _reads_alike(policy, policy.packed_hidden)
+
+
+@torch.no_grad()
+def _reads_alike(policy: LanguagePolicy, read: Callable[[Rows], Tensor]) -> bool:
+    """Whether `read` gives the hidden states of four rows, two and two of one prompt, as they are one by one."""
     numbered = "position_ids" in inspect.signature(policy.core.base_model.forward).parameters
-    if policy.encoder_decoder or not numbered or not attends_everywhere(policy.core.config):
+    if policy.encoder_decoder or not numbered:
         return False
     device, size = policy.device, policy.vocabulary
     generator = torch.Generator().manual_seed(0)
@@ -291,17 +319,20 @@ def can_share_prompts(policy: LanguagePolicy) -> bool:
     rows = Rows(context, seen, steps, mask, torch.tensor([0, 0, 1, 1])).to(device)
     mask = rows.mask
     try:
-        # Not in mixed precision, whose rounding would hide what is off.
-        with torch.autocast(device.type, enabled=False):
-            ours = policy.tree_hidden(make_trees(rows, [[0, 1], [2, 3]]))
-            theirs = policy.action_hidden(rows)[mask]
+        with _plain_precision(policy):
+            ours, theirs = read(rows), policy.action_hidden(rows)[mask]
     except torch.OutOfMemoryError:
         raise
     except Exception:  # a model's own code may fail in any way: it then reads row by row
         return False
-    exact = next(policy.model.parameters()).dtype == torch.float32
+    exact = next(policy.model.parameters()).dtype == torch.float32 and not flash(policy)
     far = (ours - theirs).float().square().mean().sqrt() / theirs.float().square().mean().sqrt()
     return bool(ours.isfinite().all()) and float(far) <= (1e-4 if exact else 1e-2)
+
+
+def _plain_precision(policy: LanguagePolicy) -> torch.autocast:
+    """Not the mixed one, whose rounding would hide what is off; but flash attention knows no other."""
+    return policy.precision() if flash(policy) else torch.autocast(policy.device.type, enabled=False)
 
 
 @torch.no_grad()

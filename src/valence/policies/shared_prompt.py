@@ -17,6 +17,8 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from valence.policies.rows import Rows
+
 
 @dataclass(frozen=True)
 class Trees:
@@ -81,11 +83,10 @@ def pack(sizes: Sequence[int], budget: int) -> list[list[int]]:
     return pieces
 
 
-def make_trees(rows: Any, groups: Sequence[Sequence[int]]) -> Trees:
+def make_trees(rows: Rows, groups: Sequence[Sequence[int]]) -> Trees:
     """One sequence for each group of rows that share their prompt.
 
     Args:
-        rows: `valence.policies.language.Rows`.
         groups: rows of one context each.
     """
     device, sequences, segments, positions = rows.steps.device, [], [], []

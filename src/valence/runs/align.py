@@ -171,6 +171,7 @@ def _load(config: AlignConfig) -> LanguagePolicy:
         config.model, dtype=network.dtype, device=device, lora_rank=network.lora_rank, lora_alpha=network.lora_alpha,
         lora_targets=network.lora_targets, gradient_checkpointing=network.gradient_checkpointing,
         trust_remote_code=network.trust_remote_code, temperature=network.temperature, head=network.head,
+        attention=network.attention, batching=network.batching,
     )  # fmt: skip
 
 

@@ -140,6 +140,10 @@ class ModelConfig:
     """Less memory, about a third more time."""
     head: str = "fused"
     """fused never holds a row of logits longer than it must; plain is the slow, obvious one, to compare with."""
+    attention: str = ""
+    """transformers' name of an implementation, as sdpa or flash_attention_2; its own choice where not given."""
+    batching: str = "auto"
+    """auto reads a prompt once for all its completions, and packs rows under flash attention; rows does neither."""
     reference_dtype: str = ""
     """float32 or bfloat16; the policy's own where not given. Not with LoRA, whose reference is its base."""
     reference_device: str = ""
@@ -155,6 +159,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         _check(self.head in ("fused", "plain"), "head", self.head, "fused or plain")
+        _check(self.batching in ("auto", "rows"), "batching", self.batching, "auto or rows")
         kinds = ("", "float32", "bfloat16")
         _check(self.reference_dtype in kinds, "reference_dtype", self.reference_dtype, "float32 or bfloat16")
         for name in ("reference_dtype", "reference_device"):

@@ -94,7 +94,7 @@ class CachedReference:
         """log pi_ref of the rows' M real steps, row by row, `[M]` float32.
 
         Args:
-            rows: `valence.policies.language.Rows`.
+            rows: `valence.policies.rows.Rows`.
             measure: the same for rows that are not known yet.
         """
         parts = (rows.context, rows.context_mask, rows.steps, rows.mask)
