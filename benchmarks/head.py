@@ -2,21 +2,20 @@
 
 Each variant runs in a process of its own, one after the other, on the same numbers: log pi, log pi_ref and
 KL(pi_ref || pi) of T tokens, and the gradient of a weighted sum of the first and the last with respect to the hidden
-states and the head. On a CPU in float32, on a GPU in bfloat16. Timings are noisy: read the ratios.
+states and the head; or, without a KL, log pi and log pi_ref and the gradient of the first. On a CPU in float32, on a
+GPU in bfloat16. Timings are noisy: read the ratios. "products" is the floor: what no way can do without.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
+from common import apart, keep, memory
 from torch import Tensor
 
 NEEDS = frozenset({"log_prob", "ref_log_prob", "ref_kl"})
@@ -53,6 +52,26 @@ def naive(case: Case) -> None:
     case.loss(log_p.gather(1, case.targets[:, None])[:, 0], kl).backward()
 
 
+def naive_log_probs(case: Case) -> None:
+    """As `naive`, without the KL: what DPO, KTO, REBEL and DRO read."""
+    log_p = (case.hidden @ case.weight.T).float().log_softmax(-1)
+    with torch.no_grad():
+        _ = (case.ref_hidden @ case.ref_weight.T).float().log_softmax(-1).gather(1, case.targets[:, None])
+    (case.on_log_prob * log_p.gather(1, case.targets[:, None])[:, 0]).sum().backward()
+
+
+def products(case: Case) -> None:
+    """The four products of a forward and backward pass, tile by tile, and nothing else: no result."""
+    hidden, weight, tile = case.hidden.detach(), case.weight.detach(), 4096
+    on_hidden, on_weight = torch.zeros_like(hidden), torch.zeros_like(weight)
+    for start in range(0, len(weight), tile):
+        columns = slice(start, start + tile)
+        logits, ref = hidden @ weight[columns].T, case.ref_hidden @ case.ref_weight[columns].T
+        on_hidden.addmm_(ref, weight[columns])
+        torch.mm(logits.T, hidden, out=on_weight[columns])
+    case.hidden.grad, case.weight.grad = on_hidden, on_weight
+
+
 def _heads(case: Case) -> Any:
     from valence.policies.fused import LinearHead
 
@@ -77,6 +96,15 @@ def recompute(case: Case) -> None:
 
     parts = fused_likelihoods(case.hidden, case.ref_hidden, case.targets, *_heads(case), needs=NEEDS)
     case.loss(parts["log_prob"], parts["ref_kl"]).backward()
+
+
+def recompute_log_probs(case: Case) -> None:
+    """Ours, coefficients known afterwards, without the KL."""
+    from valence.policies.fused import fused_likelihoods
+
+    needs = frozenset({"log_prob", "ref_log_prob"})
+    parts = fused_likelihoods(case.hidden, case.ref_hidden, case.targets, *_heads(case), needs=needs)
+    (case.on_log_prob * parts["log_prob"]).sum().backward()
 
 
 def plain(case: Case) -> None:
@@ -106,28 +134,16 @@ def trl(case: Case) -> None:
 
 TRL_CHUNK = 32768
 VARIANTS: dict[str, Callable[[Case], None]] = {
-    "naive": naive, "trl": trl, "plain": plain, "recompute": recompute, "ahead": ahead,
+    "naive": naive, "products": products, "ahead": ahead, "recompute": recompute, "plain": plain, "trl": trl,
+    "naive, no KL": naive_log_probs, "recompute, no KL": recompute_log_probs,
 }  # fmt: skip
 
 
-def memory(device: str, *, reset: bool = False) -> float:
-    """MiB: the most since the last reset, or with `reset` what is held now."""
-    if device == "cuda":
-        if reset:
-            torch.cuda.reset_peak_memory_stats()
-        return torch.cuda.max_memory_allocated() / 2**20
-    if reset:
-        Path("/proc/self/clear_refs").write_text("5")
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
-
-
-def one(name: str, tokens: int, width: int, vocabulary: int, device: str, repeats: int) -> dict[str, float]:
+def one(name: str, size: tuple[int, int, int], device: str, repeats: int) -> dict[str, float]:
     """One variant's figures: MiB beyond inputs and gradients, and the least of some runs' seconds."""
     # What is imported and set up by a first call does not count.
-    VARIANTS[name](Case(16, width, 512, device))
-    case, took = Case(tokens, width, vocabulary, device), []
-    beyond = 0.0
+    VARIANTS[name](Case(16, size[1], 512, device))
+    case, took, beyond = Case(*size, device), [], 0.0
     for _ in range(repeats):
         case.hidden.grad = case.weight.grad = None
         before = memory(device, reset=True)
@@ -137,46 +153,43 @@ def one(name: str, tokens: int, width: int, vocabulary: int, device: str, repeat
             torch.cuda.synchronize()
         took.append(time.perf_counter() - began)
         grads = (part.grad for part in (case.hidden, case.weight) if part.grad is not None)
-        size = sum(grad.numel() * grad.element_size() for grad in grads) / 2**20
-        beyond = max(beyond, memory(device) - before - size)
-    checks = {"grad": float(case.weight.grad.float().norm()) if case.weight.grad is not None else 0.0}
-    return {"MiB": beyond, "seconds": min(took), **checks}
+        of_grads = sum(grad.numel() * grad.element_size() for grad in grads) / 2**20
+        beyond = max(beyond, memory(device) - before - of_grads)
+    norm = 0.0 if case.weight.grad is None else float(case.weight.grad.float().norm())
+    return {"MiB": beyond, "seconds": min(took), "weight_grad_norm": norm}
+
+
+def measure(variants: list[str], size: tuple[int, int, int], device: str, repeats: int) -> dict[str, Any]:
+    """Variant -> its figures, or a text that says why there are none; each in a process of its own."""
+    words = ["--size", *size, "--device", device, "--repeats", repeats]
+    return {name: apart(__file__, [*words, "--one", name]) for name in variants}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tokens", type=int, default=4096)
-    parser.add_argument("--width", type=int, default=1024)
-    parser.add_argument("--vocabulary", type=int, default=128_256)
+    parser.add_argument("--size", type=int, nargs=3, default=(4096, 1024, 128_256), help="tokens, width, vocabulary")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS))
     parser.add_argument("--one", help="run this variant here, and print its figures as JSON")
-    parser.add_argument("--out", type=Path, help="append a line of JSON for each variant")
+    parser.add_argument("--keep", action="store_true", help="write the figures to docs/results/performance")
     asked = parser.parse_args()
-    size = [asked.tokens, asked.width, asked.vocabulary]
+    size = (asked.size[0], asked.size[1], asked.size[2])
     if asked.one:
-        print(json.dumps(one(asked.one, *size, asked.device, asked.repeats)))
+        print(json.dumps(one(asked.one, size, asked.device, asked.repeats)))
         return
     print(f"T {size[0]:,}, H {size[1]:,}, V {size[2]:,}, {asked.device}, {torch.get_num_threads()} threads")
-    base: dict[str, float] | None = None
+    figures: dict[str, Any] = {}
     for name in asked.variants:
-        words = ["--tokens", size[0], "--width", size[1], "--vocabulary", size[2]]
-        words += ["--device", asked.device, "--repeats", asked.repeats, "--one", name]
-        done = subprocess.run([sys.executable, __file__, *map(str, words)], capture_output=True, text=True, check=False)
-        if done.returncode:
-            print(f"{name:10} failed: {(done.stderr.strip().splitlines() or ['killed'])[-1]}")
-            continue
-        found = json.loads(done.stdout.splitlines()[-1])
-        base = base or found
-        print(
-            f"{name:10} {found['MiB']:9,.0f} MiB {found['MiB'] / max(base['MiB'], 1):6.1%}   {found['seconds']:7.2f} s "
-            f"{found['seconds'] / base['seconds']:5.2f}x   |dW| {found['grad']:.4f}",
-            flush=True,
-        )
-        if asked.out:
-            with asked.out.open("a") as file:
-                file.write(json.dumps({"variant": name, "size": size, "device": asked.device} | found) + "\n")
+        figures |= measure([name], size, asked.device, asked.repeats)
+        found = figures[name]
+        if isinstance(found, str):
+            print(f"{name:18} failed: {found}")
+        else:
+            norm = found["weight_grad_norm"]
+            print(f"{name:18} {found['MiB']:9,.0f} MiB {found['seconds']:8.2f} s   |dW| {norm:.4f}", flush=True)
+    if asked.keep:
+        keep("head", {"size": size, "device": asked.device, "variants": figures})
 
 
 if __name__ == "__main__":

@@ -3,8 +3,9 @@
 A Llama of H 256, 4 layers and V 32,768 with random weights; prompts of 8 to 160 words with two completions of 8 to
 120 each, one accepted and one rejected. Unpaired methods (PMPO, KTO, supervised, DRO) see them as labelled rows, DPO as
 pairs. A step is everything from rows to new weights, the reference's passes included. Tokens are real prompt and
-completion tokens of labelled rows, whatever a method pads or repeats. Each variant runs in a process of its own.
-Timings are noisy: read the ratios.
+completion tokens of labelled rows, whatever a method pads or repeats. Memory is the peak of the steps beyond what was
+held before the first: gradients and the optimizer's state are in it. Each variant runs in a process of its own, round
+after round; the median counts. Timings are noisy: read the ratios.
 """
 
 from __future__ import annotations
@@ -12,8 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import subprocess
-import sys
+import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from common import apart, keep, memory
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 """On a GPU everything runs in bfloat16 mixed precision, on a CPU in float32."""
@@ -83,7 +84,8 @@ def count(pairs: list[dict[str, str]]) -> int:
     return sum(len(f"{row['prompt']}{row['completion']}".split()) + 1 for row in unpaired(pairs))
 
 
-def ours(folder: Path, method: str, *, head: str = "fused") -> float:
+def ours(folder: Path, method: str, *, head: str = "fused", batching: str = "auto") -> list[float]:
+    """Seconds of the steps after the warm-up, and MiB; so the others, too."""
     from valence.data.collate import Encoder
     from valence.data.formats import load_feedback
     from valence.data.groups import groups_for
@@ -95,7 +97,7 @@ def ours(folder: Path, method: str, *, head: str = "fused") -> float:
     from valence.training.reference import FrozenCopy
 
     dtype = "bfloat16" if DEVICE == "cuda" else "float32"
-    policy = load_language_policy(str(folder), device=DEVICE, head=head, dtype=dtype)
+    policy = load_language_policy(str(folder), device=DEVICE, head=head, dtype=dtype, batching=batching)
     pairs = make_pairs((WARMUP + STEPS) * BATCH // 2)
     rows = pairs if method in ("dpo", "rebel") else unpaired(pairs)
     path = folder / "rows.jsonl"
@@ -114,14 +116,14 @@ def ours(folder: Path, method: str, *, head: str = "fused") -> float:
         encoded, batch_size=BATCH // 2 if rows is pairs else BATCH, pad=policy.pad_token_id,
         mismatched="mismatched" in objective.frozen_needs, device=policy.device,
     )  # fmt: skip
-    ends = []
+    before, ends = memory(DEVICE, reset=True), []
     for _ in range(WARMUP + STEPS):
         learner.update(source.next())
         ends.append(now())
-    return ends[-1] - ends[WARMUP - 1]
+    return [ends[-1] - ends[WARMUP - 1], memory(DEVICE) - before]
 
 
-def naive(folder: Path) -> float:
+def naive(folder: Path) -> list[float]:
     """A PMPO step in plain torch: padded rows, full logits of both models, autograd."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -132,6 +134,7 @@ def naive(folder: Path) -> float:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
     rows, ends = unpaired(make_pairs((WARMUP + STEPS) * BATCH // 2)), []
     random.Random(1).shuffle(rows)
+    before = memory(DEVICE, reset=True)
     for step in range(WARMUP + STEPS):
         part = rows[step * BATCH : (step + 1) * BATCH]
         prompts = [tokenizer(row["prompt"])["input_ids"] for row in part]
@@ -154,10 +157,10 @@ def naive(folder: Path) -> float:
         optimizer.step()
         optimizer.zero_grad()
         ends.append(now())
-    return ends[-1] - ends[WARMUP - 1]
+    return [ends[-1] - ends[WARMUP - 1], memory(DEVICE) - before]
 
 
-def trl(folder: Path, method: str) -> float:
+def trl(folder: Path, method: str, **settings: Any) -> list[float]:
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
@@ -180,33 +183,43 @@ def trl(folder: Path, method: str) -> float:
             output_dir=out, per_device_train_batch_size=BATCH // 2 if method == "dpo" else BATCH,
             max_steps=WARMUP + STEPS, learning_rate=1e-5, report_to="none", save_strategy="no", logging_strategy="no",
             max_length=None, disable_tqdm=True, bf16=DEVICE == "cuda", gradient_checkpointing=False,
-            use_cpu=DEVICE == "cpu",
+            use_cpu=DEVICE == "cpu", **settings,
         )  # fmt: skip
-        trainer(
+        peer = trainer(
             model=model, ref_model=reference, args=args, train_dataset=Dataset.from_list(rows),
             processing_class=tokenizer, callbacks=[Clock()],
-        ).train()  # fmt: skip
-    return ends[-1] - ends[WARMUP - 1]
+        )  # fmt: skip
+        before = memory(DEVICE, reset=True)
+        peer.train()
+    return [ends[-1] - ends[WARMUP - 1], memory(DEVICE) - before]
 
 
-VARIANTS: dict[str, Callable[[Path], float]] = {
-    "naive pmpo": naive,
-    "pmpo": lambda folder: ours(folder, "pmpo"),
-    "pmpo, plain head": lambda folder: ours(folder, "pmpo", head="plain"),
-    "kto": lambda folder: ours(folder, "kto"),
-    "dpo": lambda folder: ours(folder, "dpo"),
-    "dro": lambda folder: ours(folder, "dro"),
-    "TRL kto": lambda folder: trl(folder, "kto"),
-    "TRL dpo": lambda folder: trl(folder, "dpo"),
+VARIANTS: dict[str, Callable[[Path], list[float]]] = {
+    "naive PMPO": naive,
+    "PMPO": lambda folder: ours(folder, "pmpo"),
+    "PMPO, plain head": lambda folder: ours(folder, "pmpo", head="plain"),
+    "KTO": lambda folder: ours(folder, "kto"),
+    "DPO": lambda folder: ours(folder, "dpo"),
+    "DPO, row by row": lambda folder: ours(folder, "dpo", batching="rows"),
+    "DRO-V": lambda folder: ours(folder, "dro"),
+    "TRL KTO": lambda folder: trl(folder, "kto"),
+    "TRL DPO": lambda folder: trl(folder, "dpo"),
 }
+if DEVICE == "cuda":
+    # Liger's kernels are for GPUs alone.
+    VARIANTS |= {
+        "TRL KTO, Liger": lambda folder: trl(folder, "kto", use_liger_kernel=True),
+        "TRL DPO, Liger": lambda folder: trl(folder, "dpo", use_liger_kernel=True),
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS))
-    parser.add_argument("--one", help="run this variant here, and print its seconds")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--one", help="run this variant here, and print its seconds and MiB")
     parser.add_argument("--folder", type=Path)
-    parser.add_argument("--out", type=Path, help="append a line of JSON for each variant")
+    parser.add_argument("--keep", action="store_true", help="write the figures to docs/results/performance")
     asked = parser.parse_args()
     if asked.one:
         print(json.dumps(VARIANTS[asked.one](asked.folder)))
@@ -214,21 +227,28 @@ def main() -> None:
     # What was counted in warm-up steps is not known of a shuffled run: all steps' tokens, as a mean.
     tokens = count(make_pairs((WARMUP + STEPS) * BATCH // 2)) * STEPS / (WARMUP + STEPS)
     print(f"H {WIDTH}, {LAYERS} layers, V {VOCABULARY:,}; {STEPS} steps of {BATCH} rows, {tokens:,.0f} tokens")
-    base = 0.0
+    rounds: dict[str, list[float]] = {name: [] for name in asked.variants}
+    most: dict[str, float] = dict.fromkeys(asked.variants, 0.0)
     with tempfile.TemporaryDirectory() as folder:
         make_model(Path(folder))
-        for name in asked.variants:
-            words = [sys.executable, __file__, "--one", name, "--folder", folder]
-            done = subprocess.run(words, capture_output=True, text=True, check=False)
-            if done.returncode:
-                print(f"{name:18} failed: {(done.stderr.strip().splitlines() or ['killed'])[-1]}")
-                continue
-            seconds = float(json.loads(done.stdout.splitlines()[-1]))
-            base = base or tokens / seconds
-            print(f"{name:18} {tokens / seconds:8,.0f} tokens/s {tokens / seconds / base:6.2f}x", flush=True)
-            if asked.out:
-                with asked.out.open("a") as file:
-                    file.write(json.dumps({"variant": name, "tokens_per_second": tokens / seconds}) + "\n")
+        for number in range(1, asked.rounds + 1):
+            for name in asked.variants:
+                found = apart(__file__, ["--one", name, "--folder", folder])
+                if isinstance(found, str):
+                    print(f"{number} {name:18} failed: {found}")
+                    continue
+                seconds, beyond = found
+                rounds[name].append(tokens / seconds)
+                most[name] = max(most[name], beyond)
+                print(f"{number} {name:18} {tokens / seconds:8,.0f} tokens/s {beyond:8,.0f} MiB", flush=True)
+    figures = {
+        name: {"tokens_per_second": statistics.median(found), "rounds": found, "MiB": most[name]}
+        for name, found in rounds.items()
+        if found
+    }
+    if asked.keep:
+        sizes = {"width": WIDTH, "layers": LAYERS, "vocabulary": VOCABULARY, "batch": BATCH, "steps": STEPS}
+        keep("step", sizes | {"tokens": tokens, "device": DEVICE, "variants": figures})
 
 
 if __name__ == "__main__":

@@ -249,7 +249,7 @@ def test_flat_fields_make_the_same_config() -> None:
     assert align_config(**flat(config)) == config
 
 
-@pytest.mark.parametrize("method, shape", [("dpo", "pairs"), ("kto", "labels"), ("dro", "scores")])
+@pytest.mark.parametrize("method, shape", [("dpo", "pairs"), ("kto", "labels"), ("dro", "scores"), ("pmpo", "labels")])
 def test_a_reference_cache_changes_no_figure_and_is_used(
     method: str, shape: str, tiny_llama: Path, tmp_path: Path, request: pytest.FixtureRequest,
     monkeypatch: pytest.MonkeyPatch,
@@ -258,7 +258,9 @@ def test_a_reference_cache_changes_no_figure_and_is_used(
 
     made, begin = [], reference_cache.CachedReference.__init__
     monkeypatch.setattr(
-        reference_cache.CachedReference, "__init__", lambda self, *given: (made.append(self), begin(self, *given))[1]
+        reference_cache.CachedReference,
+        "__init__",
+        lambda self, *given, **more: (made.append(self), begin(self, *given, **more))[1],
     )
     data, weights = request.getfixturevalue(shape), []
     for name, cache in (("plain", ""), ("first", "cache"), ("second", "cache")):

@@ -95,12 +95,39 @@ def test_the_same_tokens_split_elsewhere_are_another_row(tmp_path: Path) -> None
     assert (cached.misses, cached.hits) == (3, 0)
 
 
-def test_the_exact_kl_is_measured_and_not_looked_up(tmp_path: Path) -> None:
+def test_log_probs_do_not_give_an_exact_kl(tmp_path: Path) -> None:
     policy = helpers.policy("llama")
     cached = CachedReference(FrozenCopy(policy), tmp_path)
     helpers.shake(policy)
     measured = policy.likelihood(make_batch(), cached, BOTH | {"ref_kl"})
     assert float(measured.ref_kl.detach().sum()) > 0 and cached.misses == cached.hits == 0
+
+
+@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_hidden_states_give_the_exact_kl_without_another_pass(lora: bool, dtype: torch.dtype, tmp_path: Path) -> None:
+    policy = helpers.policy("llama", lora=lora)
+    policy.mixed_precision = None if dtype == torch.float32 else dtype
+    plain = AdaptersOff(policy) if lora else FrozenCopy(policy)
+    helpers.shake(policy)
+    batch, needs = make_batch(), BOTH | {"ref_kl"}
+    grads = {name: torch.randn(batch.action.mask.shape) for name in ("log_prob", "ref_kl")}
+    expected = policy.likelihood_and_backward(batch, plain, needs, grads)
+    gradients = helpers.gradients(policy)
+    cached = CachedReference(plain, tmp_path, keeps="hidden")
+    for _ in range(2):
+        policy.zero_grad()
+        measured = policy.likelihood_and_backward(batch, cached, needs, grads)
+        for name in needs:
+            torch.testing.assert_close(getattr(measured, name), getattr(expected, name), rtol=1e-6, atol=1e-6)
+        for name, grad in helpers.gradients(policy).items():
+            torch.testing.assert_close(grad, gradients[name], rtol=1e-4, atol=1e-6)
+    rows = int(batch.action.mask.any(-1).sum())
+    assert (cached.misses, cached.hits) == (rows, rows) and float(expected.ref_kl.sum()) > 0
+    # The same folder's log-probs are another thing.
+    other = CachedReference(plain, tmp_path)
+    policy.likelihood(batch, other, BOTH)
+    assert (other.misses, other.hits) == (rows, 0)
 
 
 def test_a_folder_that_cannot_be_used_is_said_in_one_line(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ from valence.protocols import Reference
 from valence.types import Action, Batch, Likelihood
 
 REFERENCED = frozenset({"ref_log_prob", "ref_kl", "policy_kl"})
-TOKENS_TOGETHER = {False: 512, True: 32768}
+TOKENS_TOGETHER = {False: 1024, True: 32768}
 """Tokens run through the model at a time, with padding: on a CPU, and on a GPU."""
 
 
@@ -178,7 +178,7 @@ class LanguagePolicy(nn.Module):
         Raises:
             ValueError: a reference quantity is asked for and `reference` is None.
         """
-        if needs & REFERENCED == {"ref_log_prob"} and hasattr(reference, "log_probs"):
+        if needs & REFERENCED == {"ref_log_prob"} and getattr(reference, "keeps", "") == "log_prob":
             return self._with_known_reference(batch, reference, needs)
         measured = self._measure(batch, reference, needs)
         if measured is None:
@@ -233,7 +233,7 @@ class LanguagePolicy(nn.Module):
 
         place = torch.zeros_like(batch.action.mask)
         place[..., : rows.mask.shape[1]][present] = rows.mask
-        known = reference.log_probs(rows, measure)
+        known = reference.recall(rows, measure).float()
         empty = torch.zeros(place.shape, device=self.device)
         return replace(mine, ref_log_prob=empty.masked_scatter(place, known))
 
@@ -265,8 +265,13 @@ class LanguagePolicy(nn.Module):
             return None
         hidden, ref_hidden = self.hidden_at_steps(rows), None
         if asked and reference is not None:
-            with torch.no_grad(), reference.active() as other:
-                ref_hidden = other.hidden_at_steps(rows.to(other.device)).to(hidden.device)
+
+            def measure(new: Rows) -> Tensor:
+                with torch.no_grad(), reference.active() as other:
+                    return other.hidden_at_steps(new.to(other.device)).to(hidden.device)
+
+            known = getattr(reference, "keeps", "") == "hidden"
+            ref_hidden = reference.recall(rows, measure) if known else measure(rows)  # pyright: ignore[reportAttributeAccessIssue]
         place = torch.zeros_like(batch.action.mask)
         place[..., : rows.mask.shape[1]][present] = rows.mask
         return _Measured(hidden, ref_hidden, rows.steps[rows.mask], place)

@@ -112,7 +112,10 @@ def run_alignment(config: AlignConfig, *, say: Say = print, show: bool = True) -
     if config.run.resume:
         _resume(out, learner, source, say)
     (out / CONFIG_FILE).write_text(yaml.safe_dump(_kept(config), sort_keys=False))
-    return _train(config, out, feedback.method, policy, learner, source, data, steps, say, show)
+    result = _train(config, out, feedback.method, policy, learner, source, data, steps, say, show)
+    if isinstance(learner.reference, CachedReference):
+        say(f"reference cache: {learner.reference.hits} rows looked up, {learner.reference.misses} measured")
+    return result
 
 
 def _limit_samples(config: AlignConfig, policy: LanguagePolicy, data: Encoded, positions: int) -> None:
@@ -204,12 +207,10 @@ def _learner(
         reference = FrozenCopy(policy, dtype=dtype, device=network.reference_device or None)
     if config.network.reference_cache:
         asked = objective.needs | objective.frozen_needs
-        if "ref_kl" in asked or not asked & {"ref_log_prob", "mismatched"}:
-            raise UserError(
-                f"--reference-cache keeps the reference's log-probs, and {method} reads "
-                f"{'its exact KL' if 'ref_kl' in asked else 'nothing of it'}: leave it out"
-            )
-        reference = CachedReference(reference, config.network.reference_cache)
+        if not asked & {"ref_log_prob", "ref_kl", "mismatched"}:
+            raise UserError(f"--reference-cache keeps what the reference says, and {method} does not ask: leave it out")
+        keeps = "hidden" if "ref_kl" in asked else "log_prob"
+        reference = CachedReference(reference, config.network.reference_cache, keeps=keeps)
     learner = Learner(
         policy, objective, reference, optimizers, critic=critic, warmup_steps=warmup,
         total_steps=steps if options.lr_schedule == "linear" else None, max_grad_norm=options.max_grad_norm,

@@ -149,7 +149,8 @@ class ModelConfig:
     reference_device: str = ""
     """Where the reference lies, as cpu; beside the policy where not given. Not with LoRA."""
     reference_cache: str = ""
-    """Folder that keeps the reference's log-probs by content, for later epochs and runs; for methods without a KL."""
+    """Folder that keeps what the reference said by content, for later epochs and runs: log-probs, or for methods with
+    an exact KL hidden states, 4 bytes a width and token (2 in bfloat16)."""
     trust_remote_code: bool = False
     """Let the model's folder run code of its own."""
     temperature: float = 1.0

@@ -1,9 +1,10 @@
-"""The reference's log-probabilities of rows it has seen, kept on disk by content and shared between runs.
+"""What a reference that never moves says of rows it has seen, kept on disk by content and shared between runs.
 
-For objectives that read no more of the reference than log pi_ref (DPO, KTO, IPO, REBEL, DRO) and a reference that never
-moves: a row that was measured once costs no forward pass again, in a later epoch, method or run. What is looked up
-is the content itself: the reference's weights, its temperature and precision, and the row's token ids (so also the
-tokenizer's and the template's work). Where the exact KL is asked for there is nothing to look up.
+A row that was measured once costs no pass through the reference again, in a later epoch, method or run. Of objectives
+that read no more than log pi_ref (DPO, KTO, IPO, REBEL, DRO) the cache keeps that; for an exact KL it keeps the
+reference's last hidden states, some KiB a token (4 bytes a width in float32, 2 in bfloat16), which is for small sets.
+What is looked up is the content itself: the reference's weights, its temperature and precision, and the row's token
+ids (so also the tokenizer's and the template's work).
 """
 
 from __future__ import annotations
@@ -15,9 +16,8 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -55,24 +55,46 @@ def _open(path: Path) -> sqlite3.Connection:
                 raise
             time.sleep(0.05)
     store.execute("PRAGMA synchronous=NORMAL")
-    store.execute("CREATE TABLE IF NOT EXISTS log_prob (row BLOB PRIMARY KEY, value BLOB) WITHOUT ROWID")
+    store.execute("CREATE TABLE IF NOT EXISTS measured (row BLOB PRIMARY KEY, value BLOB)")
     return store
 
 
+PRECISIONS = (torch.float32, torch.bfloat16)
+
+
+def _pack(value: Tensor) -> bytes:
+    """Precision and width, then the numbers; bytes, for numpy knows no bfloat16."""
+    value = value.detach().cpu().contiguous()
+    if value.dtype not in PRECISIONS:
+        value = value.float()
+    width = 0 if value.ndim == 1 else value.shape[1]
+    head = bytes([PRECISIONS.index(value.dtype)]) + width.to_bytes(4, "little")
+    return head + value.flatten().view(torch.uint8).numpy().tobytes()
+
+
+def _unpack(kept: bytes) -> Tensor:
+    width = int.from_bytes(kept[1:5], "little")
+    flat = torch.frombuffer(bytearray(kept[5:]), dtype=PRECISIONS[kept[0]])
+    return flat.view(-1, width) if width else flat
+
+
 class CachedReference:
-    """A reference that remembers log-probabilities.
+    """A reference that remembers what it said.
 
     Args:
         reference: the true one; must not move.
         folder: where `reference.sqlite` lies or is made. Several runs may use it at a time.
+        keeps: "log_prob", or "hidden" for exact KLs; what else is asked for is measured each time.
     Raises:
         UserError: the folder cannot be written to, or what lies there is no cache.
     """
 
-    def __init__(self, reference: Any, folder: str | Path) -> None:
-        self.reference = reference
+    def __init__(
+        self, reference: Any, folder: str | Path, *, keeps: Literal["log_prob", "hidden"] = "log_prob"
+    ) -> None:
+        self.reference, self.keeps = reference, keeps
         with reference.active() as policy:
-            self._about = fingerprint(policy)
+            self._about = fingerprint(policy) + keeps.encode()
         self.hits = self.misses = 0
         path = Path(folder) / FILE
         try:
@@ -90,8 +112,8 @@ class CachedReference:
     def after_step(self, policy: Any, step: int) -> None:
         """Nothing to do: the reference does not move."""
 
-    def log_probs(self, rows: Any, measure: Callable[[Any], Tensor]) -> Tensor:
-        """log pi_ref of the rows' M real steps, row by row, `[M]` float32.
+    def recall(self, rows: Any, measure: Callable[[Any], Tensor]) -> Tensor:
+        """Of the rows' M real steps, row by row: log pi_ref, `[M]`, or the hidden states they are read off, `[M, H]`.
 
         Args:
             rows: `valence.policies.rows.Rows`.
@@ -108,7 +130,7 @@ class CachedReference:
         self.hits, self.misses = self.hits + len(names) - len(missing), self.misses + len(missing)
         if missing:
             which = torch.tensor(missing, device=rows.mask.device)
-            measured = measure(rows.pick(which)).detach().float().cpu().split([lengths[place] for place in missing])
+            measured = measure(rows.pick(which)).detach().cpu().split([lengths[place] for place in missing])
             for place, value in zip(missing, measured, strict=True):
                 found[place] = value
             self._keep({names[place]: value for place, value in zip(missing, measured, strict=True)})
@@ -125,16 +147,16 @@ class CachedReference:
         for start in range(0, len(names), 500):
             some = names[start : start + 500]
             marks = ",".join("?" * len(some))
-            for name, value in self._store.execute(f"SELECT row, value FROM log_prob WHERE row IN ({marks})", some):
-                found[name] = torch.from_numpy(np.frombuffer(value, "<f4").copy())
+            for name, value in self._store.execute(f"SELECT row, value FROM measured WHERE row IN ({marks})", some):
+                found[name] = _unpack(value)
         return found
 
     def _keep(self, new: dict[bytes, Tensor]) -> None:
         try:
             self._store.execute("BEGIN IMMEDIATE")
             self._store.executemany(
-                "INSERT OR IGNORE INTO log_prob VALUES (?, ?)",
-                [(name, value.numpy().astype("<f4").tobytes()) for name, value in new.items()],
+                "INSERT OR IGNORE INTO measured VALUES (?, ?)",
+                [(name, _pack(value)) for name, value in new.items()],
             )
             self._store.execute("COMMIT")
         except sqlite3.OperationalError:
