@@ -98,6 +98,8 @@ class Batch:
         old_log_prob: log pi_t of each step under the policy that collected them, `[N, K, T]`.
         on_policy: which actions were drawn from pi_t, `[N, K]`.
         mismatched: KTO's unrelated completions: actions of other contexts, K = 1.
+        step_reward: the parts of a reward that fall on single steps, `[N, K, T]`, the verdict on the last one: summed,
+            they are `feedback`'s. None where all of it falls on the last.
     """
 
     context: Any
@@ -106,6 +108,7 @@ class Batch:
     old_log_prob: Float[Tensor, "N K T"] | None = None
     on_policy: Bool[Tensor, "N K"] | None = None
     mismatched: Action | None = None
+    step_reward: Float[Tensor, "N K T"] | None = None
 
     @property
     def present(self) -> Bool[Tensor, "N K"]:
@@ -199,6 +202,8 @@ class Target:
         pairs: comparisons (DPO, IPO, RPO, REBEL).
         beta: KL weight read off the collected batch's class fractions, `[]` (PMPO).
         penalty: how far each action lies outside its bounds, `[N, K]` (MPO).
+        old_log_prob: log pi_t of each step, `[N, K, T]`: what objectives of collected actions are anchored at.
+        advantage, returns, old_value: of each step, `[N, K, T]` (PPO, APA; GRPO's advantage).
     """
 
     present: Bool[Tensor, "N K"]
@@ -209,6 +214,10 @@ class Target:
     pairs: Pairs | None = None
     beta: Float[Tensor, ""] | None = None
     penalty: Float[Tensor, "N K"] | None = None
+    old_log_prob: Float[Tensor, "N K T"] | None = None
+    advantage: Float[Tensor, "N K T"] | None = None
+    returns: Float[Tensor, "N K T"] | None = None
+    old_value: Float[Tensor, "N K T"] | None = None
 
     def select(self, rows: slice) -> Target:
         num_contexts, num_actions = self.present.shape
@@ -220,9 +229,21 @@ class Target:
             weight=select_rows(self.weight, rows),
             reward=select_rows(self.reward, rows),
             penalty=select_rows(self.penalty, rows),
+            old_log_prob=select_rows(self.old_log_prob, rows),
+            advantage=select_rows(self.advantage, rows),
+            returns=select_rows(self.returns, rows),
+            old_value=select_rows(self.old_value, rows),
             baseline=select_rows(self.baseline, rows) if per_context else self.baseline,
             pairs=pairs,
         )
+
+    def minibatch(self, rows: slice) -> Target:
+        """As `select`, for an optimizer step on these rows alone: the mean is over their own elements."""
+        part = self.select(rows)
+        if part.pairs is not None:
+            return replace(part, size=float(max(len(part.pairs.gap), 1)))
+        share = float(part.present.sum()) / max(float(self.present.sum()), 1.0)
+        return replace(part, size=max(self.size * share, 1.0))
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from valence.feedback import (
+    keep_best_worst,
     labels_to_preferences,
     labels_to_rewards,
     preferences_to_labels,
+    preferences_to_self_play,
     preferences_to_win_rates,
     reward_statistics,
     rewards_to_preferences,
@@ -146,3 +148,22 @@ def test_standardize_refuses_what_it_cannot_do():
         standardize(rewards((1.0, 2.0)), mean=0.0)
     with pytest.raises(ValueError, match="std must be >= 0"):
         standardize(rewards((1.0, 2.0)), mean=0.0, std=-1.0)
+
+
+def test_self_play_by_hand() -> None:
+    """A beats B surely and C three times of four, B and C are even: (1 + 1/2) / 3, -1/3, -1/6; D was never compared."""
+    win = torch.zeros(1, 4, 4)
+    win[0, 0, 1], win[0, 0, 2], win[0, 1, 2] = 1.0, 0.75, 0.5
+    observed = torch.zeros(1, 4, 4, dtype=torch.bool)
+    observed[0, 0, 1] = observed[0, 0, 2] = observed[0, 1, 2] = True
+    found = preferences_to_self_play(Preferences(win, observed, torch.ones(1, 4, dtype=torch.bool)))
+    torch.testing.assert_close(found.value[0, :3], torch.tensor([0.5, -1 / 3, -1 / 6]))
+    assert found.present.tolist() == [[True, True, True, False]]
+
+
+def test_best_and_worst_alone() -> None:
+    """Ties go to the first; what is absent or says nothing is dropped."""
+    value = torch.tensor([[1.0, 3.0, 3.0, 1.0], [2.0, 2.0, 2.0, 9.0], [5.0, torch.nan, 4.0, 6.0]])
+    present = torch.tensor([[True] * 4, [True, True, True, False], [True, False, True, True]])
+    found = keep_best_worst(Rewards(value, present))
+    assert found.present.int().tolist() == [[1, 1, 0, 0], [0, 0, 0, 0], [0, 0, 1, 1]]

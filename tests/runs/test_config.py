@@ -151,3 +151,17 @@ def test_a_config_file_is_checked_too(line: str, tmp_path: Path, capsys: pytest.
     said = capsys.readouterr().err
     assert stop.value.code == 2 and said.count("\n") == 1
     assert flag(line.split(":")[0]) in said
+
+
+@pytest.mark.parametrize(
+    ("method", "option"),
+    [("kto", {"preset": "a"}), ("dpo", {"tau": 2.0}), ("dro", {"beta": 0.1}), ("supervised", {"alpha": 1.0}),
+     ("rebel", {"undesirable_weight": 2.0}), ("pmpo", {"eta": 0.5})],
+)  # fmt: skip
+def test_a_setting_that_the_method_does_not_read_is_refused(method: str, option: dict[str, Any]) -> None:
+    name = next(iter(option)).replace("_", "-")
+    assert refused(method=method, **option).endswith(f"must be left out: --method {method} does not read it")
+    assert refused(method=method, **option).startswith(f"--{name} is ")
+    # What auto comes to is not known yet.
+    with pytest.raises(UserError, match=f"--method {method} does not read it"):
+        align_config(feedback="f", model="m", out="o", **option).method.check_read_by(method)

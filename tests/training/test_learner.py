@@ -15,7 +15,23 @@ import helpers
 from helpers import Table, assert_close, make_batch, table_batch
 from valence.critics import BatchValue, TokenValue
 from valence.errors import UserError
-from valence.objectives import DPO, DRO, IPO, KTO, PMPO, REBEL, RPO, IPOAppendixE, Supervised
+from valence.objectives import (
+    APA,
+    DPO,
+    DRO,
+    GRPO,
+    IPO,
+    KTO,
+    PMPO,
+    PPO,
+    REBEL,
+    REINFORCE,
+    RLOO,
+    RPO,
+    CoPG,
+    IPOAppendixE,
+    Supervised,
+)
 from valence.objectives.mpo import MPO
 from valence.training.learner import Learner, count_tokens, make_optimizer, signs
 from valence.training.reference import AdaptersOff, FrozenCopy
@@ -43,6 +59,14 @@ OBJECTIVES = {
     "dro-head": (DRO(tau=0.7), Rewards),
     "dro-scalar": (DRO(tau=0.7), Rewards),
     "dro-labels": (DRO(tau=0.7), Labels),
+    "rebel-old": (REBEL(eta=0.7, anchor="old"), Rewards),
+    "dpo-old": (DPO(beta=0.5, anchor="old"), Rewards),
+    "reinforce": (REINFORCE(), Rewards),
+    "rloo": (RLOO(), Rewards),
+    "copg": (CoPG(beta=0.4), Rewards),
+    "ppo": (PPO(clip=0.5), Rewards),
+    "apa": (APA(temperature=0.5), Rewards),
+    "grpo": (GRPO(clip=0.5), Rewards),
 }
 
 
@@ -81,6 +105,10 @@ def batch_for(name: str) -> Batch:
         sign = batch.feedback.sign.clone()
         sign[1], sign[3, 0] = 0, 0
         return Batch(batch.context, batch.action, Labels(sign, batch.present))
+    if name in ("rebel-old", "dpo-old", "ppo", "grpo"):
+        generator = torch.Generator().manual_seed(1)
+        old = -torch.rand(batch.action.mask.shape, generator=generator) * 3 * batch.action.mask
+        return replace(batch, old_log_prob=old)
     return batch
 
 
@@ -168,6 +196,10 @@ def test_an_update_equals_the_obvious_one(name: str) -> None:
     if "mismatched" in objective.frozen_needs:
         other = helpers.as_batch(batch.context, batch.mismatched)
         frozen = learner.policy.likelihood(other, learner.reference, needs).detach()
+    elif objective.frozen_needs == {"value"}:
+        assert learner.critic is not None
+        with torch.no_grad():
+            frozen = Likelihood(torch.zeros(batch.action.mask.shape), value=learner.critic.value(batch))
     elif objective.frozen_needs:
         frozen = learner.policy.likelihood(batch, learner.reference, needs).detach()
     target = objective.prepare(batch, frozen)
@@ -183,6 +215,52 @@ def test_an_update_equals_the_obvious_one(name: str) -> None:
         for key, part in module.named_parameters() if module is not None else ():
             slope = torch.zeros_like(part) if part.grad is None else part.grad
             assert_close(moves[f"{place}.{key}"], -slope, 2e-4)
+
+
+def weights(learner: Learner) -> Tensor:
+    return torch.cat([part.detach().flatten() for part in learner.policy.parameters()])
+
+
+@pytest.mark.parametrize("name", ["rloo", "rebel-old", "copg"])
+def test_minibatches_and_epochs_are_steps_of_their_own(name: str) -> None:
+    """Targets of these are made within a context: so steps on parts of a batch are updates on those parts."""
+    batch = batch_for(name)
+    lr = 1e-3 if name == "rebel-old" else 0.1
+    ours, theirs = learner_for(name, lr=lr), learner_for(name, lr=lr)
+    ours.update(batch, epochs=2, minibatch_size=2)
+    for _ in range(2):
+        for rows in (slice(0, 2), slice(2, 4), slice(4, 5)):
+            if name != "rebel-old" or len(theirs.objective.prepare(batch.select(rows), None).pairs.gap):
+                theirs.update(batch.select(rows))
+            else:
+                theirs.step += 1
+    assert ours.step == theirs.step == 6
+    torch.testing.assert_close(weights(ours), weights(theirs), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(weights(ours), weights(learner_for(name)), atol=1e-3)
+
+
+def test_a_target_is_of_the_whole_batch_also_for_a_part_of_it() -> None:
+    """REINFORCE's baseline: a step on two contexts of five is not an update on the two alone."""
+    batch = batch_for("reinforce")
+    ours, theirs = learner_for("reinforce"), learner_for("reinforce")
+    ours.update(batch, minibatch_size=2)
+    for rows in (slice(0, 2), slice(2, 4), slice(4, 5)):
+        theirs.update(batch.select(rows))
+    assert not torch.allclose(weights(ours), weights(theirs), atol=1e-4)
+    # By hand: the first step alone.
+    part, first = learner_for("reinforce"), slice(0, 2)
+    target = part.objective.prepare(batch, None)
+    advantage, log_prob = (
+        target.weight[first],
+        part.policy.likelihood(batch.select(first), None, frozenset({"log_prob"})).total().log_prob,
+    )
+    (-(advantage * log_prob).sum() / batch.present[first].sum()).backward()
+    expected = [part.grad for part in part.policy.parameters()]
+    again = learner_for("reinforce", lr=1.0)
+    before = [piece.detach().clone() for piece in again.policy.parameters()]
+    again._step(batch.select(first), target.minibatch(first), None)
+    for start, piece, grad in zip(before, again.policy.parameters(), expected, strict=True):
+        torch.testing.assert_close(start - piece.detach(), grad, rtol=1e-3, atol=1e-5)
 
 
 def test_float64_updates_agree_to_twelve_digits() -> None:

@@ -50,14 +50,20 @@ def take_config(arguments: Sequence[str]) -> tuple[list[str], str | None]:
     return rest, path
 
 
-def run(arguments: Sequence[str]) -> None:
-    """Parse and align."""
+def config_arguments(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+    """The arguments without --config, and the fields that it, or the folder of a resumed run, holds."""
     rest, path = take_config(arguments)
     if path is None and "--resume" in rest and "--out" in rest[:-1]:
         # `--resume --out DIR` is enough: the folder knows its run.
         own = Path(rest[rest.index("--out") + 1]) / "config.yaml"
         path = str(own) if own.is_file() else None
-    default = align_config(**read_config(path)) if path else AlignConfig()
+    return rest, read_config(path) if path else {}
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Parse and align."""
+    rest, fields = config_arguments(arguments)
+    default = align_config(**fields) if fields else AlignConfig()
     config = parse(AlignConfig, rest, prog="valence align", description=DESCRIPTION, default=default)
     check_complete(config)
     from valence.runs.align import run_alignment

@@ -10,6 +10,8 @@ COMMANDS = {
     "inspect": "tell what a file of feedback holds, and which method would learn from it",
     "align": "make a language model better from a file of feedback",
     "control": "make a control policy better by acting in an environment",
+    "improve": "make a language model better on prompts, from a reward of its own completions",
+    "reward-model": "train a judge for improve from comparisons or scores",
     "demo": "align the small model that Valence carries with real human thumbs, in minutes",
     "offline-control": "make a control policy from episodes on disk, accepted and rejected actions and cloning",
     "search": "find where a function is smallest, from values of any scale, by accepting and rejecting",

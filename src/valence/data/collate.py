@@ -225,6 +225,9 @@ def collate(rows: Sequence[EncodedGroup], *, pad: int, mismatched: bool = False)
 def move(value: Any, device: torch.device | str) -> Any:
     """A batch, or any dataclass of tensors, on another device."""
     if isinstance(value, Tensor):
+        if torch.device(device).type == "cuda" and value.device.type == "cpu":
+            # From pinned memory the copy goes on beside what the GPU still does.
+            return value.pin_memory().to(device, non_blocking=True)
         return value.to(device)
     if is_dataclass(value) and not isinstance(value, type):
         return type(value)(**{item.name: move(getattr(value, item.name), device) for item in fields(value)})

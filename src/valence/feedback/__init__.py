@@ -1,9 +1,12 @@
 """Feedback of one kind into another: pure torch on `[N, K]` tensors, explicit, each saying what it loses."""
 
+from valence.feedback.advantages import episode_advantages
 from valence.feedback.conversions import (
+    keep_best_worst,
     labels_to_preferences,
     labels_to_rewards,
     preferences_to_labels,
+    preferences_to_self_play,
     preferences_to_win_rates,
     reward_statistics,
     rewards_to_preferences,
@@ -25,6 +28,8 @@ from valence.feedback.pairs import preferences_to_pairs, rankings_to_pairs, rewa
 
 __all__ = [
     "dropped",
+    "episode_advantages",
+    "keep_best_worst",
     "label_advantage_sign",
     "label_batch_mean",
     "label_best_worst",
@@ -37,6 +42,7 @@ __all__ = [
     "labels_to_rewards",
     "preferences_to_labels",
     "preferences_to_pairs",
+    "preferences_to_self_play",
     "preferences_to_win_rates",
     "rankings_to_pairs",
     "reward_statistics",

@@ -92,6 +92,31 @@ def win_rates_to_rewards(win_rates: Rewards) -> Rewards:
     return replace(win_rates, value=torch.where(win_rates.present, 2 * win_rates.value - 1, 0))
 
 
+def preferences_to_self_play(preferences: Preferences) -> Rewards:
+    """What self-play regresses on: l(y) = 2 P(y beats a sample) - 1, from comparisons among the samples themselves.
+
+    l_i = sum_j (2 P(y_i beats y_j) - 1) / (1 + number of opponents): the action's own tie with itself counts. A gap of
+    two actions' values then has the right size for REBEL: with the mean over the opponents alone, the comparison of
+    the two with each other would count double, and the regression would give K / (K - 1) times E[l]. Lossy.
+
+    Source: REBEL paper, appendix D.2, with the factor 2 and the shift that its text drops for binary votes.
+    """
+    win, known = _reciprocal(preferences)
+    edge = torch.where(known, 2 * win - 1, 0).sum(-1)
+    return Rewards(edge / (1 + known.sum(-1)), preferences.present & known.any(-1))
+
+
+def keep_best_worst(rewards: Rewards) -> Rewards:
+    """Each context's highest and lowest reward alone (best of N against worst of N); ties go to the first. Lossy.
+
+    A context without spread says nothing and is dropped.
+    """
+    high = torch.where(rewards.present, rewards.value, -torch.inf).argmax(-1, keepdim=True)
+    low = torch.where(rewards.present, rewards.value, torch.inf).argmin(-1, keepdim=True)
+    kept = torch.zeros_like(rewards.present).scatter(-1, torch.cat([high, low], -1), True)
+    return replace(rewards, present=kept & rewards.present & has_spread(rewards))
+
+
 def has_spread(rewards: Rewards) -> Bool[Tensor, "N 1"]:
     """Whether a context's present rewards differ; false with fewer than two."""
     highest = torch.where(rewards.present, rewards.value, -torch.inf).amax(-1, keepdim=True)

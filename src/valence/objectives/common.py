@@ -13,7 +13,10 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
-from valence.types import Likelihood
+from valence.types import Batch, Likelihood, Target
+
+ANCHORS = ("reference", "old")
+"""What log-ratios are to: pi_ref, or pi_t that collected the actions."""
 
 
 def require_positive(**fields: float) -> None:
@@ -71,6 +74,29 @@ def zero_absent(value: Shaped[Tensor, "N K"], present: Bool[Tensor, "N K"]) -> S
 def log_ratio(likelihood: Likelihood, who: str) -> Float[Tensor, "N K *T"]:
     """log(pi / pi_ref), nats, in the shape of the likelihood: per step, or per action after `total()`."""
     return likelihood.log_prob - part(likelihood, "ref_log_prob", who).detach()
+
+
+def anchored_needs(anchor: str) -> frozenset[str]:
+    """What a log-ratio takes of a likelihood: log pi_t comes with the batch, log pi_ref is measured."""
+    return frozenset({"log_prob"} if anchor == "old" else {"log_prob", "ref_log_prob"})
+
+
+def old_log_prob(batch: Batch, who: str) -> Float[Tensor, "N K T"]:
+    """log pi_t of a collected batch.
+
+    Raises:
+        ValueError: the batch does not have it: it was not collected by a policy.
+    """
+    if batch.old_log_prob is None:
+        raise ValueError(f"{who} needs old_log_prob, log pi_t of the policy that drew these actions, in the batch")
+    return batch.old_log_prob
+
+
+def anchored_log_ratio(total: Likelihood, target: Target, who: str) -> Float[Tensor, "N K"]:
+    """log(pi / pi_t) of each action where the target says log pi_t, else log(pi / pi_ref), nats."""
+    if target.old_log_prob is None:
+        return log_ratio(total, who)
+    return total.log_prob - target.old_log_prob.sum(-1)
 
 
 def step_mask(likelihood: Likelihood, who: str) -> Bool[Tensor, "N K T"]:

@@ -13,6 +13,9 @@ over tokens, which changes the meaning of beta with length.) The mean over pairs
 IPO-E = beta IPO + terms without pi: the same gradient, beta times as large. In IPO and IPO-E E_ref[h^2] is twice the
 variance of log(pi / pi_ref), where PMPO has its mean KL(pi_ref || pi).
 
+Iterative DPO (REBEL paper, Eq. 21) anchors h at pi_t, the policy that drew the pair, in place of pi_ref: DPO with
+`anchor="old"`. Ties have no sign there and give no gradient.
+
 Departs from the papers:
 - Pairs of a context with many actions are all formed; ties are dropped. How much better (`gap`) is not used.
 - RPO divides the chosen negative log-likelihood by the length of the completion alone; the DPO part is not divided.
@@ -21,7 +24,7 @@ Departs from the papers:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -30,8 +33,12 @@ from torch.nn.functional import logsigmoid
 
 from valence.feedback import preferences_to_pairs, rewards_to_pairs
 from valence.objectives.common import (
-    log_ratio,
+    ANCHORS,
+    anchored_log_ratio,
+    anchored_needs,
     means,
+    old_log_prob,
+    require_choice,
     require_feedback,
     require_non_negative,
     require_positive,
@@ -91,16 +98,19 @@ class _Pairwise:
 
     Args:
         beta: KL weight, > 0.
+        anchor: what h is to: "reference" for pi_ref, "old" for pi_t that collected the batch.
     """
 
     beta: float = 0.1
+    anchor: Literal["reference", "old"] = "reference"
 
     def __post_init__(self) -> None:
         require_positive(beta=self.beta)
+        require_choice(ANCHORS, anchor=self.anchor)
 
     @property
     def needs(self) -> frozenset[str]:
-        return frozenset({"log_prob", "ref_log_prob"})
+        return anchored_needs(self.anchor)
 
     @property
     def frozen_needs(self) -> frozenset[str]:
@@ -120,13 +130,14 @@ class _Pairwise:
         if isinstance(feedback, Preferences):
             pairs = preferences_to_pairs(feedback)
         assert pairs is not None
-        return Target(present=batch.present, size=float(max(len(pairs.gap), 1)), pairs=pairs)
+        old = old_log_prob(batch, type(self).__name__) if self.anchor == "old" else None
+        return Target(present=batch.present, size=float(max(len(pairs.gap), 1)), pairs=pairs, old_log_prob=old)
 
     def __call__(self, likelihood: Likelihood, target: Target, state: Any = None) -> Loss:
         assert target.pairs is not None
         total = likelihood.total()
         better, worse = target.pairs.index.unbind(-1)
-        ratio = zero_absent(log_ratio(total, type(self).__name__), target.present).flatten()
+        ratio = zero_absent(anchored_log_ratio(total, target, type(self).__name__), target.present).flatten()
         gap = ratio[better] - ratio[worse]
         loss = self._pair_loss(gap, zero_absent(total.log_prob, target.present).flatten(), target, likelihood)
         every = torch.ones_like(gap, dtype=torch.bool)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from os import PathLike, fspath
 from typing import Any, Literal
@@ -44,6 +45,13 @@ def _check_numbers(
             f"at most {top}": top is None or value <= top,
         }
         _check(all(rules.values()), name, value, " and ".join(rule for rule, ok in rules.items() if not ok))
+
+
+READ_BY = {
+    "beta": ("pmpo", "kto", "dpo", "ipo", "rpo"), "tau": ("dro",), "value": ("dro",), "value_network": ("dro",),
+    "standardize": ("dro",), "eta": ("rebel",), "sft_weight": ("rpo",), "undesirable_weight": ("kto",),
+}  # fmt: skip
+"""Which methods read a setting, where it is not PMPO alone."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +99,15 @@ class MethodConfig:
         kinds = ("token", "prompt", "batch", "prompt-mean", "batch-mean")
         _check(self.value in kinds, "value", self.value, f"one of {', '.join(kinds)}")
         _check(self.value_network in ("separate", "head"), "value_network", self.value_network, "separate or head")
+        if self.method != "auto":
+            self.check_read_by(self.method)
+
+    def check_read_by(self, method: str) -> None:
+        """Raises UserError where something is set that `method` does not read."""
+        for item in fields(self):
+            value, readers = getattr(self, item.name), READ_BY.get(item.name, ("pmpo",))
+            known = item.name == "method" or value == item.default or method in readers
+            _check(known, item.name, value, f"left out: --method {method} does not read it")
 
 
 def _is_number(text: Any) -> bool:
@@ -281,23 +298,35 @@ def align_config(**options: Any) -> AlignConfig:
     Raises:
         UserError: an unknown name or a wrong value.
     """
-    owner = {item.name: group for group, kind in GROUPS.items() for item in fields(kind)}
-    chosen: dict[str, dict[str, Any]] = {group: {} for group in GROUPS}
+    return build(AlignConfig, GROUPS, options, paths=("feedback", "eval_feedback"), command="align")
+
+
+def build(
+    kind: Any, groups: Mapping[str, type], options: Mapping[str, Any], *, paths: Sequence[str], command: str
+) -> Any:
+    """A run's config from flat names.
+
+    Args:
+        groups: field of `kind` -> its dataclass; the other fields are texts, or paths.
+        paths: which fields hold paths.
+    """
+    owner = {item.name: group for group, part in groups.items() for item in fields(part)}
+    chosen: dict[str, dict[str, Any]] = {group: {} for group in groups}
     top: dict[str, Any] = {}
     for name, value in options.items():
-        if name in ("feedback", "eval_feedback"):
+        if name in paths:
             value = _paths(name, value)
-        if name in TOP:
-            top[name] = value if name == "feedback" else _text(name, value)
-        elif name in owner:
+        if name in owner:
             chosen[owner[name]][name] = value
+        elif any(item.name == name and name not in groups for item in fields(kind)):
+            top[name] = value if name in paths else _text(name, value)
         else:
-            raise UserError(f"there is no field {name!r}; see valence align --help")
-    for group, kind in GROUPS.items():
-        for item in fields(kind):
+            raise UserError(f"there is no field {name!r}; see valence {command} --help")
+    for group, part in groups.items():
+        for item in fields(part):
             if item.name in chosen[group]:
                 chosen[group][item.name] = _typed(item.name, item.type, chosen[group][item.name])
-    return AlignConfig(**top, **{group: kind(**chosen[group]) for group, kind in GROUPS.items()})
+    return kind(**top, **{group: part(**chosen[group]) for group, part in groups.items()})
 
 
 def check_complete(config: AlignConfig) -> None:

@@ -55,6 +55,7 @@ def read_feedback(config: AlignConfig, say: Say) -> Feedback:
     say(f"feedback: {found['rows']:,} rows, {found['prompts']:,} prompts, shape {found['shape']}{sides}")
     say_problems(loaded.problems, say)
     method = _method(config, loaded.records, say)
+    config.method.check_read_by(method)
     kind = takes(method, loaded.records, config.method)
     groups, notes = groups_for(loaded.records, kind)
     problems = list(loaded.problems)

@@ -3,29 +3,39 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable, Sequence
 
+from valence.data.collate import EncodedGroup
 from valence.evaluation import language as measures
 from valence.policies.language import LanguagePolicy
-from valence.runs.config import AlignConfig
-from valence.runs.data import Encoded
-from valence.training.learner import Learner
+from valence.protocols import Reference
+from valence.runs.config import RunConfig
+
+JudgeTexts = Callable[[Sequence[int], Sequence[str]], dict[str, float]]
 
 
 class Evaluation:
-    """Always on the same held-out rows, prompts and seeds, so that figures can be compared along a run."""
+    """Always on the same prompts, rows and seeds, so that figures can be compared along a run.
 
-    def __init__(self, config: AlignConfig, policy: LanguagePolicy, learner: Learner, data: Encoded) -> None:
-        self.policy, self.config = policy, config
-        assert learner.reference is not None
-        self.reference = learner.reference
-        # A file is often sorted by label: take a random part of the held-out rows, not the first.
-        pool = list(data.heldout or data.train)
-        random.Random(config.train.seed).shuffle(pool)
-        self.rows = pool[: config.run.eval_rows] if data.heldout else []
-        count = config.run.eval_samples
-        self.picked = [pool[place % len(pool)] for place in range(count)]
-        self.prompts = [row.prompt for row in self.picked]
-        self.seed = config.train.seed + 7919
+    Args:
+        prompts: those of which some are completed.
+        rows: the first of the prompts with their held-out feedback, where there is any.
+        judge: (which prompts, their completions) -> figures, for a run that has a reward.
+    """
+
+    def __init__(
+        self, policy: LanguagePolicy, reference: Reference | None, prompts: Sequence[list[int]], *, config: RunConfig,
+        seed: int, rows: Sequence[EncodedGroup] = (), judge: JudgeTexts | None = None,
+    ) -> None:  # fmt: skip
+        assert reference is not None
+        self.policy, self.reference, self.judge = policy, reference, judge
+        # A file is often sorted by label: take a random part of it, not the first.
+        order = list(range(len(prompts)))
+        random.Random(seed).shuffle(order)
+        self.rows = [rows[place] for place in order if place < len(rows)][: config.eval_rows]
+        self.picked = [order[place % len(order)] for place in range(config.eval_samples)]
+        self.prompts = [prompts[place] for place in self.picked]
+        self.seed = seed + 7919
         self.prose = measures.ordinary_text()
         with self.reference.active() as base:
             self.before_texts, self.before_chunks = measures.sample_texts(
@@ -48,6 +58,8 @@ class Evaluation:
             accuracy = measures.implicit_reward_accuracy(self.policy, self.reference, self.rows, pad=pad)
             if accuracy is not None:
                 figures["implicit_reward_accuracy"] = accuracy
+        if self.judge is not None:
+            figures = self.judge(self.picked, self.texts) | figures
         return figures
 
     def kl(self, step: int) -> float:
@@ -60,7 +72,7 @@ class Evaluation:
     def samples(self) -> list[dict[str, str]]:
         """Before and after on the evaluation's prompts, as text."""
         tokenizer = self.policy.tokenizer
-        prompts = [tokenizer.decode(row.prompt, skip_special_tokens=True) for row in self.picked]
+        prompts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in self.prompts]
         return [
             {"prompt": prompt, "before": before, "after": after}
             for prompt, before, after in zip(prompts, self.before_texts, self.texts, strict=True)

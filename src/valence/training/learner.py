@@ -85,21 +85,27 @@ class Learner:
             raise ValueError(f"{type(self.objective).__name__} needs an optimizer called 'dual' for its state")
         self.base_lrs = {name: optimizer.param_groups[0]["lr"] for name, optimizer in self.optimizers.items()}
 
-    def update(self, batch: Batch, *, watch: bool = False) -> dict[str, float]:
-        """Take one optimizer step on `batch`.
+    def update(
+        self, batch: Batch, *, watch: bool = False, epochs: int = 1, minibatch_size: int = 0
+    ) -> dict[str, float]:
+        """Learn from `batch`: one optimizer step, or with `epochs` and `minibatch_size` several.
+
+        What the objective aims at (advantages, labels, baselines) is made once, from the whole batch, before the first.
 
         Args:
             watch: also measure what the objective does not need but a person wants to see: exact KL, and how far
                 accepted and rejected log-likelihoods have drifted from the reference.
+            epochs: how often each context is learned from.
+            minibatch_size: contexts an optimizer step; 0 takes the batch whole.
         Returns:
-            loss, grad_norm, the objective's metrics, and what was watched: means over the batch.
+            loss, grad_norm, the objective's metrics, and what was watched: means over the steps, the batch each.
         Raises:
             TypeError: the objective does not take this kind of feedback.
-            FloatingPointError: the loss or its gradient is not finite; nothing was stepped.
+            FloatingPointError: the loss or its gradient is not finite; that step was not taken.
             UserError: the accelerator's memory is full.
         """
         try:
-            return self._update(batch, watch=watch)
+            return self._update(batch, watch=watch, epochs=epochs, minibatch_size=minibatch_size)
         except torch.OutOfMemoryError as error:
             self._zero_grad()
             raise UserError(
@@ -107,7 +113,7 @@ class Learner:
                 "--micro-batch-size 1 --gradient-checkpointing, then --lora-rank 16 --dtype bfloat16"
             ) from error
 
-    def _update(self, batch: Batch, *, watch: bool) -> dict[str, float]:
+    def _update(self, batch: Batch, *, watch: bool, epochs: int, minibatch_size: int) -> dict[str, float]:
         if not isinstance(batch.feedback, self.objective.accepts):
             wanted = " or ".join(kind.__name__ for kind in self.objective.accepts)
             raise TypeError(f"{type(self.objective).__name__} takes {wanted}, not {type(batch.feedback).__name__}")
@@ -115,6 +121,22 @@ class Learner:
             target = self.objective.prepare(batch, self._frozen(batch))
         # Which side an action is on is said by the whole batch: a reward is above or below its mean.
         sign = signs(batch.feedback) if watch and self.reference is not None else None
+        size = minibatch_size or batch.num_contexts
+        found: list[dict[str, float]] = []
+        for _ in range(epochs):
+            for start in range(0, batch.num_contexts, size):
+                rows = slice(start, min(start + size, batch.num_contexts))
+                whole = size >= batch.num_contexts
+                # What is watched is of the policy before it learns from these contexts.
+                seen = None if sign is None or len(found) * size >= batch.num_contexts else sign[rows]
+                aim = target if whole else target.minibatch(rows)
+                found.append(self._step(batch if whole else batch.select(rows), aim, seen))
+        names = dict.fromkeys(name for figures in found for name in figures)
+        values = {name: [figures[name] for figures in found if name in figures] for name in names}
+        return {name: sum(some) / len(some) for name, some in values.items()}
+
+    def _step(self, batch: Batch, target: Target, sign: Tensor | None) -> dict[str, float]:
+        """One optimizer step."""
         loss, sums, weights = 0.0, dict[str, float](), dict[str, float]()
         for rows in self._micro_batches(batch):
             share, figures = self._accumulate(
@@ -150,6 +172,10 @@ class Learner:
         asked = self.objective.frozen_needs
         if not asked:
             return None
+        if asked == {"value"}:
+            assert self.critic is not None
+            values = [self.critic.value(batch.select(rows)) for rows in self._micro_batches(batch)]
+            return Likelihood(log_prob=torch.zeros_like(values[0][:0]), value=torch.cat(values))
         needs = asked
         if "mismatched" in asked:
             if batch.mismatched is None:

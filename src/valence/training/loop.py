@@ -30,6 +30,8 @@ class Schedule:
         kl_every: how often that is looked at.
         track_every: how often the trackers are given a step's figures; where updates are fast, writing each would
             take longer than they do.
+        epochs: how often each batch is learned from.
+        minibatch_size: contexts an optimizer step; 0 takes the batch whole.
     """
 
     steps: int
@@ -39,6 +41,8 @@ class Schedule:
     kl_budget: float | None = None
     kl_every: int = 10
     track_every: int = 1
+    epochs: int = 1
+    minibatch_size: int = 0
 
 
 @dataclass(frozen=True)
@@ -83,24 +87,25 @@ def train(
         stopped = budget.passed(learner)
     while learner.step < schedule.steps and stopped is None:
         began = time.perf_counter()
+        before = learner.step
         batch = source.next(learner.policy)
-        watch = bool(schedule.log_every) and (learner.step == 0 or _due(learner.step + 1, schedule.log_every))
-        figures = learner.update(batch, watch=watch)
+        watch = bool(schedule.log_every) and (before == 0 or _due(before, before + 1, schedule.log_every))
+        figures = learner.update(batch, watch=watch, epochs=schedule.epochs, minibatch_size=schedule.minibatch_size)
         took = time.perf_counter() - began
         seconds += took
         figures[f"{source.unit}_per_second"] = source.num_units / took
         figures |= getattr(source, "figures", {})
         step = learner.step
-        if _due(step, schedule.track_every, schedule.steps):
+        if _due(before, step, schedule.track_every, schedule.steps):
             _log(trackers, step, figures)
         if on_step is not None:
             on_step(step, figures)
-        save = checkpoint_folder is not None and step < schedule.steps and _due(step, schedule.save_every)
-        if budget is not None and (save or _due(step, schedule.kl_every, schedule.steps)):
+        save = checkpoint_folder is not None and step < schedule.steps and _due(before, step, schedule.save_every)
+        if budget is not None and (save or _due(before, step, schedule.kl_every, schedule.steps)):
             stopped = budget.passed(learner)
             if stopped is not None:
                 break
-        if evaluate is not None and step < schedule.steps and _due(step, schedule.eval_every):
+        if evaluate is not None and step < schedule.steps and _due(before, step, schedule.eval_every):
             _log(trackers, step, evaluate(step), "eval/")
         if save and checkpoint_folder is not None:
             save_checkpoint(checkpoint_folder, learner, source, {})
@@ -109,8 +114,9 @@ def train(
     return Outcome(learner.step, stopped, seconds)
 
 
-def _due(step: int, every: int, last: int | None = None) -> bool:
-    return bool(every) and (step % every == 0 or step == last)
+def _due(before: int, step: int, every: int, last: int | None = None) -> bool:
+    """Whether a multiple of `every` was reached on the way to `step`; a batch may take several steps."""
+    return bool(every) and (step // every > before // every or (last is not None and step >= last))
 
 
 def _log(trackers: Sequence[Tracker], step: int, figures: dict[str, float], prefix: str = "") -> None:

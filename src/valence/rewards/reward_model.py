@@ -1,0 +1,71 @@
+"""A sequence classifier as a judge: a reward model's score, or the logit of a class."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from valence.errors import UserError
+
+
+class RewardModel:
+    """Any `AutoModelForSequenceClassification`: one output is a score, of several the last one's log-odds count.
+
+    Args:
+        path: a folder or hub id.
+        device: where it runs.
+        batch_size: texts at a time.
+    Raises:
+        UserError: there is no such model there.
+    """
+
+    def __init__(self, path: str, *, device: str = "cpu", batch_size: int = 64) -> None:
+        import transformers
+
+        transformers.utils.logging.disable_progress_bar()
+        try:
+            self.tokenizer: Any = transformers.AutoTokenizer.from_pretrained(path)
+            kind = transformers.AutoModelForSequenceClassification
+            self.model: Any = kind.from_pretrained(path, use_safetensors=True)
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            said = " ".join(str(error).split())[:200]
+            raise UserError(f"no reward model could be loaded from {path}: {said}") from error
+        self.model.to(device).eval().requires_grad_(False)
+        self.batch_size = batch_size
+        self.__name__ = path
+
+    @torch.no_grad()
+    def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **_: Any) -> list[float | None]:
+        texts = [self.text(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]
+        found: list[float | None] = []
+        for start in range(0, len(texts), self.batch_size):
+            encoded = encode(self.tokenizer, texts[start : start + self.batch_size]).to(self.model.device)
+            logits = self.model(**encoded).logits.float()
+            if logits.shape[1] > 1:
+                logits = logits[:, -1:] - logits[:, :-1].logsumexp(1, keepdim=True)
+            found += logits[:, 0].tolist()
+        return found
+
+    def text(self, prompt: Any, completion: Any) -> str:
+        return row_text(self.tokenizer, prompt, completion)
+
+
+def row_text(tokenizer: Any, prompt: Any, completion: Any) -> str:
+    """Prompt and completion as the model is to read them: through its template where they are messages."""
+    if isinstance(prompt, str) and isinstance(completion, str):
+        return prompt + completion
+    turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+    turns += [{"role": "assistant", "content": completion}] if isinstance(completion, str) else list(completion)
+    if tokenizer.chat_template:
+        return tokenizer.apply_chat_template(turns, tokenize=False)
+    return "\n\n".join(turn["content"] for turn in turns)
+
+
+def encode(tokenizer: Any, texts: Sequence[str], *, max_length: int = 1024) -> Any:
+    """Token ids with the end token behind each text, padded on the right."""
+    end = tokenizer.eos_token_id
+    rows = [tokenizer(text, truncation=True, max_length=max_length - 1)["input_ids"] for text in texts]
+    rows = [row if end is None or row[-1:] == [end] else [*row, end] for row in rows]
+    return tokenizer.pad({"input_ids": rows}, padding_side="right", return_tensors="pt")

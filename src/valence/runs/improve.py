@@ -1,0 +1,294 @@
+"""The online job: prompts and a judge in, a better language model out."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from valence.critics import TokenValue
+from valence.data.collate import Encoder
+from valence.data.formats import load_feedback
+from valence.data.records import Record
+from valence.errors import UserError
+from valence.feedback import (
+    keep_best_worst,
+    label_batch_mean,
+    label_best_worst,
+    label_group_mean,
+    label_halves,
+    preferences_to_self_play,
+    rewards_to_preferences,
+)
+from valence.objectives import APA, DPO, GRPO, PMPO, PPO, REBEL, REINFORCE, RLOO, CoPG
+from valence.policies.language import LanguagePolicy
+from valence.protocols import Objective
+from valence.rewards import RewardFunction, load_reward
+from valence.runs.config import PRESET_ALPHA, flat, parse_columns
+from valence.runs.data import HELDOUT, Say, say_problems
+from valence.runs.evaluation import Evaluation
+from valence.runs.improve_config import ImproveConfig, OnlineConfig, check_complete, improve_config
+from valence.runs.methods import PAPER_BETA, describe
+from valence.runs.session import (
+    CONFIG_FILE,
+    claim,
+    learning_rate,
+    load_policy,
+    make_optimizers,
+    resume,
+    run_session,
+    start_reference,
+)
+from valence.sources.online import Convert, EncodedPrompt, OnlineSettings, OnlineSource
+from valence.training.learner import Learner
+from valence.training.loop import Schedule
+from valence.training.reference import FrozenCopy
+from valence.types import Feedback, Rewards
+
+LABELLING: dict[str, Convert] = {
+    "halves": label_halves, "best-worst": label_best_worst, "group-mean": label_group_mean,
+    "batch-mean": label_batch_mean,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ImproveResult:
+    """What a run gives back.
+
+    Args:
+        out: the folder with model/, metrics.jsonl, samples.jsonl, config.yaml and report.html.
+        method: the method that was run.
+        steps: optimizer steps taken.
+        stopped: why it ended early, or None.
+        before, after: the evaluation's figures, the reward's mean among them.
+    """
+
+    out: Path
+    method: str
+    steps: int
+    stopped: str | None
+    before: dict[str, float]
+    after: dict[str, float]
+
+    @property
+    def model(self) -> Path:
+        """Where the improved model lies."""
+        return self.out / "model"
+
+
+def improve(
+    prompts: str | Path | Sequence[str | Path], *, model: str | Path, out: str | Path, reward: Any,
+    quiet: bool = False, **options: Any,
+) -> ImproveResult:  # fmt: skip
+    """Improve a language model on prompts, from what a reward says of its own completions.
+
+    Args:
+        prompts: one path or several; columns besides the prompt go to the reward.
+        model: a folder, a hub id, or "small-lm".
+        out: a folder to write into.
+        reward: a function `(prompts, completions, **columns) -> list[float | None]`, or its name on the command line.
+        quiet: print nothing.
+        options: any field of the run, as on the command line: method, eta, num_samples, kl_weight, …
+    Raises:
+        UserError: bad input, in one line that says what, where and what to do.
+    """
+    paths: Any = str(prompts) if isinstance(prompts, Path) else prompts
+    if isinstance(paths, list | tuple):
+        paths = [str(path) for path in paths]
+    own = callable(reward)
+    name = getattr(reward, "__name__", "reward") if own else str(reward)
+    config = improve_config(prompts=paths, model=str(model), out=str(out), reward=name, **options)
+    check_complete(config)
+    judge = RewardFunction(reward, name=name, timeout=config.online.reward_timeout) if own else None
+    return run_improvement(config, judge=judge, say=(lambda line: None) if quiet else print, show=not quiet)
+
+
+def run_improvement(
+    config: ImproveConfig, *, judge: RewardFunction | None = None, say: Say = print, show: bool = True
+) -> ImproveResult:
+    """Run what `config` says; see `improve`."""
+    if config.run.threads:
+        torch.set_num_threads(config.run.threads)
+    torch.manual_seed(config.train.seed)
+    settings = flat(replace(config, run=replace(config.run, resume=False)))
+    out, online = claim(Path(config.out), settings, resume=config.run.resume), config.online
+    records, heldout = _read(config, say)
+    policy = load_policy(config.model, config.network)
+    policy.max_new_tokens = config.network.max_new_tokens or 64
+    train, encoded = (_encode(config, policy, some, say) for some in (records, heldout))
+    if not train:
+        raise UserError(f"no prompt fits --max-length {config.data.max_length}: raise it")
+    if judge is None:
+        judge = load_reward(online.reward, device=str(policy.device), timeout=online.reward_timeout)
+    objective = make_online_objective(online)
+    start = start_reference(policy, config.network)
+    learner, source, schedule = _wire(config, policy, objective, start, train, judge)
+    say(
+        f"model: {config.model} on {policy.device}\nrun: {schedule.steps} optimizer steps, {describe(objective)}, "
+        f"{online.num_samples} completions of {config.train.batch_size} prompts at a time, each learned from "
+        f"{online.epochs}×, KL weight {online.gamma:g}, lr {learner.base_lrs['policy']:g}, {len(train):,} prompts and "
+        f"{len(encoded):,} held out"
+    )
+    if config.run.resume:
+        resume(out, learner, source, say)
+    (out / CONFIG_FILE).write_text(yaml.safe_dump(settings, sort_keys=False))
+    pool = encoded or train
+    evaluation = Evaluation(
+        policy, start, [row.ids for row in pool], config=config.run, seed=config.train.seed,
+        judge=lambda picked, texts: reward_figures(judge, [pool[place] for place in picked], texts),
+    )  # fmt: skip
+    facts = {
+        "method": online.method, "objective": describe(objective), "model": config.model, "reward": judge.name,
+        "prompts": ", ".join(Path(path).name for path in config.prompts),
+    }  # fmt: skip
+    done = run_session(out, config.run, settings, facts, learner, source, schedule, evaluation, say, show=show)
+    for why, rows in judge.failures.items():
+        say(f"warning: the reward had no number for {rows:,} completions: {why}")
+    return ImproveResult(out, online.method, done.outcome.steps, done.outcome.stopped, done.before, done.after)
+
+
+def reward_figures(judge: RewardFunction, rows: Sequence[EncodedPrompt], texts: Sequence[str]) -> dict[str, float]:
+    """The reward's mean over completions, and the half width of its 95% interval."""
+    plain = [isinstance(row.prompt, str) for row in rows]
+    prompts = [row.prompt if simple else [turn._asdict() for turn in row.prompt]  # pyright: ignore[reportAttributeAccessIssue]
+               for row, simple in zip(rows, plain, strict=True)]  # fmt: skip
+    given: list[Any] = [text if simple else [{"role": "assistant", "content": text}]
+                        for text, simple in zip(texts, plain, strict=True)]  # fmt: skip
+    names = dict.fromkeys(name for row in rows for name in row.columns)
+    columns = {name: [row.columns.get(name) for row in rows] for name in names}
+    known = [value for value in judge(prompts, given, **columns) if value is not None]
+    if not known:
+        return {}
+    half = 1.96 * statistics.stdev(known) / math.sqrt(len(known)) if len(known) > 1 else math.nan
+    return {"reward": statistics.fmean(known), "reward_95": half}
+
+
+def _read(config: ImproveConfig, say: Say) -> tuple[list[Record], list[Record]]:
+    """(prompts to learn on, prompts to look at)."""
+    columns = parse_columns(config.data.columns)
+    loaded = load_feedback(config.prompts, columns=columns, strict=config.data.strict)
+    say_problems(loaded.problems, say)
+    records = _once(loaded.records)
+    if config.data.eval_feedback:
+        other = load_feedback(config.data.eval_feedback, columns=columns, strict=config.data.strict)
+        return records, _once(other.records)
+    marked = [record for record in records if str(record.split).lower() in HELDOUT]
+    if marked:
+        return [record for record in records if str(record.split).lower() not in HELDOUT], marked
+    count = int(len(records) * config.data.eval_fraction)
+    order = torch.randperm(len(records), generator=torch.Generator().manual_seed(config.train.seed)).tolist()
+    shuffled = [records[place] for place in order]
+    return shuffled[count:], shuffled[:count]
+
+
+def _once(records: Sequence[Record]) -> list[Record]:
+    """Each prompt and row of columns once: a file of feedback may hold a prompt many times."""
+    seen: dict[Any, Record] = {}
+    for record in records:
+        seen.setdefault((record.prompt, repr(sorted(record.columns.items()))), record)
+    return list(seen.values())
+
+
+def _encode(config: ImproveConfig, policy: LanguagePolicy, records: Sequence[Record], say: Say) -> list[EncodedPrompt]:
+    """Prompts as token ids; one that leaves no room for a completion is left out, with a count."""
+    positions = getattr(policy.core.config, "max_position_embeddings", None) or config.data.max_length
+    longest = min(config.data.max_length, positions)
+    encoder = Encoder(
+        policy.tokenizer, encoder_decoder=policy.encoder_decoder, max_length=longest,
+        separator=config.data.separator, end_token_ids=policy.end_token_ids,
+    )  # fmt: skip
+    rows = []
+    for record in records:
+        given = tuple(encoder.completion(record.prompt, text) for text in record.completions)
+        rows.append(EncodedPrompt(encoder.prompt(record.prompt), record.prompt, record.columns, given))
+    room = longest - (0 if policy.encoder_decoder else policy.max_new_tokens)
+    fits = [row for row in rows if len(row.ids) <= room]
+    if len(fits) < len(rows):
+        say(f"{len(rows) - len(fits):,} prompts are longer than {room} tokens and were left out: raise --max-length")
+    if config.online.given and any(len(row.given) < config.online.given for row in fits):
+        raise UserError(f"--given {config.online.given} takes completions from each row, and some rows have fewer")
+    return fits
+
+
+def make_online_objective(online: OnlineConfig) -> Objective:
+    """The objective of an online method."""
+    method = online.method
+    if method in ("rebel", "spo"):
+        return REBEL(eta=online.eta, anchor="old")
+    if method == "iterative-dpo":
+        return DPO(beta=float(online.beta or 0.05), anchor="old")
+    if method == "pmpo":
+        alpha = PRESET_ALPHA[online.preset] if online.preset else 0.5 if online.alpha is None else online.alpha
+        if online.beta in (None, "auto"):
+            return PMPO(alpha=alpha, beta=PAPER_BETA[alpha] if online.preset and online.beta is None else "auto")
+        return PMPO(alpha=alpha, beta=float(online.beta or 0))
+    if method == "ppo":
+        return PPO(clip=online.clip, value_clip=online.value_clip, value_weight=online.value_weight, trace=online.trace)
+    if method == "apa":
+        return APA(temperature=online.temperature_of_advantage, value_weight=online.value_weight, trace=online.trace)
+    if method == "copg":
+        return CoPG(beta=float(online.beta or 0.1))
+    if method == "grpo":
+        beta = 0.04 if online.beta in (None, "auto") else float(online.beta or 0)
+        return GRPO(clip=online.clip, beta=beta)
+    return RLOO() if method == "rloo" else REINFORCE()
+
+
+def make_conversion(online: OnlineConfig) -> Convert | None:
+    """What the objective is fed in place of the rewards."""
+    if online.method == "pmpo":
+        return LABELLING[online.labels]
+    if online.method == "spo":
+
+        def self_play(rewards: Rewards) -> Feedback:
+            won = preferences_to_self_play(rewards_to_preferences(rewards))
+            return keep_best_worst(won) if online.pairs == "best-worst" else won
+
+        return self_play
+    return keep_best_worst if online.pairs == "best-worst" else None
+
+
+def _wire(
+    config: ImproveConfig, policy: LanguagePolicy, objective: Objective, start: Any,
+    prompts: Sequence[EncodedPrompt], judge: RewardFunction,
+) -> tuple[Learner, OnlineSource, Schedule]:  # fmt: skip
+    online, options = config.online, config.train
+    moving = online.method == "pmpo"
+    reference = FrozenCopy(policy, refresh_every=online.refresh_every) if moving else start
+    source = OnlineSource(
+        prompts, judge,
+        OnlineSettings(
+            batch_size=options.batch_size, num_samples=online.num_samples, kl_weight=online.gamma,
+            unfinished_reward=online.unfinished_reward, from_reference=moving, given=online.given,
+        ),
+        pad=policy.pad_token_id, start=start, reference=reference, convert=make_conversion(online), seed=options.seed,
+        device=policy.device,
+    )  # fmt: skip
+    batches = max(1, math.ceil(options.epochs * len(prompts) / options.batch_size))
+    per_batch = online.epochs * math.ceil(options.batch_size / (online.minibatch_size or options.batch_size))
+    steps = options.max_steps or batches * per_batch
+    lr = learning_rate(options, config.network, policy)
+    critic = None
+    if "value" in objective.needs:
+        backbone = policy.frozen_copy()
+        for part, original in zip(backbone.parameters(), policy.parameters(), strict=True):
+            part.requires_grad_(original.requires_grad)
+        critic = TokenValue(backbone.train())
+    optimizers = make_optimizers(options, policy, critic, lr)
+    warmup = min(150, steps // 10) if options.warmup_steps is None else options.warmup_steps
+    learner = Learner(
+        policy, objective, reference, optimizers, critic=critic, warmup_steps=warmup,
+        total_steps=steps if options.lr_schedule == "linear" else None, max_grad_norm=options.max_grad_norm,
+        micro_batch_size=options.micro_batch_size, micro_batch_tokens=options.micro_batch_tokens,
+    )  # fmt: skip
+    schedule = Schedule(
+        steps, log_every=config.run.log_every, eval_every=config.run.eval_every, save_every=config.run.save_every,
+        kl_budget=config.run.kl_budget, epochs=online.epochs, minibatch_size=online.minibatch_size,
+    )  # fmt: skip
+    return learner, source, schedule

@@ -1,0 +1,119 @@
+"""The reward model's job: comparisons or scores in, a judge for `valence improve` out."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+import yaml
+
+from valence.data.formats import load_feedback
+from valence.errors import UserError
+from valence.policies.loading import SMALL_LM, check_device, small_lm_path
+from valence.rewards.training import comparisons, fit, held_out_figures, load_classifier, scored
+from valence.runs.config import _check, _check_numbers, parse_columns
+from valence.runs.data import Say, say_problems
+
+
+@dataclass(frozen=True)
+class RewardModelConfig:
+    """One reward model."""
+
+    feedback: tyro.conf.Positional[tuple[str, ...]] = ()
+    """Files of pairs, rankings, scores or labels."""
+    model: str = ""
+    """The backbone: a folder that transformers can load, a hub id, or small-lm."""
+    out: str = ""
+    """Folder to write into."""
+    kind: str = "auto"
+    """pairs (Bradley-Terry) or scores (regression); auto takes pairs where there are any."""
+    columns: str | None = None
+    """Names of your columns, such as prompt=question,completion=answer."""
+    lr: float | None = None
+    """Learning rate, falling to 0; 1e-4 below 100M parameters, else 1e-5."""
+    batch_size: int = 32
+    """Comparisons or scores a step."""
+    epochs: float = 1.0
+    """Passes over the rows, where max-steps is not given."""
+    max_steps: int | None = None
+    """Optimizer steps."""
+    max_length: int = 512
+    """Longest prompt plus completion, in tokens; what is longer is cut."""
+    eval_fraction: float = 0.1
+    """Share of the rows held out."""
+    device: str = "auto"
+    """auto takes a GPU where there is one."""
+    seed: int = 0
+    """Of shuffling and held-out rows; members of an ensemble differ by it."""
+    threads: int = 0
+    """CPU threads; 0 leaves torch's own choice."""
+
+    def __post_init__(self) -> None:
+        _check(self.kind in ("auto", "pairs", "scores"), "kind", self.kind, "auto, pairs or scores")
+        _check_numbers(self, "lr", "epochs", above=0)
+        _check_numbers(self, "batch_size", "max_steps", least=1)
+        _check_numbers(self, "max_length", least=2)
+        _check_numbers(self, "seed", "threads", least=0)
+        _check_numbers(self, "eval_fraction", least=0, below=1)
+
+
+def train_reward_model(config: RewardModelConfig, *, say: Say = print) -> dict[str, Any]:
+    """Train and write; returns the figures of the held-out rows.
+
+    Raises:
+        UserError: bad input, in one line.
+    """
+    missing = [name for name in ("feedback", "model", "out") if not getattr(config, name)]
+    if missing:
+        raise UserError(f"{', '.join(missing)} missing: valence reward-model PAIRS --model MODEL --out DIR")
+    out = Path(config.out)
+    if (out / "config.json").exists():
+        raise UserError(f"{out} already holds a model: give another --out")
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    torch.manual_seed(config.seed)
+    loaded = load_feedback(config.feedback, columns=parse_columns(config.columns))
+    say_problems(loaded.problems, say)
+    device = config.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    check_device(device)
+    path = str(small_lm_path()) if config.model == SMALL_LM else config.model
+    model, tokenizer = load_classifier(path, device=device)
+    rows: Any = [] if config.kind == "scores" else comparisons(loaded.records, tokenizer)
+    kind = "pairs" if rows else "scores"
+    rows = rows or ([] if config.kind == "pairs" else scored(loaded.records, tokenizer))
+    if len(rows) < 2:
+        raise UserError(f"{len(rows)} {'comparisons' if config.kind == 'pairs' else 'rows'} are too few to learn from")
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(config.seed)).tolist()
+    count = int(len(rows) * config.eval_fraction)
+    train, heldout = [rows[place] for place in order[count:]], [rows[place] for place in order[:count]]
+    steps = config.max_steps or max(1, math.ceil(config.epochs * len(train) / config.batch_size))
+    size = sum(part.numel() for part in model.parameters())
+    lr = config.lr or (1e-4 if size < 100_000_000 else 1e-5)
+    counts = f"{len(train):,} {kind}, {len(heldout):,} held out"
+    say(f"reward model: {counts}, {steps} steps of {config.batch_size}, lr {lr:g}")
+
+    def on_step(step: int, loss: float) -> None:
+        if step % max(1, steps // 10) == 0:
+            say(f"  step {step:6,} loss {loss:.4f}")
+
+    fit(
+        model, tokenizer, train, steps=steps, batch_size=config.batch_size, lr=lr, seed=config.seed,
+        max_length=config.max_length, on_step=on_step,
+    )  # fmt: skip
+    figures: dict[str, Any] = {"kind": kind, "rows": len(train), "held_out": len(heldout), "steps": steps}
+    if heldout:
+        figures |= held_out_figures(model, tokenizer, heldout, max_length=config.max_length)
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    (out / "reward_model.json").write_text(json.dumps(figures, indent=1) + "\n")
+    (out / "config.yaml").write_text(yaml.safe_dump(asdict(config) | {"feedback": list(config.feedback)}))
+    shown = ", ".join(f"{name} {value:.3f}" for name, value in figures.items() if isinstance(value, float))
+    say(f"held out: {shown or 'nothing'}\nwritten: {out}; valence improve PROMPTS --reward {out}")
+    return figures

@@ -1,0 +1,188 @@
+"""What runs on language models share: the folder, the model, its reference, and the way from a learner to a report."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from valence.errors import UserError
+from valence.evaluation.card import write_model_card
+from valence.evaluation.report import write_report
+from valence.policies.language import LanguagePolicy
+from valence.policies.loading import DTYPES, check_device, load_language_policy
+from valence.runs.config import ModelConfig, RunConfig, TrainConfig
+from valence.runs.data import Say
+from valence.runs.evaluation import Evaluation
+from valence.runs.profiling import Profiler
+from valence.runs.progress import Progress
+from valence.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from valence.training.learner import Learner, make_optimizer
+from valence.training.loop import Outcome, Schedule, train
+from valence.training.reference import AdaptersOff, FrozenCopy
+from valence.training.tracking import open_trackers, read_metrics
+
+CONFIG_FILE = "config.yaml"
+MAY_CHANGE = frozenset((
+    "out", "max_steps", "epochs", "tracker", "eval_every", "eval_samples", "eval_rows", "save_every", "log_every",
+    "kl_budget", "threads", "device", "strict", "reference_cache", "profile",
+))  # fmt: skip
+"""What may differ when a run is resumed."""
+
+
+def claim(out: Path, settings: Mapping[str, Any], *, resume: bool) -> Path:
+    """The output folder, made; a folder that holds a run is only written to with --resume, and then its settings
+    must be the run's own but for when it ends and what is watched.
+
+    Raises:
+        UserError: they are not, or the folder cannot be written to.
+    """
+    if (out / CONFIG_FILE).exists():
+        if not resume:
+            raise UserError(f"{out} already holds a run: go on with --resume, or give another --out")
+        was, now = yaml.safe_load((out / CONFIG_FILE).read_text()), settings
+        other = [name for name in now if name not in MAY_CHANGE and was.get(name, now[name]) != now[name]]
+        if other:
+            name = other[0]
+            raise UserError(
+                f"--resume goes on with the settings that {out} was begun with, and {', '.join(other)} differ "
+                f"({name} was {was[name]!r}, is {now[name]!r}): give what {out / CONFIG_FILE} says, or another --out"
+            )
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "problems.jsonl").touch()
+    except OSError as error:
+        raise UserError(f"--out {out} cannot be written to ({error.strerror}): give another folder") from error
+    return out
+
+
+def load_policy(model: str, network: ModelConfig) -> LanguagePolicy:
+    """The model as its options say."""
+    device = network.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return load_language_policy(
+        model, dtype=network.dtype, device=device, lora_rank=network.lora_rank, lora_alpha=network.lora_alpha,
+        lora_targets=network.lora_targets, gradient_checkpointing=network.gradient_checkpointing,
+        trust_remote_code=network.trust_remote_code, temperature=network.temperature, head=network.head,
+        attention=network.attention, batching=network.batching,
+    )  # fmt: skip
+
+
+def start_reference(policy: LanguagePolicy, network: ModelConfig) -> Any:
+    """The policy as it begins: its adapters off, or a copy."""
+    if network.lora_rank:
+        return AdaptersOff(policy)
+    if network.reference_device:
+        check_device(network.reference_device)
+    dtype = DTYPES[network.reference_dtype] if network.reference_dtype else None
+    return FrozenCopy(policy, dtype=dtype, device=network.reference_device or None)
+
+
+def learning_rate(options: TrainConfig, network: ModelConfig, policy: LanguagePolicy, *, high: bool = False) -> float:
+    """As given; else 1e-4 with LoRA, below 100M parameters or where `high`, and 1e-5 otherwise."""
+    size = sum(part.numel() for part in policy.parameters())
+    small = network.lora_rank > 0 or high or size < 100_000_000
+    return options.lr or (1e-4 if small else 1e-5)
+
+
+def make_optimizers(
+    options: TrainConfig, policy: LanguagePolicy, critic: Any, lr: float
+) -> dict[str, torch.optim.Optimizer]:
+    """The policy's, and where there is a critic with parameters of its own that one's."""
+    optimizers = {"policy": make_optimizer(policy, kind=options.optimizer, lr=lr, weight_decay=options.weight_decay)}
+    if critic is not None:
+        optimizers["value"] = make_optimizer(
+            critic, kind=options.optimizer, lr=options.value_lr or lr, weight_decay=options.weight_decay
+        )
+    return optimizers
+
+
+def resume(out: Path, learner: Learner, source: Any, say: Say) -> None:
+    """Go on from the last checkpoint in `out`, if there is one."""
+    found = checkpoints(out / "checkpoints")
+    if not found:
+        say(f"no checkpoint in {out}: starting from the beginning")
+        return
+    load_checkpoint(found[-1], learner, source)
+    say(f"resumed from {found[-1].name}")
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a run came to: figures of the evaluation before and after, and how it ended."""
+
+    before: dict[str, float]
+    after: dict[str, float]
+    outcome: Outcome
+
+
+def run_session(
+    out: Path, run: RunConfig, settings: Mapping[str, Any], facts: Mapping[str, str], learner: Learner, source: Any,
+    schedule: Schedule, evaluation: Evaluation, say: Say, *, show: bool,
+) -> Finished:  # fmt: skip
+    """Train, and write model, samples, figures, card and report to `out`.
+
+    Args:
+        settings: what trackers are told of the run.
+        facts: what the report says of it.
+        show: a progress bar.
+    Raises:
+        UserError: the loss was no number.
+    """
+    trackers = open_trackers(run.tracker, out, dict(settings), keep_until=learner.step)
+    progress, profiler = Progress(schedule.steps, start=learner.step, show=show), Profiler(out, on=run.profile)
+
+    def on_step(step: int, figures: dict[str, float]) -> None:
+        profiler.step()
+        progress(step, figures)
+
+    try:
+        if learner.step == 0:
+            figures = evaluation(0)
+            for tracker in trackers:
+                tracker.log(0, {f"eval/{name}": value for name, value in figures.items()})
+        outcome = train(
+            learner, source, schedule, trackers=trackers, evaluate=evaluation, measure_kl=evaluation.kl,
+            checkpoint_folder=out / "checkpoints" if run.save_every else None, on_step=on_step,
+        )  # fmt: skip
+        # After a budget stop the weights were put back: the optimizer's state is of other weights, and not kept.
+        if run.save_every and outcome.stopped is None:
+            save_checkpoint(out / "checkpoints", learner, source, {})
+    except FloatingPointError as error:
+        kept = checkpoints(out / "checkpoints")
+        raise UserError(f"{error}; " + (f"{kept[-1]} is whole" if kept else "no checkpoint was kept")) from error
+    finally:
+        profiler.close()
+        progress.close()
+        for tracker in trackers:
+            tracker.close()
+    return _write(out, run, facts, evaluation, outcome, say)
+
+
+def _write(
+    out: Path, run: RunConfig, facts: Mapping[str, str], evaluation: Evaluation, outcome: Outcome, say: Say
+) -> Finished:
+    evaluation.policy.save(out / "model")
+    samples = evaluation.samples()
+    (out / "samples.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in samples))
+    rows = read_metrics(out / "metrics.jsonl")
+    looks = [{key[5:]: value for key, value in row.items() if key.startswith("eval/")} for row in rows]
+    looks = [look for look in looks if look]
+    before, after = looks[0], looks[-1]
+    told = dict(facts) | {"steps": str(outcome.steps), "stopped early": outcome.stopped or "no"}
+    write_model_card(out / "model", told, before, after)
+    write_report(out / "report.html", told, rows, samples, before, after)
+    for name in after:
+        say(f"  {name:26} {before.get(name, math.nan):9.3f} -> {after[name]:9.3f}")
+    if outcome.stopped:
+        say(f"stopped: {outcome.stopped}; the model kept is the last within it")
+    more = ", profile.json, profile.txt" if run.profile else ""
+    say(f"written: {out}/model, report.html, samples.jsonl, metrics.jsonl, config.yaml{more}")
+    return Finished(before, after, outcome)

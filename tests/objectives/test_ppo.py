@@ -1,0 +1,106 @@
+"""PPO, APA and GRPO: values by hand, and what clipping lets through."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from valence.objectives import APA, GRPO, PPO, apa_loss, clipped_loss, clipped_value_loss, group_advantages
+from valence.objectives.ppo import step_rewards
+from valence.types import Likelihood, Rewards
+
+
+def test_clipped_loss_by_hand():
+    """eps 0.2. A = 1: rho 1.5 counts 1.2; A = -1: rho 1.5 counts whole, rho 0.5 counts 0.8."""
+    ratio = torch.tensor([1.5, 1.5, 0.5, 1.0], requires_grad=True)
+    loss = clipped_loss(ratio, torch.tensor([1.0, -1.0, -1.0, 2.0]), clip=0.2)
+    torch.testing.assert_close(loss.detach(), torch.tensor([-1.2, 1.5, 0.8, -2.0]))
+    loss.sum().backward()
+    assert ratio.grad is not None and ratio.grad.tolist() == [0.0, 1.0, 0.0, -2.0]
+
+
+def test_clipped_value_loss_by_hand():
+    """V from 0 to 1, G = 1, eps 0.2: held, V is 0.2, and the larger error, 0.8^2 / 2, counts; it has no gradient."""
+    value = torch.tensor([1.0, 0.1], requires_grad=True)
+    loss = clipped_value_loss(value, torch.zeros(2), torch.ones(2), clip=0.2)
+    torch.testing.assert_close(loss.detach(), torch.tensor([0.32, 0.405]))
+    loss.sum().backward()
+    assert value.grad is not None and value.grad[0] == 0 and value.grad[1] < 0
+
+
+def two_steps(make_batch, **more):
+    """One action of two steps, one of one step, rewards 1 and -1, all on the last step; V 0.5, 0.25 and 0."""
+    feedback = Rewards(torch.tensor([[1.0, -1.0]]), torch.ones(1, 2, dtype=torch.bool))
+    mask = torch.tensor([[[True, True], [True, False]]])
+    batch = replace(make_batch(feedback, steps=2, mask=mask), old_log_prob=torch.full((1, 2, 2), -1.0) * mask, **more)
+    value = torch.tensor([[[0.5, 0.25], [0.0, torch.nan]]])
+    return batch, Likelihood(torch.zeros(1, 2, 2), value=value), mask
+
+
+def test_ppo_by_hand(make_batch):
+    """gamma 1, lambda 1: returns are what is to come: 1, 1 and -1; advantages 0.5, 0.75, -1."""
+    batch, frozen, mask = two_steps(make_batch)
+    objective = PPO(trace=1.0, whiten=False, value_weight=1.0)
+    target = objective.prepare(batch, frozen)
+    assert target.size == 3 and target.returns is not None and target.advantage is not None
+    assert target.returns[mask].tolist() == [1.0, 1.0, -1.0]
+    assert target.advantage[mask].tolist() == [0.5, 0.75, -1.0]
+    likelihood = Likelihood(torch.full((1, 2, 2), -1.0), value=frozen.value, mask=mask)
+    loss = objective(likelihood, target)
+    # rho = 1 everywhere: minus the advantages; the values' errors are 0.5, 0.75 and 1, squared and halved.
+    torch.testing.assert_close(loss.terms["policy"], torch.tensor([[-1.25, 1.0]]))
+    torch.testing.assert_close(loss.terms["value"], torch.tensor([[0.125 + 0.28125, 0.5]]))
+
+
+def test_ppo_whitens_over_the_batch(make_batch):
+    batch, frozen, mask = two_steps(make_batch)
+    advantage = PPO().prepare(batch, frozen).advantage
+    assert advantage is not None
+    torch.testing.assert_close(advantage[mask].mean(), torch.tensor(0.0), atol=1e-6, rtol=0)
+    torch.testing.assert_close(advantage[mask].std(), torch.tensor(1.0), atol=1e-5, rtol=0)
+    assert not advantage[~mask].any()
+
+
+def test_rewards_that_fall_on_steps_are_taken_as_they_are(make_batch):
+    given = torch.tensor([[[0.3, 0.7], [-1.0, 0.0]]])
+    batch, _, _ = two_steps(make_batch, step_reward=given)
+    assert step_rewards(batch, "a test") is given
+    batch, _, _ = two_steps(make_batch)
+    assert step_rewards(batch, "a test").tolist() == [[[0.0, 1.0], [-1.0, 0.0]]]
+
+
+def test_ppo_needs_the_policy_that_collected(make_batch):
+    batch, frozen, _ = two_steps(make_batch)
+    for objective in (PPO(), GRPO()):
+        with pytest.raises(ValueError, match="needs old_log_prob"):
+            objective.prepare(replace(batch, old_log_prob=None), frozen)
+
+
+def test_apa_by_hand(make_batch):
+    """log-ratios 1, 0, 0 and lambda 1/2: (1 - 2 * 0.5)^2, (0 - 2 * 0.75)^2, (0 + 2)^2."""
+    assert apa_loss(torch.tensor([1.0]), torch.tensor([0.25]), temperature=0.5).item() == 0.25
+    batch, frozen, mask = two_steps(make_batch)
+    objective = APA(temperature=0.5, trace=1.0)
+    target = objective.prepare(batch, frozen)
+    log_prob = torch.tensor([[[0.0, -1.0], [-1.0, 0.0]]])
+    loss = objective(Likelihood(log_prob, torch.full((1, 2, 2), -1.0), value=frozen.value, mask=mask), target)
+    torch.testing.assert_close(loss.terms["policy"], torch.tensor([[2.25, 4.0]]))
+
+
+def test_grpo_by_hand(make_batch):
+    """Rewards 1 and -1: mean 0, deviation sqrt 2, advantages +-0.7071; u = ln 2 costs beta (1/2 + ln 2 - 1)."""
+    advantage = group_advantages(torch.tensor([[1.0, -1.0], [3.0, 3.0]]), torch.ones(2, 2, dtype=torch.bool))
+    torch.testing.assert_close(advantage, torch.tensor([[0.5**0.5, -(0.5**0.5)], [0.0, 0.0]]), atol=1e-5, rtol=0)
+    batch, _, mask = two_steps(make_batch)
+    objective = GRPO(beta=0.1)
+    target = objective.prepare(batch, None)
+    likelihood = Likelihood(
+        torch.full((1, 2, 2), -1.0), torch.full((1, 2, 2), -1.0 - torch.log(torch.tensor(2.0))), mask=mask
+    )
+    loss = objective(likelihood, target)
+    penalty = 0.1 * (0.5 + torch.log(torch.tensor(2.0)) - 1)
+    torch.testing.assert_close(
+        loss.terms["policy"], torch.tensor([[-(0.5**0.5), 0.5**0.5]]) + penalty, atol=1e-5, rtol=0
+    )

@@ -1,0 +1,132 @@
+"""Reward functions: what they say, and that no failure of theirs ends a run."""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from valence.errors import UserError
+from valence.rewards import RewardFunction, load_reward
+from valence.rewards.functions import last_number
+
+PROMPTS = ["p", "p", "q"]
+TEXTS = ["a b", "c", "d e f"]
+
+
+def test_trl_functions_run_unchanged() -> None:
+    """Keyword arguments, columns as lists, more columns than are taken."""
+
+    def plain(completions: list[str], **kwargs: Any) -> list[float]:
+        return [float(len(text)) for text in completions]
+
+    def narrow(prompts: list[str], completions: list[str], target: list[int]) -> list[float]:
+        return [float(wanted == len(text)) for text, wanted in zip(completions, target, strict=True)]
+
+    assert RewardFunction(plain)(PROMPTS, TEXTS, other=[1, 2, 3]) == [3.0, 1.0, 5.0]
+    assert RewardFunction(narrow)(PROMPTS, TEXTS, target=[3, 2, 5], other=[0] * 3) == [1.0, 0.0, 1.0]
+
+
+def test_a_row_that_fails_costs_that_row_and_is_counted() -> None:
+    def picky(completions: list[str], **_: Any) -> list[Any]:
+        if "c" in completions:
+            raise ZeroDivisionError("no c")
+        return [1.0 for _ in completions]
+
+    judge = RewardFunction(picky)
+    assert judge(PROMPTS, TEXTS) == [1.0, None, 1.0]
+    assert judge.failures == {"ZeroDivisionError: no c": 1}
+
+
+@pytest.mark.parametrize("bad", [None, math.nan, math.inf, "many", [1.0]])
+def test_what_is_no_number_is_none(bad: Any) -> None:
+    judge = RewardFunction(lambda completions, **_: [bad, 2, True])
+    assert judge(PROMPTS, TEXTS) == [None, 2.0, 1.0]
+    assert judge.failures == {"no finite number": 1}
+
+
+def test_too_few_numbers_are_asked_for_one_by_one() -> None:
+    judge = RewardFunction(lambda completions, **_: [0.5])
+    assert judge(PROMPTS, TEXTS) == [0.5, 0.5, 0.5] and not judge.failures
+    never = RewardFunction(lambda completions, **_: [0.5, 0.5])
+    with pytest.raises(UserError, match="2 numbers for 3 completions"):
+        never(PROMPTS, TEXTS)
+
+
+def test_a_call_that_hangs_is_left_behind() -> None:
+    def slow(completions: list[str], **_: Any) -> list[float]:
+        if "c" in completions:
+            time.sleep(5)
+        return [1.0] * len(completions)
+
+    judge, began = RewardFunction(slow, timeout=0.2), time.monotonic()
+    assert judge(PROMPTS, TEXTS) == [1.0, None, 1.0]
+    assert judge.failures == {"no answer in 0.2 s": 1} and time.monotonic() - began < 3
+
+
+def test_after_some_that_hang_the_rest_is_not_waited_for() -> None:
+    def slow(completions: list[str], **_: Any) -> list[float]:
+        if fine:
+            return [1.0] * len(completions)
+        time.sleep(5)
+        return []
+
+    fine, judge = True, RewardFunction(slow, timeout=0.1)
+    judge(PROMPTS, TEXTS)
+    fine = False
+    assert judge(["p"] * 9, ["t"] * 9) == [None] * 9
+    assert judge.failures == {"no answer in 0.1 s": 3, "not asked after others gave no answer": 6}
+
+
+def test_a_function_that_never_works_is_the_users_mistake() -> None:
+    with pytest.raises(UserError, match=r"judged none of the first 3 completions: TypeError: .*answer"):
+        load_reward("number")(PROMPTS, TEXTS)
+
+
+def test_numbers_are_read_off_texts() -> None:
+    assert last_number("12 apples, 3 pears: 1,015.50 in all") == 1015.5
+    assert last_number("-4 or -7") == -7 and last_number("none") is None
+    judge = load_reward("number")
+    given = ["so it is 42.", "#### 41", "no idea"]
+    assert judge(PROMPTS, given, answer=["6 * 7 = 42\n#### 42"] * 3) == [1.0, 0.0, 0.0]
+    assert judge(PROMPTS, given, answer=["none", "41", "1"]) == [None, 1.0, 0.0]
+
+
+def test_ready_ones() -> None:
+    assert load_reward("length")(PROMPTS, TEXTS) == [2.0, 1.0, 3.0]
+    assert load_reward("exact")(PROMPTS, [" A b ", "c", "x"], answer=["a B", "d", "x"]) == [1.0, 0.0, 1.0]
+    assert load_reward("regex:^[a-c]")(PROMPTS, TEXTS) == [1.0, 1.0, 0.0]
+    messages = [[{"role": "assistant", "content": "one two"}]]
+    assert load_reward("length")([[{"role": "user", "content": "p"}]], messages) == [2.0]
+
+
+@pytest.mark.parametrize("name", ["bleu", "chrf"])
+def test_overlap_with_an_answer(name: str) -> None:
+    pytest.importorskip("sacrebleu")
+    near, far = load_reward(name)(["p"] * 2, ["the cat sat on the mat", "a dog"], answer=["the cat sat on the mat"] * 2)
+    assert near == pytest.approx(1.0) and far is not None and far < 0.3
+
+
+def test_a_file_and_a_module_of_the_users(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("def judge(completions, **_):\n    return [7.0] * len(completions)\nother = 3\n")
+    assert load_reward(f"{tmp_path}/mine.py:judge")(PROMPTS, TEXTS) == [7.0] * 3
+    assert load_reward("valence.rewards.functions:word_count")(PROMPTS, TEXTS) == [2.0, 1.0, 3.0]
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("no-such", "is none of number, exact, length"),
+        ("nowhere.py:judge", "is not there"),
+        ("no_such_module:judge", "cannot be loaded: ModuleNotFoundError"),
+        ("valence.rewards.functions:nothing", "cannot be loaded: AttributeError"),
+        ("valence.rewards.functions:PATIENCE", "must be a function"),
+        ("regex:(", "is no regular expression"),
+    ],
+)
+def test_names_that_lead_nowhere(name: str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        load_reward(name)

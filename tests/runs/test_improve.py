@@ -1,0 +1,142 @@
+"""`improve` from prompts to a folder: every method, resume, and rewards that go wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from valence.cli.main import main
+from valence.errors import UserError
+from valence.policies.loading import load_language_policy
+from valence.runs.improve import improve
+from valence.runs.improve_config import ONLINE_METHODS, improve_config
+from valence.training.tracking import read_metrics
+
+QUICK: dict[str, Any] = {
+    "quiet": True, "max_steps": 4, "batch_size": 4, "eval_every": 0, "eval_samples": 4, "max_new_tokens": 6,
+    "tracker": "none", "save_every": 0, "lr": 1e-2,
+}  # fmt: skip
+
+
+def letters(completions: list[str], **_: Any) -> list[float]:
+    """More of the alphabet's first half is better: tells random bytes apart."""
+    return [sum(letter < "n" for letter in text) / (len(text) + 1) for text in completions]
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("".join(json.dumps({"prompt": f"p{n}", "answer": str(n)}) + "\n" for n in range(20)))
+    return path
+
+
+@pytest.mark.parametrize("method", ONLINE_METHODS)
+@pytest.mark.parametrize("kind", ["tiny_llama", "tiny_t5"])
+def test_every_method_runs_and_moves_the_model(
+    method: str, kind: str, prompts: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    model = request.getfixturevalue(kind)
+    result = improve(prompts, model=model, out=tmp_path / "out", reward=letters, method=method, **QUICK)
+    assert result.steps >= 4 and {"reward", "kl_policy_ref", "kl_ref_policy"} <= result.after.keys()
+    assert result.before["kl_policy_ref"] == pytest.approx(0, abs=1e-5) and result.after["kl_policy_ref"] > 0
+    before, after = (load_language_policy(str(path)).trainable() for path in (model, result.model))
+    assert any(not torch.equal(part, after[name]) for name, part in before.items())
+    rows = read_metrics(tmp_path / "out" / "metrics.jsonl")
+    assert any("reward" in row and "shaped_reward" in row and "unjudged" in row for row in rows)
+    assert (tmp_path / "out" / "report.html").stat().st_size > 1000
+    kept = yaml.safe_load((tmp_path / "out" / "config.yaml").read_text())
+    assert kept["method"] == method and improve_config(**kept).online.method == method
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"method": "rebel", "pairs": "best-worst", "inner_epochs": 2, "minibatch_size": 2},
+        {"method": "pmpo", "labels": "best-worst", "preset": "r"}, {"method": "pmpo", "labels": "batch-mean"},
+        {"method": "ppo", "minibatch_size": 2, "inner_epochs": 2}, {"method": "rloo", "lora_rank": 2},
+        {"method": "pmpo", "lora_rank": 2}, {"method": "rebel", "temperature": 0.7, "unfinished_reward": -1.0},
+        {"method": "grpo", "beta": 0}, {"method": "spo", "num_samples": 2}, {"method": "reinforce", "num_samples": 1},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_settings_that_change_the_way(options: dict[str, Any], prompts: Path, tiny_llama: Path, tmp_path: Path) -> None:
+    result = improve(prompts, model=tiny_llama, out=tmp_path / "out", reward=letters, **(QUICK | options))
+    assert result.steps >= 4 and result.after["kl_policy_ref"] > 0
+
+
+@pytest.mark.parametrize("method", ["rebel", "pmpo", "rloo"])
+def test_the_reward_rises(method: str, prompts: Path, tiny_llama: Path, tmp_path: Path) -> None:
+    options = QUICK | {"max_steps": 60, "batch_size": 16, "eval_samples": 128, "lr": 1e-2}
+
+    def strong(completions: list[str], **_: Any) -> list[float]:
+        return [10 * value for value in letters(completions)]
+
+    result = improve(prompts, model=tiny_llama, out=tmp_path / "out", reward=strong, method=method, **options)
+    gain = result.after["reward"] - result.before["reward"]
+    assert gain > 2 * (result.before["reward_95"] + result.after["reward_95"])
+
+
+def test_a_run_goes_on_bit_for_bit(prompts: Path, tiny_llama: Path, tmp_path: Path) -> None:
+    options = QUICK | {"save_every": 4, "method": "rebel", "inner_epochs": 2}
+    longer = options | {"max_steps": 8}
+    whole = improve(prompts, model=tiny_llama, out=tmp_path / "whole", reward=letters, **longer)
+    improve(prompts, model=tiny_llama, out=tmp_path / "half", reward=letters, **options)
+    half = improve(prompts, model=tiny_llama, out=tmp_path / "half", reward=letters, resume=True, **longer)
+    ours, theirs = (load_file(run.model / "model.safetensors") for run in (half, whole))
+    assert all(torch.equal(ours[name], part) for name, part in theirs.items())
+
+
+def test_the_rows_that_a_reward_fails_on_are_counted(
+    prompts: Path, tiny_llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls = []
+
+    def moody(completions: list[str], **_: Any) -> list[float | None]:
+        calls.append(len(completions))
+        return [None if place == 0 and len(calls) > 1 else value for place, value in enumerate(letters(completions))]
+
+    improve(prompts, model=tiny_llama, out=tmp_path / "out", reward=moody, **(QUICK | {"quiet": False}))
+    said = capsys.readouterr().out
+    assert "the reward had no number for" in said and "no finite number" in said
+
+
+def test_a_reward_by_its_file_with_a_column(prompts: Path, tiny_llama: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "def judge(prompts, completions, answer):\n"
+        "    assert all(p == 'p' + a for p, a in zip(prompts, answer, strict=True))\n"
+        "    return [len(c) for c in completions]\n"
+    )
+    result = improve(prompts, model=tiny_llama, out=tmp_path / "out", reward=f"{tmp_path}/mine.py:judge", **QUICK)
+    assert result.steps >= 4
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"method": "kto"}, "--method is 'kto', and must be one of rebel"),
+        ({"method": "rloo", "eta": 0.5}, "--eta is 0.5, and must be left out: --method rloo does not read it"),
+        ({"num_samples": 1}, "--num-samples is 1, and must be at least 2: rebel compares"),
+        ({"method": "copg", "beta": 0}, "--beta is '0', and must be above 0 for copg"),
+        ({"kl_weight": -1}, "--kl-weight is -1"), ({"labels": "halves", "pairs": "some"}, "--pairs is 'some'"),
+        ({"given": 1}, "--given 1 takes completions from each row"),
+        ({"reward": "nothing"}, "--reward nothing is none of number"), ({"no_such": 1}, "there is no field 'no_such'"),
+    ],
+)  # fmt: skip
+def test_wrong_settings_are_one_clear_line(
+    options: dict[str, Any], said: str, prompts: Path, tiny_llama: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError) as caught:
+        improve(prompts, model=tiny_llama, out=tmp_path / "out", **({"reward": "length"} | QUICK | options))
+    assert said in str(caught.value)
+
+
+def test_the_command_says_what_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["improve", "prompts.jsonl", "--model", "small-lm"])
+    assert stop.value.code == 2 and "out, reward missing: valence improve PROMPTS" in capsys.readouterr().err

@@ -1,0 +1,143 @@
+"""The online source: rewards where they belong, KL by hand, and the same batches after a resume."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import helpers
+from helpers import PAD
+from valence.feedback import label_halves
+from valence.sources.online import EncodedPrompt, OnlineSettings, OnlineSource
+from valence.training.reference import FrozenCopy
+from valence.types import Labels, Rewards
+
+PROMPTS = [EncodedPrompt([4, 5, 6][: 1 + n % 3], f"prompt {n}", {"wanted": n}) for n in range(5)]
+
+
+def lengths(prompts: list[Any], completions: list[str], **columns: list[Any]) -> list[float | None]:
+    return [float(len(text.split())) for text in completions]
+
+
+def make_source(policy: Any, judge: Any = lengths, prompts: Any = PROMPTS, **options: Any) -> OnlineSource:
+    extra = {name: options.pop(name) for name in ("start", "reference", "convert", "seed") if name in options}
+    settings = OnlineSettings(**({"batch_size": 3, "num_samples": 2} | options))
+    return OnlineSource(prompts, judge, settings, pad=PAD, **extra)
+
+
+def test_a_batch_holds_what_was_drawn_and_what_was_said() -> None:
+    policy, asked = helpers.policy("llama"), []
+
+    def judge(prompts: list[str], completions: list[str], wanted: list[int]) -> list[float | None]:
+        asked.extend(zip(prompts, wanted, strict=True))
+        return [float(len(text.split())) for text in completions]
+
+    source = make_source(policy, judge)
+    batch = source.next(policy)
+    assert isinstance(batch.feedback, Rewards) and batch.feedback.value.shape == (3, 2)
+    assert batch.action.output is not None
+    words = [[float(len(text.split())) for text in row] for row in batch.action.output]
+    assert batch.feedback.value.tolist() == words and source.num_units == 6
+    # Every completion is asked about with its own prompt's columns.
+    assert all(prompt == f"prompt {wanted}" for prompt, wanted in asked) and len(asked) == 6
+    assert batch.on_policy is not None and bool(batch.on_policy.all())
+    measured = policy.likelihood(batch, None, frozenset({"log_prob"})).log_prob.detach()
+    assert batch.old_log_prob is not None
+    torch.testing.assert_close(batch.old_log_prob, measured)
+
+
+def test_rewards_are_shaped_by_hand() -> None:
+    """r - gamma sum_t (log pi_t - log pi_0), the verdict on the last step, the KL's parts on their own."""
+    policy = helpers.policy("llama")
+    start = FrozenCopy(policy)
+    helpers.shake(policy)
+    source = make_source(policy, start=start, kl_weight=0.5)
+    batch = source.next(policy)
+    found = policy.likelihood(batch, start, frozenset({"log_prob", "ref_log_prob"})).detach()
+    assert found.ref_log_prob is not None and batch.step_reward is not None and batch.action.output is not None
+    gap, mask = found.log_prob - found.ref_log_prob, batch.action.mask
+    words = torch.tensor([[float(len(text.split())) for text in row] for row in batch.action.output])
+    assert isinstance(batch.feedback, Rewards)
+    torch.testing.assert_close(batch.feedback.value, words - 0.5 * gap.sum(-1))
+    torch.testing.assert_close(batch.step_reward.sum(-1), batch.feedback.value)
+    last = mask.sum(-1) - 1
+    torch.testing.assert_close((batch.step_reward + 0.5 * gap * mask).gather(-1, last[..., None])[..., 0], words)
+    assert float(gap.abs().max()) > 0.01
+    assert source.figures["kl_policy_start"] == pytest.approx(float(gap.sum(-1).mean()), rel=1e-5)
+
+
+def test_a_completion_that_does_not_end_has_a_reward_of_its_own() -> None:
+    policy = helpers.policy("llama", max_new_tokens=2)
+    batch = make_source(policy, unfinished_reward=-7.0, batch_size=5, num_samples=4).next(policy)
+    ends = torch.tensor(policy.end_token_ids)
+    ended = (torch.isin(batch.action.steps, ends) & batch.action.mask).any(-1)
+    assert isinstance(batch.feedback, Rewards) and bool((~ended).any())
+    assert bool((batch.feedback.value[~ended] == -7.0).all()) and bool((batch.feedback.value[ended] >= 0).all())
+
+
+def test_what_was_not_judged_is_absent() -> None:
+    policy = helpers.policy("llama")
+
+    def judge(prompts: list[str], completions: list[str], **_: Any) -> list[float | None]:
+        return [None if place % 3 == 0 else 1.0 for place in range(len(completions))]
+
+    source = make_source(policy, judge)
+    batch = source.next(policy)
+    assert batch.present.flatten().tolist() == [False, True, True, False, True, True]
+    assert source.figures["unjudged"] == 2 and source.figures["reward"] == 1.0
+
+
+def test_labels_are_made_of_a_whole_batch_and_drawn_from_the_reference() -> None:
+    policy = helpers.policy("llama")
+    reference = FrozenCopy(policy)
+    helpers.shake(policy)
+    source = make_source(
+        policy, reference=reference, from_reference=True, convert=label_halves, batch_size=5, num_samples=4
+    )
+    batch = source.next(policy)
+    assert isinstance(batch.feedback, Labels) and bool((batch.feedback.sign != 0)[batch.present].all())
+    assert batch.on_policy is not None and not bool(batch.on_policy.any())
+    # The reference's own draws: the same seed gives the same tokens from a policy that is the reference.
+    again = make_source(reference.copy, batch_size=5, num_samples=4).next(reference.copy)
+    assert torch.equal(batch.action.steps, again.action.steps)
+
+
+def test_a_rows_own_completion_is_judged_beside_the_drawn_ones() -> None:
+    policy = helpers.policy("llama")
+    prompts = [EncodedPrompt([4, 5], "p", {}, ([6, 7, helpers.END],)), EncodedPrompt([5], "q", {}, ([8, helpers.END],))]
+    batch = make_source(policy, prompts=prompts, batch_size=2, num_samples=1, given=1).next(policy)
+    assert batch.action.steps.shape[1] == 2 and batch.on_policy is not None
+    assert batch.on_policy.tolist() == [[True, False]] * 2
+    kept = [row[1][mask[1]].tolist() for row, mask in zip(batch.action.steps, batch.action.mask, strict=True)]
+    assert sorted(kept) == sorted([[6, 7, helpers.END], [8, helpers.END]])
+    measured = policy.likelihood(batch, None, frozenset({"log_prob"})).log_prob.detach()
+    assert batch.old_log_prob is not None
+    torch.testing.assert_close(batch.old_log_prob, measured)
+
+
+def test_a_source_goes_on_where_it_was() -> None:
+    policy = helpers.policy("llama")
+    source = make_source(policy)
+    source.next(policy)
+    state = source.state_dict()
+    expected = [source.next(policy) for _ in range(3)]
+    other = make_source(policy, seed=9)
+    other.load_state_dict(state)
+    for batch in expected:
+        again = other.next(policy)
+        assert torch.equal(again.action.steps, batch.action.steps) and torch.equal(again.context.ids, batch.context.ids)
+    fewer = make_source(policy, prompts=PROMPTS[:2])
+    with pytest.raises(ValueError, match="began with 5 prompts"):
+        fewer.load_state_dict(state)
+
+
+def test_bad_settings_are_named() -> None:
+    policy = helpers.policy("llama")
+    with pytest.raises(ValueError, match="num_samples is 0"):
+        make_source(policy, num_samples=0)
+    with pytest.raises(ValueError, match="no policy to start from"):
+        make_source(policy, kl_weight=0.1)
+    with pytest.raises(ValueError, match="at least one prompt"):
+        make_source(policy, prompts=[])
