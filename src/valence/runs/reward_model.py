@@ -17,7 +17,7 @@ from valence.errors import UserError
 from valence.policies.loading import SMALL_LM, check_device, small_lm_path
 from valence.rewards.training import comparisons, fit, held_out_figures, load_classifier, scored
 from valence.runs.config import _check, _check_numbers, parse_columns
-from valence.runs.data import Say, say_problems
+from valence.runs.data import HELDOUT, Say, say_problems
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class RewardModelConfig:
     max_length: int = 512
     """Longest prompt plus completion, in tokens; what is longer is cut."""
     eval_fraction: float = 0.1
-    """Share of the rows held out."""
+    """Share of the rows held out where none is marked as held out."""
     device: str = "auto"
     """auto takes a GPU where there is one."""
     seed: int = 0
@@ -85,14 +85,15 @@ def train_reward_model(config: RewardModelConfig, *, say: Say = print) -> dict[s
     check_device(device)
     path = str(small_lm_path()) if config.model == SMALL_LM else config.model
     model, tokenizer = load_classifier(path, device=device)
-    rows: Any = [] if config.kind == "scores" else comparisons(loaded.records, tokenizer)
+    told = [record for record in loaded.records if str(record.split).lower() in HELDOUT]
+    records = [record for record in loaded.records if str(record.split).lower() not in HELDOUT]
+    rows: Any = [] if config.kind == "scores" else comparisons(records, tokenizer)
     kind = "pairs" if rows else "scores"
-    rows = rows or ([] if config.kind == "pairs" else scored(loaded.records, tokenizer))
+    rows = rows or ([] if config.kind == "pairs" else scored(records, tokenizer))
+    marked: Any = comparisons(told, tokenizer) if kind == "pairs" else scored(told, tokenizer)
     if len(rows) < 2:
         raise UserError(f"{len(rows)} {'comparisons' if config.kind == 'pairs' else 'rows'} are too few to learn from")
-    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(config.seed)).tolist()
-    count = int(len(rows) * config.eval_fraction)
-    train, heldout = [rows[place] for place in order[count:]], [rows[place] for place in order[:count]]
+    train, heldout = _split(rows, marked, config)
     steps = config.max_steps or max(1, math.ceil(config.epochs * len(train) / config.batch_size))
     size = sum(part.numel() for part in model.parameters())
     lr = config.lr or (1e-4 if size < 100_000_000 else 1e-5)
@@ -117,3 +118,10 @@ def train_reward_model(config: RewardModelConfig, *, say: Say = print) -> dict[s
     shown = ", ".join(f"{name} {value:.3f}" for name, value in figures.items() if isinstance(value, float))
     say(f"held out: {shown or 'nothing'}\nwritten: {out}; valence improve PROMPTS --reward {out}")
     return figures
+
+
+def _split(rows: list[Any], marked: list[Any], config: RewardModelConfig) -> tuple[list[Any], list[Any]]:
+    """(rows to learn from, rows to look at)."""
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(config.seed)).tolist()
+    count = 0 if marked else int(len(rows) * config.eval_fraction)
+    return [rows[place] for place in order[count:]], marked or [rows[place] for place in order[:count]]

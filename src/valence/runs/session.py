@@ -51,7 +51,7 @@ def claim(out: Path, settings: Mapping[str, Any], *, resume: bool) -> Path:
         if other:
             name = other[0]
             raise UserError(
-                f"--resume goes on with the settings that {out} was begun with, and {', '.join(other)} differ "
+                f"--resume must keep the run's settings, and {', '.join(other)} changed "
                 f"({name} was {was[name]!r}, is {now[name]!r}): give what {out / CONFIG_FILE} says, or another --out"
             )
     try:
