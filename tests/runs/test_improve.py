@@ -140,3 +140,37 @@ def test_the_command_says_what_is_missing(capsys: pytest.CaptureFixture[str]) ->
     with pytest.raises(SystemExit) as stop:
         main(["improve", "prompts.jsonl", "--model", "small-lm"])
     assert stop.value.code == 2 and "out, reward missing: valence improve PROMPTS" in capsys.readouterr().err
+
+
+class Mortal:
+    """A judge that is gone at its nth call."""
+
+    name, failures = "mortal", dict[str, int]()
+
+    def __init__(self, dies_at: int) -> None:
+        self.left = dies_at
+
+    def __call__(self, prompts: list[str], completions: list[str], **_: Any) -> list[float]:
+        self.left -= 1
+        if self.left == 0:
+            raise UserError("the judge gave no answer")
+        return letters(completions)
+
+
+def test_a_judge_that_is_gone_stops_the_run_and_loses_nothing(
+    prompts: Path, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from valence.runs import improve as runs
+
+    def go(name: str, judge: Mortal, **more: Any) -> Any:
+        monkeypatch.setattr(runs, "load_reward", lambda *_, **__: judge)
+        return improve(prompts, model=tiny_llama, out=tmp_path / name, reward="mortal", **(options | more))
+
+    options = QUICK | {"save_every": 100, "method": "rloo", "max_steps": 6}
+    whole = go("whole", Mortal(-1))
+    # The first call is the evaluation's, before anything was learned.
+    with pytest.raises(UserError, match=r"gave no answer \(kept: .*step-00000003\)"):
+        go("broken", Mortal(5))
+    rest = go("broken", Mortal(-1), resume=True)
+    ours, theirs = (load_file(run.model / "model.safetensors") for run in (rest, whole))
+    assert rest.steps == 6 and all(torch.equal(ours[name], part) for name, part in theirs.items())

@@ -9,6 +9,7 @@ import torch
 
 import helpers
 from helpers import PAD
+from valence.errors import UserError
 from valence.feedback import label_halves
 from valence.sources.online import EncodedPrompt, OnlineSettings, OnlineSource
 from valence.training.reference import FrozenCopy
@@ -128,9 +129,9 @@ def test_a_source_goes_on_where_it_was() -> None:
     for batch in expected:
         again = other.next(policy)
         assert torch.equal(again.action.steps, batch.action.steps) and torch.equal(again.context.ids, batch.context.ids)
-    fewer = make_source(policy, prompts=PROMPTS[:2])
-    with pytest.raises(ValueError, match="began with 5 prompts"):
-        fewer.load_state_dict(state)
+    for others in (PROMPTS[:2], [*PROMPTS[:4], EncodedPrompt([6], "another")]):
+        with pytest.raises(UserError, match="needs the prompts the run began with"):
+            make_source(policy, prompts=others).load_state_dict(state)
 
 
 def test_bad_settings_are_named() -> None:

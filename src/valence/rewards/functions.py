@@ -189,12 +189,19 @@ def ready_rewards() -> dict[str, Judge]:
     }  # fmt: skip
 
 
-def load_reward(name: str, *, device: str = "cpu", timeout: float = 60.0) -> RewardFunction:
+def load_reward(
+    name: str, *, device: str = "cpu", timeout: float = 60.0, kept: Path | None = None, template: str = "helpful"
+) -> Any:
     """A reward by its name on the command line.
 
     Args:
         name: number, exact, length, bleu, chrf; regex:EXPRESSION; a folder with a classifier or reward model;
-            mean:A,B, worst:A,B or cautious:A,B of several; module:function or file.py:function.
+            mean:A,B, worst:A,B or cautious:A,B of several; judge:MODEL@URL, a model asked which of two is better;
+            module:function or file.py:function.
+        kept: a file for a judge's answers.
+        template: the judge's.
+    Returns:
+        a callable as `RewardFunction`, with its `name` and `failures`.
     Raises:
         UserError: there is none of that name.
     """
@@ -203,6 +210,13 @@ def load_reward(name: str, *, device: str = "cpu", timeout: float = 60.0) -> Rew
         return RewardFunction(ready[name], name=name, timeout=timeout)
     if name.startswith("regex:"):
         return RewardFunction(_pattern(name[6:]), name=name, timeout=timeout)
+    if name.startswith("judge:"):
+        from valence.rewards.judge import PairJudge, SelfPlay
+
+        model, found, url = name[6:].partition("@")
+        if not found or not model or not url.startswith(("http://", "https://")):
+            raise UserError(f"--reward {name} must be judge:MODEL@URL, such as judge:gpt@http://localhost:8000/v1")
+        return SelfPlay(PairJudge(model, url, template=template, cache=kept, timeout=timeout), name=name)
     way, found, members = name.partition(":")
     if found and way in WAYS:
         judges = [load_reward(member, device=device, timeout=timeout) for member in members.split(",") if member]

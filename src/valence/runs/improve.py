@@ -109,9 +109,7 @@ def improve(
     return run_improvement(config, judge=judge, say=(lambda line: None) if quiet else print, show=not quiet)
 
 
-def run_improvement(
-    config: ImproveConfig, *, judge: RewardFunction | None = None, say: Say = print, show: bool = True
-) -> ImproveResult:
+def run_improvement(config: ImproveConfig, *, judge: Any = None, say: Say = print, show: bool = True) -> ImproveResult:
     """Run what `config` says; see `improve`."""
     if config.run.threads:
         torch.set_num_threads(config.run.threads)
@@ -125,7 +123,10 @@ def run_improvement(
     if not train:
         raise UserError(f"no prompt fits --max-length {config.data.max_length}: raise it")
     if judge is None:
-        judge = load_reward(online.reward, device=str(policy.device), timeout=online.reward_timeout)
+        judge = load_reward(
+            online.reward, device=str(policy.device), timeout=online.reward_timeout, kept=out / "judge.sqlite",
+            template=online.judge_template,
+        )  # fmt: skip
     objective = make_online_objective(online)
     start = start_reference(policy, config.network)
     learner, source, schedule = _wire(config, policy, objective, start, train, judge)
@@ -153,7 +154,7 @@ def run_improvement(
     return ImproveResult(out, online.method, done.outcome.steps, done.outcome.stopped, done.before, done.after)
 
 
-def reward_figures(judge: RewardFunction, rows: Sequence[EncodedPrompt], texts: Sequence[str]) -> dict[str, float]:
+def reward_figures(judge: Any, rows: Sequence[EncodedPrompt], texts: Sequence[str]) -> dict[str, float]:
     """The reward's mean over completions, and the half width of its 95% interval."""
     plain = [isinstance(row.prompt, str) for row in rows]
     prompts = [row.prompt if simple else [turn._asdict() for turn in row.prompt]  # pyright: ignore[reportAttributeAccessIssue]
@@ -256,7 +257,7 @@ def make_conversion(online: OnlineConfig) -> Convert | None:
 
 def _wire(
     config: ImproveConfig, policy: LanguagePolicy, objective: Objective, start: Any,
-    prompts: Sequence[EncodedPrompt], judge: RewardFunction,
+    prompts: Sequence[EncodedPrompt], judge: Any,
 ) -> tuple[Learner, OnlineSource, Schedule]:  # fmt: skip
     online, options = config.online, config.train
     moving = online.method == "pmpo"

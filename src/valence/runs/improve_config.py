@@ -47,8 +47,10 @@ class OnlineConfig:
     method: str = "rebel"
     """rebel, pmpo, spo, iterative-dpo, rloo, reinforce, ppo, apa, copg or grpo."""
     reward: str = ""
-    """number, exact, length, bleu, chrf, regex:EXPRESSION, a folder with a reward model, module:function or
-    file.py:function; (prompts, completions, **columns) -> list of numbers."""
+    """number, exact, length, bleu, chrf, regex:EXPRESSION, a folder with a reward model, judge:MODEL@URL,
+    module:function or file.py:function; (prompts, completions, **columns) -> list of numbers."""
+    judge_template: str = "helpful"
+    """judge: helpful, summary, or a text with {prompt}, {first} and {second}."""
     reward_timeout: float = 60.0
     """Seconds that a call of a reward function may take."""
     num_samples: int = 4

@@ -155,6 +155,11 @@ def run_session(
         # After a budget stop the weights were put back: the optimizer's state is of other weights, and not kept.
         if run.save_every and outcome.stopped is None:
             save_checkpoint(out / "checkpoints", learner, source, {})
+    except UserError as error:
+        if not run.save_every or not learner.step:
+            raise
+        kept = save_checkpoint(out / "checkpoints", learner, source, {})
+        raise UserError(f"{error} (kept: {kept})") from error
     except FloatingPointError as error:
         kept = checkpoints(out / "checkpoints")
         raise UserError(f"{error}; " + (f"{kept[-1]} is whole" if kept else "no checkpoint was kept")) from error

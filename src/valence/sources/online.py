@@ -15,9 +15,11 @@ Shape legend: see `valence.types`.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -25,6 +27,7 @@ from torch import Tensor
 
 from valence.data.collate import move, pad_actions, pad_left
 from valence.data.records import Text
+from valence.errors import UserError
 from valence.feedback import reward_statistics
 from valence.policies.rows import TokenContext
 from valence.protocols import Reference
@@ -113,6 +116,15 @@ class OnlineSource:
 
     def next(self, policy: Any) -> Batch:
         """Sample and judge. `figures` then holds the batch's mean reward, KL and counts."""
+        began = self.state_dict()
+        try:
+            return self._next(policy)
+        except UserError:
+            # A judge that is gone: the same prompts and draws are there for the run that goes on.
+            self.load_state_dict(began)
+            raise
+
+    def _next(self, policy: Any) -> Batch:
         chosen = self._prompts()
         context = move(pad_left([row.ids for row in chosen], self.pad), self.device)
         action = self._act(policy, context, chosen)
@@ -230,15 +242,21 @@ class OnlineSource:
             gap = (found.log_prob - found.ref_log_prob).sum(-1)
             self.figures["kl_policy_start"] = gap[present].mean().item()
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of all prompts, with what belongs to them."""
+        said = "\n".join(f"{row.ids}{sorted(row.columns.items())}{row.given}" for row in self.prompts)
+        return hashlib.sha256(said.encode()).hexdigest()
+
     def state_dict(self) -> dict[str, Any]:
         return {
-            "epoch": self.epoch, "position": self.position, "seed": self.seed, "prompts": len(self.prompts),
+            "epoch": self.epoch, "position": self.position, "seed": self.seed, "prompts": self.fingerprint,
             "generator": self.generator.get_state(),
         }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Raises ValueError where there are not as many prompts as there were."""
-        if state["prompts"] != len(self.prompts):
-            raise ValueError(f"the run began with {state['prompts']} prompts, and there are {len(self.prompts)}")
+        """Raises UserError where the prompts are not those that the state was taken on."""
+        if state["prompts"] != self.fingerprint:
+            raise UserError("--resume needs the prompts the run began with, and they have changed: give another --out")
         self.epoch, self.position, self.seed = state["epoch"], state["position"], state["seed"]
         self.generator.set_state(state["generator"])

@@ -1,0 +1,145 @@
+"""The pairwise judge against a server on loopback: swaps, ties, cache, retries, and a server that dies."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from valence.errors import UserError
+from valence.rewards.judge import PairJudge, SelfPlay, parse_verdict
+
+
+class Server:
+    """Speaks the interface; `answer` decides, `statuses` come first."""
+
+    def __init__(self) -> None:
+        self.seen: list[dict[str, Any]] = []
+        self.headers: list[str | None] = []
+        self.statuses: list[int] = []
+        self.answer: Any = longer
+        self.port, self.http = 0, None
+
+    def start(self) -> None:
+        owner = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                owner.seen.append(body)
+                owner.headers.append(self.headers["Authorization"])
+                status = owner.statuses.pop(0) if owner.statuses else 200
+                content = owner.answer(body["messages"][0]["content"])
+                reply = json.dumps({"choices": [{"message": {"role": "assistant", "content": content}}]}).encode()
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(reply)))
+                self.end_headers()
+                self.wfile.write(reply)
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", self.port), Handler)
+        self.port = self.http.server_address[1]
+        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+
+    def stop(self) -> None:
+        if self.http is not None:
+            self.http.shutdown()
+            self.http.server_close()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/v1"
+
+
+def answers(question: str) -> tuple[str, str]:
+    first = question.split("Answer A:\n")[1].split("\n\nAnswer B:")[0]
+    return first, question.split("Answer B:\n")[1].split("\n\nReply")[0]
+
+
+def longer(question: str) -> str:
+    first, second = answers(question)
+    return "TIE" if len(first) == len(second) else "A" if len(first) > len(second) else "B"
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    made = Server()
+    made.start()
+    yield made
+    made.stop()
+
+
+def test_verdicts_are_read_off_answers() -> None:
+    assert [parse_verdict(text) for text in ("A", "b", " tie.", "I prefer B", "Answer A is worse than B", "")] == [
+        1.0, 0.0, 0.5, 0.0, 0.0, None,
+    ]  # fmt: skip
+
+
+def test_both_orders_are_asked_and_averaged(server: Server) -> None:
+    judge = PairJudge("m", server.url)
+    assert judge(["p", "p", "q"], ["long one", "s", "same"], ["short", "longer", "also"]) == [1.0, 0.0, 0.5]
+    assert len(server.seen) == 6 and server.seen[0]["model"] == "m" and server.seen[0]["temperature"] == 0.0
+    # One that always takes what stands first says nothing; one that is clear in one order counts by that.
+    server.answer = lambda question: "A"
+    assert PairJudge("m", server.url)(["p"], ["x"], ["yy"]) == [0.5]
+    server.answer = lambda question: "A" if answers(question)[0] == "x" else "hm"
+    half = PairJudge("m", server.url)
+    assert half(["p"], ["x"], ["yy"]) == [1.0] and half.unclear == 1
+    server.answer = lambda question: "who knows"
+    assert PairJudge("m", server.url)(["p"], ["x"], ["yy"]) == [None]
+
+
+def test_the_key_comes_from_the_environment_alone(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    PairJudge("m", server.url)(["p"], ["x"], ["yy"])
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    PairJudge("m", server.url)(["p"], ["x"], ["yy"])
+    assert server.headers == [None, None, "Bearer secret", "Bearer secret"]
+
+
+def test_what_was_asked_once_costs_nothing_again(server: Server, tmp_path: Path) -> None:
+    pairs = (["p", "q"], ["a {prompt}", "bb"], ["ccc", "d"])
+    first = PairJudge("m", server.url, cache=tmp_path / "kept" / "judge.sqlite")
+    expected = first(*pairs)
+    server.stop()
+    again = PairJudge("m", "http://127.0.0.1:9/v1", cache=tmp_path / "kept" / "judge.sqlite")
+    assert again(*pairs) == expected and (again.asked, again.remembered) == (0, 4)
+    # Another model's answers are others; braces in completions are text.
+    assert "a {prompt}" in server.seen[0]["messages"][0]["content"]
+    with pytest.raises(UserError, match="gave no answer"):
+        PairJudge("n", "http://127.0.0.1:9/v1", cache=tmp_path / "kept" / "judge.sqlite", patience=0.1)(*pairs)
+
+
+def test_a_busy_server_is_asked_again_and_a_refusal_is_said(server: Server) -> None:
+    server.statuses = [503, 429]
+    judge = PairJudge("m", server.url, concurrency=1)
+    assert judge(["p"], ["xx"], ["y"]) == [1.0] and len(server.seen) == 4
+    server.statuses = [401]
+    with pytest.raises(UserError, match=r"refuses: it answers 401"):
+        PairJudge("m", server.url, concurrency=1)(["p"], ["xx"], ["y"])
+
+
+def test_a_server_that_comes_back_is_waited_for(server: Server) -> None:
+    server.stop()
+    threading.Timer(0.8, server.start).start()
+    assert PairJudge("m", server.url, patience=20.0)(["p"], ["xx"], ["y"]) == [1.0]
+
+
+def test_how_completions_fare_among_themselves(server: Server) -> None:
+    """Lengths 1, 2, 3 of one prompt: wins of 0, 1 and 2 of two: (0 - 2)/3, 0, 2/3; alone there is no verdict."""
+    reward = SelfPlay(PairJudge("m", server.url))
+    found = reward(["p", "p", "p", "q"], ["x", "xx", "xxx", "y"])
+    assert found[:3] == pytest.approx([-2 / 3, 0.0, 2 / 3]) and found[3] is None
+    assert reward.failures == {"no clear verdict": 1}
+
+
+def test_a_template_without_its_places_is_refused() -> None:
+    with pytest.raises(UserError, match="or a text with"):
+        PairJudge("m", "http://x", template="which is better?")
