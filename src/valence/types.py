@@ -204,6 +204,7 @@ class Target:
         penalty: how far each action lies outside its bounds, `[N, K]` (MPO).
         old_log_prob: log pi_t of each step, `[N, K, T]`: what objectives of collected actions are anchored at.
         advantage, returns, old_value: of each step, `[N, K, T]` (PPO, APA; GRPO's advantage).
+        steps: how many steps each action has, `[N, K]`, where the mean is over steps (PPO, APA).
     """
 
     present: Bool[Tensor, "N K"]
@@ -218,6 +219,7 @@ class Target:
     advantage: Float[Tensor, "N K T"] | None = None
     returns: Float[Tensor, "N K T"] | None = None
     old_value: Float[Tensor, "N K T"] | None = None
+    steps: Int[Tensor, "N K"] | None = None
 
     def select(self, rows: slice) -> Target:
         num_contexts, num_actions = self.present.shape
@@ -233,6 +235,7 @@ class Target:
             advantage=select_rows(self.advantage, rows),
             returns=select_rows(self.returns, rows),
             old_value=select_rows(self.old_value, rows),
+            steps=select_rows(self.steps, rows),
             baseline=select_rows(self.baseline, rows) if per_context else self.baseline,
             pairs=pairs,
         )
@@ -242,6 +245,8 @@ class Target:
         part = self.select(rows)
         if part.pairs is not None:
             return replace(part, size=float(max(len(part.pairs.gap), 1)))
+        if part.steps is not None:
+            return replace(part, size=max(float(part.steps.sum()), 1.0))
         share = float(part.present.sum()) / max(float(self.present.sum()), 1.0)
         return replace(part, size=max(self.size * share, 1.0))
 

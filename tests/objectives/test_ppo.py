@@ -66,9 +66,9 @@ def test_ppo_whitens_over_the_batch(make_batch):
 def test_rewards_that_fall_on_steps_are_taken_as_they_are(make_batch):
     given = torch.tensor([[[0.3, 0.7], [-1.0, 0.0]]])
     batch, _, _ = two_steps(make_batch, step_reward=given)
-    assert step_rewards(batch, "a test") is given
+    assert step_rewards(batch) is given
     batch, _, _ = two_steps(make_batch)
-    assert step_rewards(batch, "a test").tolist() == [[[0.0, 1.0], [-1.0, 0.0]]]
+    assert step_rewards(batch).tolist() == [[[0.0, 1.0], [-1.0, 0.0]]]
 
 
 def test_ppo_needs_the_policy_that_collected(make_batch):

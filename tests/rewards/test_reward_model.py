@@ -105,6 +105,11 @@ def test_an_ensemble_by_its_name() -> None:
         load_reward("mean:length")
 
 
+def test_a_model_without_a_judges_head_is_refused(tiny_llama: Path) -> None:
+    with pytest.raises(UserError, match=r"holds LlamaForCausalLM, not a judge: valence reward-model makes one"):
+        load_reward(str(tiny_llama))
+
+
 def test_wrong_input_is_one_line(
     pairs: str, tiny_llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

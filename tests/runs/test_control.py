@@ -23,7 +23,7 @@ from valence.objectives.mpo import MPO
 from valence.policies.runner import PolicyRunner
 from valence.runs import control as runs
 from valence.runs import control_methods
-from valence.runs.config import _check_numbers
+from valence.runs.config import check_numbers
 from valence.runs.control import control
 from valence.runs.control_config import AgentConfig, ImproveConfig, control_config
 from valence.runs.control_methods import make_objective
@@ -374,7 +374,7 @@ def test_wrong_labels_teach_nothing_good(wrong: str, tmp_path: Path, monkeypatch
 def test_what_is_no_number_is_refused_in_one_line(value: Any) -> None:
     # Straight to the check: tests run with types checked, which a user's run does not.
     with pytest.raises(UserError, match=r"--steps is .* must be a number$"):
-        _check_numbers(SimpleNamespace(steps=value), "steps", least=1)
+        check_numbers(SimpleNamespace(steps=value), "steps", least=1)
 
 
 def test_every_environment_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,7 +43,7 @@ def test_every_method_runs_and_moves_the_model(
 ) -> None:
     model = request.getfixturevalue(kind)
     result = improve(prompts, model=model, out=tmp_path / "out", reward=letters, method=method, **QUICK)
-    assert result.steps >= 4 and {"reward", "kl_policy_ref", "kl_ref_policy"} <= result.after.keys()
+    assert result.steps == 4 and {"reward", "kl_policy_ref", "kl_ref_policy"} <= result.after.keys()
     assert result.before["kl_policy_ref"] == pytest.approx(0, abs=1e-5) and result.after["kl_policy_ref"] > 0
     before, after = (load_language_policy(str(path)).trainable() for path in (model, result.model))
     assert any(not torch.equal(part, after[name]) for name, part in before.items())
@@ -79,17 +79,62 @@ def test_the_reward_rises(method: str, prompts: Path, tiny_llama: Path, tmp_path
 
     result = improve(prompts, model=tiny_llama, out=tmp_path / "out", reward=strong, method=method, **options)
     gain = result.after["reward"] - result.before["reward"]
-    assert gain > 2 * (result.before["reward_95"] + result.after["reward_95"])
+    assert gain > 2 * (result.before["reward_95_half_width"] + result.after["reward_95_half_width"])
 
 
-def test_a_run_goes_on_bit_for_bit(prompts: Path, tiny_llama: Path, tmp_path: Path) -> None:
-    options = QUICK | {"save_every": 4, "method": "rebel", "inner_epochs": 2}
+@pytest.mark.parametrize(
+    "more",
+    [{"method": "rebel", "inner_epochs": 2}, {"method": "pmpo", "refresh_every": 3},
+     {"method": "ppo", "inner_epochs": 2}, {"method": "apa", "lora_rank": 2}],
+    ids=str,
+)  # fmt: skip
+def test_a_run_goes_on_bit_for_bit(more: dict[str, Any], prompts: Path, tiny_llama: Path, tmp_path: Path) -> None:
+    options = QUICK | {"save_every": 4} | more
     longer = options | {"max_steps": 8}
     whole = improve(prompts, model=tiny_llama, out=tmp_path / "whole", reward=letters, **longer)
     improve(prompts, model=tiny_llama, out=tmp_path / "half", reward=letters, **options)
     half = improve(prompts, model=tiny_llama, out=tmp_path / "half", reward=letters, resume=True, **longer)
-    ours, theirs = (load_file(run.model / "model.safetensors") for run in (half, whole))
+    file = "adapter_model.safetensors" if "lora_rank" in more else "model.safetensors"
+    ours, theirs = (load_file(run.model / file) for run in (half, whole))
     assert all(torch.equal(ours[name], part) for name, part in theirs.items())
+
+
+def test_the_first_update_gets_what_was_asked_for(
+    prompts: Path, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Feedback, objective and mask of the first batch, by method."""
+    from valence.training.learner import Learner
+    from valence.types import Labels, Rewards
+
+    class Enough(Exception):
+        pass
+
+    def first(**options: Any) -> tuple[Any, Any, dict[str, Any]]:
+        seen: list[Any] = []
+
+        def spy(self: Learner, batch: Any, **more: Any) -> None:
+            seen.append((batch, self.objective, more))
+            raise Enough
+
+        monkeypatch.setattr(Learner, "update", spy)
+        out = tmp_path / str(len(list(tmp_path.iterdir())))
+        with pytest.raises(Enough):
+            improve(prompts, model=tiny_llama, out=out, reward=letters, **(QUICK | options))
+        return seen[0]
+
+    batch, objective, more = first(method="rebel", pairs="best-worst", eta=0.3, minibatch_size=2)
+    assert isinstance(batch.feedback, Rewards) and objective.eta == 0.3 and objective.anchor == "old"
+    assert more["epochs"] == 4 and more["minibatch_size"] == 2
+    # Of four completions two are compared, and no more are measured.
+    assert int(batch.present.sum(-1).max()) == 2 and torch.equal(batch.action.mask.any(-1), batch.present)
+    batch, objective, more = first(method="pmpo", labels="best-worst", preset="r")
+    assert isinstance(batch.feedback, Labels) and objective.alpha == 0 and objective.beta == 2 and more["epochs"] == 1
+    assert batch.feedback.sign[batch.present].tolist().count(1) == batch.feedback.sign[batch.present].tolist().count(-1)
+    batch, objective, _ = first(method="spo", num_samples=2)
+    # Two completions: one has won or both are even, whatever the reward's size.
+    assert set(batch.feedback.value[batch.present].abs().tolist()) <= {0.0, 0.5}
+    batch, *_ = first(method="rloo", unfinished_reward=-9.0, kl_weight=0.0, max_new_tokens=1)
+    assert set(batch.feedback.value[batch.present].tolist()) <= {-9.0, 0.0}
 
 
 def test_the_rows_that_a_reward_fails_on_are_counted(
@@ -125,6 +170,8 @@ def test_a_reward_by_its_file_with_a_column(prompts: Path, tiny_llama: Path, tmp
         ({"method": "copg", "beta": 0}, "--beta is '0', and must be above 0 for copg"),
         ({"kl_weight": -1}, "--kl-weight is -1"), ({"labels": "halves", "pairs": "some"}, "--pairs is 'some'"),
         ({"given": 1}, "--given 1 takes completions from each row"),
+        ({"reference_cache": "kept"}, "--reference-cache keeps what a reference says of rows"),
+        ({"reward": "judge:m"}, "must be judge:MODEL@URL"), ({"value_lr": 1e-3}, "no value network"),
         ({"reward": "nothing"}, "--reward nothing is none of number"), ({"no_such": 1}, "there is no field 'no_such'"),
     ],
 )  # fmt: skip

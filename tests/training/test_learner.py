@@ -263,6 +263,19 @@ def test_a_target_is_of_the_whole_batch_also_for_a_part_of_it() -> None:
         torch.testing.assert_close(start - piece.detach(), grad, rtol=1e-3, atol=1e-5)
 
 
+def test_a_mean_over_steps_is_one_in_a_minibatch_too() -> None:
+    """PPO: a part's size is its own number of steps, not its share of the actions."""
+    batch = batch_for("ppo")
+    learner = learner_for("ppo")
+    with torch.no_grad():
+        frozen = Likelihood(torch.zeros(batch.action.mask.shape), value=learner.critic.value(batch))
+    target = learner.objective.prepare(batch, frozen)
+    sizes = [target.minibatch(slice(place, place + 1)).size for place in range(5)]
+    own = (batch.action.mask & batch.present[..., None]).sum((1, 2))
+    assert sizes == [max(float(count), 1.0) for count in own] and target.size == float(own.sum())
+    assert len(set(sizes)) > 1
+
+
 def test_float64_updates_agree_to_twelve_digits() -> None:
     generator = torch.Generator().manual_seed(0)
     start = torch.randn(6, 1, 4, generator=generator)

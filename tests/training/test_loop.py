@@ -75,6 +75,22 @@ def test_every_step_is_taken_and_logged_once() -> None:
     assert [step for step, row in tracker.rows if "accepted_drift" in row] == [1, 3, 6]
 
 
+@pytest.mark.parametrize(("every", "expected"), [(1, [0, 4, 8, 12, 16]), (10, [0, 8, 16]), (8, [0, 4, 12])])
+def test_batches_of_several_steps_are_watched_as_often(every: int, expected: list[int]) -> None:
+    """Four steps a batch: watched where a multiple of `every` comes within it."""
+    learner, seen = make_learner(), []
+    update = learner.update
+
+    def spy(batch: Any, *, watch: bool = False, **more: Any) -> dict[str, float]:
+        if watch:
+            seen.append(learner.step)
+        return update(batch, watch=False, **more)
+
+    learner.update = spy  # type: ignore[method-assign]
+    outcome = train(learner, Source(), Schedule(20, log_every=every, epochs=4))
+    assert outcome.steps == 20 and seen == expected
+
+
 def test_never_watched_means_never() -> None:
     _, _, tracker = run(Schedule(3, log_every=0))
     assert not any("accepted_drift" in row for _, row in tracker.rows)

@@ -1,7 +1,8 @@
 """Feedback of one kind into another: pure torch on `[N, K]` tensors, explicit, each saying what it loses."""
 
-from valence.feedback.advantages import episode_advantages
+from valence.feedback.advantages import episode_advantages, on_last_step
 from valence.feedback.conversions import (
+    has_spread,
     keep_best_worst,
     labels_to_preferences,
     labels_to_rewards,
@@ -29,6 +30,7 @@ from valence.feedback.pairs import preferences_to_pairs, rankings_to_pairs, rewa
 __all__ = [
     "dropped",
     "episode_advantages",
+    "has_spread",
     "keep_best_worst",
     "label_advantage_sign",
     "label_batch_mean",
@@ -40,6 +42,7 @@ __all__ = [
     "label_top_k",
     "labels_to_preferences",
     "labels_to_rewards",
+    "on_last_step",
     "preferences_to_labels",
     "preferences_to_pairs",
     "preferences_to_self_play",

@@ -49,6 +49,12 @@ def episode_advantages(
     return advantage
 
 
+def on_last_step(reward: Float[Tensor, "N K"], mask: Bool[Tensor, "N K T"]) -> Float[Tensor, "N K T"]:
+    """An action's reward on its last step, 0 on the others."""
+    last = mask & (mask.flip(-1).cumsum(-1).flip(-1) == 1)
+    return torch.where(last, reward[..., None], 0.0)
+
+
 def label_advantage(advantage: Float[Tensor, "E S"], present: Bool[Tensor, "E S"]) -> Int[Tensor, "E S"]:
     """+1 where the advantage is at least 0, -1 where it is below, 0 where absent. Lossy: how much is forgotten."""
     sign = torch.where(advantage >= 0, 1, -1)

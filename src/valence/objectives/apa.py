@@ -77,8 +77,8 @@ class APA:
     def prepare(self, batch: Batch, frozen: Likelihood | None) -> Target:
         require_feedback(self, batch.feedback)
         value = part(frozen, "value", "APA")
-        advantage, returns, mask = step_advantages(batch, value, discount=self.discount, trace=self.trace, who="APA")
-        return Target(present=batch.present, size=count(mask), advantage=advantage, returns=returns)
+        advantage, returns, mask = step_advantages(batch, value, discount=self.discount, trace=self.trace)
+        return Target(present=batch.present, size=count(mask), advantage=advantage, returns=returns, steps=mask.sum(-1))
 
     def __call__(self, likelihood: Likelihood, target: Target, state: Any = None) -> Loss:
         assert target.advantage is not None and target.returns is not None

@@ -6,8 +6,8 @@
 
 The first two are linear in log pi: their gradient is known before anything is measured. CoPG takes pairs of a
 context's actions, whoever drew them: its gradient is -(R(y) - R(y')) (grad log pi(y) - grad log pi(y')) with
-R = r - beta log(pi / pi_ref). It is REBEL with eta = 1 / beta, anchored at pi_ref, divided by 2 beta, and IPO where
-rewards are +-1.
+R = r - beta log(pi / pi_ref). It is REBEL with eta = 1 / beta, anchored at pi_ref, divided by 2 beta; where rewards are
++-1/4, a gap of 1/2, it is IPO times beta / 2.
 
 Units: rewards in their own; log-probabilities in nats, summed over steps.
 

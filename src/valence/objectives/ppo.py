@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from valence.feedback import episode_advantages
+from valence.feedback import episode_advantages, on_last_step
 from valence.objectives.common import (
     count,
     means,
@@ -56,23 +56,21 @@ def clipped_value_loss(
     return torch.maximum((value - returns).square(), (held - returns).square()) / 2
 
 
-def step_rewards(batch: Batch, who: str) -> Float[Tensor, "N K T"]:
+def step_rewards(batch: Batch) -> Float[Tensor, "N K T"]:
     """The rewards of a batch's steps: as collected, or all of it on each action's last step."""
     if batch.step_reward is not None:
         return batch.step_reward
-    assert isinstance(batch.feedback, Rewards), who
-    mask = batch.action.mask
-    last = mask & (mask.flip(-1).cumsum(-1).flip(-1) == 1)
-    return torch.where(last, batch.feedback.value[..., None], 0.0)
+    assert isinstance(batch.feedback, Rewards)
+    return on_last_step(batch.feedback.value, batch.action.mask)
 
 
 def step_advantages(
-    batch: Batch, value: Float[Tensor, "N K T"], *, discount: float, trace: float, who: str
+    batch: Batch, value: Float[Tensor, "N K T"], *, discount: float, trace: float
 ) -> tuple[Float[Tensor, "N K T"], Float[Tensor, "N K T"], Bool[Tensor, "N K T"]]:
     """(advantages, returns, which steps there are); every action ends, so nothing is worth anything after it."""
     mask = batch.action.mask & batch.present[..., None]
     value = torch.where(mask, value, 0.0)
-    reward = torch.where(mask, step_rewards(batch, who).to(value.dtype), 0.0)
+    reward = torch.where(mask, step_rewards(batch).to(value.dtype), 0.0)
     flat = mask.flatten(0, 1)
     after = torch.nn.functional.pad(value.flatten(0, 1), (0, 1))
     ended = torch.ones(len(flat), dtype=torch.bool, device=flat.device)
@@ -124,13 +122,13 @@ class PPO:
     def prepare(self, batch: Batch, frozen: Likelihood | None) -> Target:
         require_feedback(self, batch.feedback)
         old, value = old_log_prob(batch, "PPO"), part(frozen, "value", "PPO")
-        advantage, returns, mask = step_advantages(batch, value, discount=self.discount, trace=self.trace, who="PPO")
+        advantage, returns, mask = step_advantages(batch, value, discount=self.discount, trace=self.trace)
         if self.whiten and int(mask.sum()) > 1:
             known = advantage[mask]
             advantage = torch.where(mask, (advantage - known.mean()) / (known.std() + 1e-8), 0.0)
         return Target(
             present=batch.present, size=count(mask), old_log_prob=old, advantage=advantage, returns=returns,
-            old_value=torch.where(mask, value, 0.0),
+            old_value=torch.where(mask, value, 0.0), steps=mask.sum(-1),
         )  # fmt: skip
 
     def __call__(self, likelihood: Likelihood, target: Target, state: Any = None) -> Loss:

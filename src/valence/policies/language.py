@@ -193,7 +193,7 @@ class LanguagePolicy(nn.Module):
 
         Returns the likelihood without its graph. Two products with the head fewer than one after the other.
         """
-        heads = self._linear_heads(reference)
+        heads = self._linear_heads(reference if needs & REFERENCED else None)
         if heads is None or grads.keys() - {"log_prob", "ref_kl"}:
             likelihood = self.likelihood(batch, reference, needs)
             self.backward(batch, reference, likelihood, grads)
@@ -247,7 +247,7 @@ class LanguagePolicy(nn.Module):
         reference: Reference | None, needs: frozenset[str],
     ) -> dict[str, Float[Tensor, " M"]]:  # fmt: skip
         """What is asked for of M steps, through the fused head where there is one for both models."""
-        heads = self._linear_heads(reference)
+        heads = self._linear_heads(reference if needs & REFERENCED else None)
         if heads is not None:
             return fused_likelihoods(hidden, ref_hidden, targets, *heads, needs=needs, dtype=self.mixed_precision)
         ref_head = None if reference is None else _reference_head(reference)

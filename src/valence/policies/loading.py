@@ -157,7 +157,8 @@ def _load(path: str, *, dtype: torch.dtype, trust_remote_code: bool, attention: 
         OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError, StrictDataclassError,
         TypeError, AttributeError, ArithmeticError,
     ) as error:  # fmt: skip
-        raise UserError(f"no language model could be loaded from {base}: {_reason(error)}") from error
+        asked = f" with --attention {attention}" if attention else ""
+        raise UserError(f"no language model could be loaded from {base}{asked}: {_reason(error)}") from error
     return network, tokenizer
 
 

@@ -22,6 +22,8 @@ from valence.errors import UserError
 from valence.rewards.ensemble import WAYS, Ensemble
 
 Judge = Callable[..., Sequence[float | None]]
+LARGEST = 3e38
+"""Rewards are single precision."""
 PATIENCE = 3
 """Rows in a row that may hang before the rest of a batch is given up."""
 
@@ -33,13 +35,16 @@ class RewardFunction:
         judge: the function.
         name: to say what failed.
         timeout: seconds that a call may take; a call that takes longer is left behind in its thread.
+
+    `failures` counts rows without a number by why; `repeated` counts the batches that failed as a whole and were asked
+    for again row by row.
     """
 
     def __init__(self, judge: Any, *, name: str = "", timeout: float = 60.0) -> None:
         self.judge, self.timeout = judge, timeout
         self.name = name or getattr(judge, "__name__", type(judge).__name__)
         self.failures: dict[str, int] = {}
-        self.calls = 0
+        self.calls = self.repeated = 0
 
     def __call__(
         self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Sequence[Any]
@@ -53,6 +58,7 @@ class RewardFunction:
         taken = self._taken(columns)
         given, why = self._ask(prompts, completions, taken)
         if given is None:
+            self.repeated += 1
             given = self._one_by_one(prompts, completions, taken)
         found = [_finite(value) for value in given]
         empty = sum(value is None for value in found)
@@ -82,7 +88,7 @@ class RewardFunction:
         def work() -> None:
             try:
                 answer.put((list(self.judge(prompts=prompts, completions=completions, **columns)), None))
-            except Exception as error:  # a user's function may fail in any way
+            except BaseException as error:  # a user's function may fail in any way, or leave
                 answer.put((None, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"))
 
         threading.Thread(target=work, daemon=True, name=f"reward {self.name}").start()
@@ -122,7 +128,7 @@ def _finite(value: Any) -> float | None:
         number = float(value)
     except (TypeError, ValueError, OverflowError):
         return None
-    return number if math.isfinite(number) else None
+    return number if abs(number) <= LARGEST else None
 
 
 def text_of(completion: Any) -> str:

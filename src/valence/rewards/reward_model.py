@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from valence.errors import UserError
+
+FIGURES = "reward_model.json"
+"""Beside a model of ours: how it was trained, and its figures on held-out rows."""
 
 
 class RewardModel:
@@ -26,14 +31,21 @@ class RewardModel:
 
         transformers.utils.logging.disable_progress_bar()
         try:
+            config = transformers.AutoConfig.from_pretrained(path)
+            kinds = config.architectures or []
+            if not any("SequenceClassification" in name for name in kinds):
+                # Another model would be given a head of random weights, and judge by it.
+                held = ", ".join(kinds) or "no model"
+                raise UserError(f"{path} holds {held}, not a judge: valence reward-model makes one")
             self.tokenizer: Any = transformers.AutoTokenizer.from_pretrained(path)
             kind = transformers.AutoModelForSequenceClassification
             self.model: Any = kind.from_pretrained(path, use_safetensors=True)
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             said = " ".join(str(error).split())[:200]
             raise UserError(f"no reward model could be loaded from {path}: {said}") from error
+        prepare_padding(self.model, self.tokenizer)
         self.model.to(device).eval().requires_grad_(False)
-        self.batch_size = batch_size
+        self.batch_size, self.max_length = batch_size, longest(self.model, path)
         self.__name__ = path
 
     @torch.no_grad()
@@ -41,7 +53,9 @@ class RewardModel:
         texts = [self.text(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]
         found: list[float | None] = []
         for start in range(0, len(texts), self.batch_size):
-            encoded = encode(self.tokenizer, texts[start : start + self.batch_size]).to(self.model.device)
+            encoded = encode(self.tokenizer, texts[start : start + self.batch_size], max_length=self.max_length).to(
+                self.model.device
+            )
             logits = self.model(**encoded).logits.float()
             if logits.shape[1] > 1:
                 logits = logits[:, -1:] - logits[:, :-1].logsumexp(1, keepdim=True)
@@ -50,6 +64,20 @@ class RewardModel:
 
     def text(self, prompt: Any, completion: Any) -> str:
         return row_text(self.tokenizer, prompt, completion)
+
+
+def prepare_padding(model: Any, tokenizer: Any) -> None:
+    """A padding token, for tokenizer and model: without one no two texts of unlike length go together."""
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    model.config.pad_token_id = tokenizer.pad_token_id
+
+
+def longest(model: Any, path: str) -> int:
+    """Tokens that a text may have: what it was trained with where that was us, and what it has positions for."""
+    told = Path(path) / FIGURES
+    asked = json.loads(told.read_text()).get("max_length", 1024) if told.is_file() else 1024
+    return min(asked, getattr(model.config, "max_position_embeddings", None) or asked)
 
 
 def row_text(tokenizer: Any, prompt: Any, completion: Any) -> str:
@@ -63,9 +91,10 @@ def row_text(tokenizer: Any, prompt: Any, completion: Any) -> str:
     return "\n\n".join(turn["content"] for turn in turns)
 
 
-def encode(tokenizer: Any, texts: Sequence[str], *, max_length: int = 1024) -> Any:
-    """Token ids with the end token behind each text, padded on the right."""
+def encode(tokenizer: Any, texts: Sequence[str], *, max_length: int) -> Any:
+    """Token ids with the end token behind each text, padded on the right; of a text that is too long the end is kept,
+    for the completion stands there."""
     end = tokenizer.eos_token_id
-    rows = [tokenizer(text, truncation=True, max_length=max_length - 1)["input_ids"] for text in texts]
+    rows = [tokenizer(text)["input_ids"][-(max_length - 1) :] for text in texts]
     rows = [row if end is None or row[-1:] == [end] else [*row, end] for row in rows]
     return tokenizer.pad({"input_ids": rows}, padding_side="right", return_tensors="pt")

@@ -14,7 +14,8 @@ from torch import Tensor
 from valence.data.records import Message, Record, Text
 from valence.errors import UserError
 from valence.objectives.bradley_terry import bradley_terry_loss, score_loss
-from valence.rewards.reward_model import encode, row_text
+from valence.policies.loading import disable_dropout
+from valence.rewards.reward_model import encode, prepare_padding, row_text
 
 
 @dataclass(frozen=True)
@@ -92,13 +93,8 @@ def load_classifier(path: str, *, device: str = "cpu") -> tuple[Any, Any]:
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         said = " ".join(str(error).split())[:200]
         raise UserError(f"no reward model can be made from {path}: {said}") from error
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    model.config.pad_token_id = tokenizer.pad_token_id
-    torch.nn.init.zeros_(model.score.weight) if hasattr(model, "score") else None
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
+    prepare_padding(model, tokenizer)
+    disable_dropout(model)
     return model.to(device), tokenizer
 
 
@@ -110,7 +106,7 @@ def rewards_of(model: Any, tokenizer: Any, texts: Sequence[str], *, max_length: 
 
 def fit(
     model: Any, tokenizer: Any, rows: Sequence[Comparison] | Sequence[Scored], *, steps: int, batch_size: int,
-    lr: float, seed: int, max_length: int = 1024, on_step: Callable[[int, float], None] | None = None,
+    lr: float, seed: int, max_length: int, on_step: Callable[[int, float], None] | None = None,
 ) -> None:  # fmt: skip
     """Adam with a linear decay to 0; both texts of a comparison go through the model together."""
     optimizer = torch.optim.AdamW([part for part in model.parameters() if part.requires_grad], lr=lr, weight_decay=0.0)
@@ -166,7 +162,7 @@ def held_out_figures(
         ])  # fmt: skip
         right = (gaps > 0).float() + 0.5 * (gaps == 0).float()
         half = 1.96 * (right.var(correction=0) / len(right)).sqrt()
-        return {"accuracy": right.mean().item(), "accuracy_95": half.item()}
+        return {"accuracy": right.mean().item(), "accuracy_95_half_width": half.item()}
     known = [row for row in rows if isinstance(row, Scored)]
     found = torch.cat([
         rewards_of(model, tokenizer, [row.text for row in known[at : at + batch_size]], max_length=max_length)

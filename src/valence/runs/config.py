@@ -19,13 +19,13 @@ LARGEST = 2**31 - 1
 """Whole numbers go up to it: larger ones overflow somewhere below."""
 
 
-def _check(ok: bool, name: str, value: Any, wanted: str) -> None:
+def check(ok: bool, name: str, value: Any, wanted: str) -> None:
     if not ok:
         said = repr(value) if len(repr(value)) <= 60 else f"{repr(value)[:60]}…"
         raise UserError(f"--{name.replace('_', '-')} is {said}, and must be {wanted}")
 
 
-def _check_numbers(
+def check_numbers(
     config: Any, *names: str, above: int | None = None, least: int | None = None, below: int | None = None,
     most: int | None = None,
 ) -> None:  # fmt: skip
@@ -35,7 +35,7 @@ def _check_numbers(
         if value is None:
             continue
         known = isinstance(value, (int, float)) and not isinstance(value, bool)
-        _check(known, name, value, "a number")
+        check(known, name, value, "a number")
         top = LARGEST if most is None and isinstance(value, int) else most
         rules = {
             "finite": abs(value) < math.inf,
@@ -44,7 +44,7 @@ def _check_numbers(
             f"below {below}": below is None or value < below,
             f"at most {top}": top is None or value <= top,
         }
-        _check(all(rules.values()), name, value, " and ".join(rule for rule, ok in rules.items() if not ok))
+        check(all(rules.values()), name, value, " and ".join(rule for rule, ok in rules.items() if not ok))
 
 
 READ_BY = {
@@ -86,19 +86,19 @@ class MethodConfig:
     """DRO: rewards to mean 0, variance 1 over the data set."""
 
     def __post_init__(self) -> None:
-        _check(self.method in METHODS, "method", self.method, f"one of {', '.join(METHODS)}")
-        _check(self.preset in (None, *PRESET_ALPHA), "preset", self.preset, f"one of {', '.join(PRESET_ALPHA)}")
-        _check(self.alpha is None or 0 <= self.alpha <= 1, "alpha", self.alpha, "between 0 and 1")
+        check(self.method in METHODS, "method", self.method, f"one of {', '.join(METHODS)}")
+        check(self.preset in (None, *PRESET_ALPHA), "preset", self.preset, f"one of {', '.join(PRESET_ALPHA)}")
+        check(self.alpha is None or 0 <= self.alpha <= 1, "alpha", self.alpha, "between 0 and 1")
         alpha = self.alpha if self.preset is None else PRESET_ALPHA[self.preset]
         if self.alpha not in (None, alpha):
             raise UserError(f"--preset {self.preset} sets alpha to {alpha:g}, and --alpha is {self.alpha:g}: give one")
-        _check(self.beta in (None, "auto") or _is_number(self.beta), "beta", self.beta, "a finite number >= 0 or auto")
-        _check(self.regularizer in ("kl", "bc"), "regularizer", self.regularizer, "kl or bc")
-        _check_numbers(self, "score_temperature", "tau", "eta", above=0)
-        _check_numbers(self, "sft_weight", "undesirable_weight", least=0)
+        check(self.beta in (None, "auto") or is_number(self.beta), "beta", self.beta, "a finite number >= 0 or auto")
+        check(self.regularizer in ("kl", "bc"), "regularizer", self.regularizer, "kl or bc")
+        check_numbers(self, "score_temperature", "tau", "eta", above=0)
+        check_numbers(self, "sft_weight", "undesirable_weight", least=0)
         kinds = ("token", "prompt", "batch", "prompt-mean", "batch-mean")
-        _check(self.value in kinds, "value", self.value, f"one of {', '.join(kinds)}")
-        _check(self.value_network in ("separate", "head"), "value_network", self.value_network, "separate or head")
+        check(self.value in kinds, "value", self.value, f"one of {', '.join(kinds)}")
+        check(self.value_network in ("separate", "head"), "value_network", self.value_network, "separate or head")
         if self.method != "auto":
             self.check_read_by(self.method)
 
@@ -107,10 +107,10 @@ class MethodConfig:
         for item in fields(self):
             value, readers = getattr(self, item.name), READ_BY.get(item.name, ("pmpo",))
             known = item.name == "method" or value == item.default or method in readers
-            _check(known, item.name, value, f"left out: --method {method} does not read it")
+            check(known, item.name, value, f"left out: --method {method} does not read it")
 
 
-def _is_number(text: Any) -> bool:
+def is_number(text: Any) -> bool:
     try:
         return 0 <= float(text) < math.inf
     except (TypeError, ValueError, OverflowError):
@@ -135,8 +135,8 @@ class DataConfig:
     """A row that cannot be used ends the run."""
 
     def __post_init__(self) -> None:
-        _check_numbers(self, "max_length", least=2)
-        _check_numbers(self, "eval_fraction", least=0, below=1)
+        check_numbers(self, "max_length", least=2)
+        check_numbers(self, "eval_fraction", least=0, below=1)
 
 
 @dataclass(frozen=True)
@@ -176,16 +176,16 @@ class ModelConfig:
     """Longest sample; the longest completion of the feedback where not given, 256 at most."""
 
     def __post_init__(self) -> None:
-        _check(self.head in ("fused", "plain"), "head", self.head, "fused or plain")
-        _check(self.batching in ("auto", "rows"), "batching", self.batching, "auto or rows")
+        check(self.head in ("fused", "plain"), "head", self.head, "fused or plain")
+        check(self.batching in ("auto", "rows"), "batching", self.batching, "auto or rows")
         kinds = ("", "float32", "bfloat16")
-        _check(self.reference_dtype in kinds, "reference_dtype", self.reference_dtype, "float32 or bfloat16")
+        check(self.reference_dtype in kinds, "reference_dtype", self.reference_dtype, "float32 or bfloat16")
         for name in ("reference_dtype", "reference_device"):
             alone = not self.lora_rank or not getattr(self, name)
-            _check(alone, name, getattr(self, name), "left out with --lora-rank: the base is the reference")
-        _check_numbers(self, "lora_rank", least=0)
-        _check_numbers(self, "temperature", above=0)
-        _check_numbers(self, "lora_alpha", "max_new_tokens", least=1)
+            check(alone, name, getattr(self, name), "left out with --lora-rank: the base is the reference")
+        check_numbers(self, "lora_rank", least=0)
+        check_numbers(self, "temperature", above=0)
+        check_numbers(self, "lora_alpha", "max_new_tokens", least=1)
 
 
 @dataclass(frozen=True)
@@ -220,11 +220,11 @@ class TrainConfig:
     """Of shuffling, held-out rows and samples."""
 
     def __post_init__(self) -> None:
-        _check_numbers(self, "lr", "value_lr", above=0)
-        _check(self.optimizer in ("adamw", "adafactor"), "optimizer", self.optimizer, "adamw or adafactor")
-        _check(self.lr_schedule in ("constant", "linear"), "lr_schedule", self.lr_schedule, "constant or linear")
-        _check_numbers(self, "batch_size", "max_steps", least=1)
-        _check_numbers(
+        check_numbers(self, "lr", "value_lr", above=0)
+        check(self.optimizer in ("adamw", "adafactor"), "optimizer", self.optimizer, "adamw or adafactor")
+        check(self.lr_schedule in ("constant", "linear"), "lr_schedule", self.lr_schedule, "constant or linear")
+        check_numbers(self, "batch_size", "max_steps", least=1)
+        check_numbers(
             self,
             "micro_batch_size",
             "micro_batch_tokens",
@@ -234,7 +234,7 @@ class TrainConfig:
             "seed",
             least=0,
         )
-        _check_numbers(self, "epochs", above=0, most=1_000_000)
+        check_numbers(self, "epochs", above=0, most=1_000_000)
 
 
 @dataclass(frozen=True)
@@ -263,10 +263,10 @@ class RunConfig:
     """CPU threads; 0 leaves torch's own choice."""
 
     def __post_init__(self) -> None:
-        _check_numbers(self, "log_every", "eval_samples", least=1)
-        _check_numbers(self, "eval_every", "eval_rows", "save_every", least=0)
-        _check_numbers(self, "threads", least=0, most=1024)
-        _check_numbers(self, "kl_budget", above=0)
+        check_numbers(self, "log_every", "eval_samples", least=1)
+        check_numbers(self, "eval_every", "eval_rows", "save_every", least=0)
+        check_numbers(self, "threads", least=0, most=1024)
+        check_numbers(self, "kl_budget", above=0)
 
 
 @dataclass(frozen=True)
@@ -339,14 +339,14 @@ def check_complete(config: AlignConfig) -> None:
 def _paths(name: str, value: Any) -> tuple[str, ...]:
     """A path or a list of paths, as texts."""
     given = [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
-    _check(all(isinstance(path, str | PathLike) for path in given), name, value, "a path or a list of paths")
+    check(all(isinstance(path, str | PathLike) for path in given), name, value, "a path or a list of paths")
     return tuple(fspath(path) for path in given)
 
 
 def _text(name: str, value: Any) -> str:
     """The value as text: YAML reads a folder named 2024 as a number."""
     fits = value is None or (isinstance(value, str | int | float | PathLike) and not isinstance(value, bool))
-    _check(fits, name, value, "text")
+    check(fits, name, value, "text")
     return "" if value is None else str(value)
 
 
@@ -357,11 +357,11 @@ def _typed(name: str, kind: Any, value: Any) -> Any:
         return None
     reader = {"float": float, "int": int, "str": str}.get(kind.removesuffix(" | None"))
     if kind == "bool":
-        _check(isinstance(value, bool), name, value, "true or false")
+        check(isinstance(value, bool), name, value, "true or false")
     if reader is None:
         return value
     if reader is str:
-        _check(value is not None, name, value, "text")
+        check(value is not None, name, value, "text")
         return _text(name, value)
     try:
         whole = kind.startswith("int") and isinstance(value, float) and not value.is_integer()
@@ -369,7 +369,7 @@ def _typed(name: str, kind: Any, value: Any) -> Any:
             raise ValueError
         return reader(value)
     except (TypeError, ValueError, OverflowError):
-        _check(False, name, value, f"of kind {reader.__name__}")
+        check(False, name, value, f"of kind {reader.__name__}")
 
 
 def flat(config: Any) -> dict[str, Any]:

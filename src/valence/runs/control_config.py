@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from valence.runs.config import PRESET_ALPHA, _check, _check_numbers, _is_number
+from valence.runs.config import PRESET_ALPHA, check, check_numbers, is_number
 from valence.training.tracking import TRACKERS
 
 CONTROL_METHODS = ("pmpo", "mpo", "dpo", "rebel")
@@ -49,24 +49,24 @@ class ImproveConfig:
     """MPO, Gaussian: bound on the covariance's KL, nats for each action dimension."""
 
     def __post_init__(self) -> None:
-        _check(self.method in CONTROL_METHODS, "method", self.method, f"one of {', '.join(CONTROL_METHODS)}")
-        _check(self.preset in (None, *PRESET_ALPHA), "preset", self.preset, f"one of {', '.join(PRESET_ALPHA)}")
-        _check(self.labels in LABELS, "labels", self.labels, f"one of {', '.join(LABELS)}")
-        _check(self.alpha is None or 0 <= self.alpha <= 1, "alpha", self.alpha, "between 0 and 1")
-        _check(self.preset is None or self.alpha is None, "alpha", self.alpha, "left out: --preset sets it")
-        _check(self.beta in (None, "auto") or _is_number(self.beta), "beta", self.beta, "a finite number >= 0 or auto")
+        check(self.method in CONTROL_METHODS, "method", self.method, f"one of {', '.join(CONTROL_METHODS)}")
+        check(self.preset in (None, *PRESET_ALPHA), "preset", self.preset, f"one of {', '.join(PRESET_ALPHA)}")
+        check(self.labels in LABELS, "labels", self.labels, f"one of {', '.join(LABELS)}")
+        check(self.alpha is None or 0 <= self.alpha <= 1, "alpha", self.alpha, "between 0 and 1")
+        check(self.preset is None or self.alpha is None, "alpha", self.alpha, "left out: --preset sets it")
+        check(self.beta in (None, "auto") or is_number(self.beta), "beta", self.beta, "a finite number >= 0 or auto")
         for item in fields(self):
             value, takes = getattr(self, item.name), TAKEN_BY.get(item.name, ("pmpo",))
             known = item.name == "method" or value == item.default or self.method in takes
-            _check(known, item.name, value, f"left out: --method {self.method} does not read it")
+            check(known, item.name, value, f"left out: --method {self.method} does not read it")
         # DPO divides by it.
         none = self.method == "dpo" and self.beta not in (None, "auto") and float(self.beta) == 0
-        _check(not none, "beta", self.beta, "above 0 for dpo")
+        check(not none, "beta", self.beta, "above 0 for dpo")
         ok = self.covariance_beta is None or self.covariance_beta >= 0
-        _check(ok, "covariance_beta", self.covariance_beta, "a number >= 0, or inf")
+        check(ok, "covariance_beta", self.covariance_beta, "a number >= 0, or inf")
         both = self.coupled and self.covariance_beta is not None
-        _check(not both, "covariance_beta", self.covariance_beta, "left out: --coupled has one KL weight, --beta")
-        _check_numbers(self, "eta", "epsilon", "epsilon_mean", "epsilon_covariance", above=0)
+        check(not both, "covariance_beta", self.covariance_beta, "left out: --coupled has one KL weight, --beta")
+        check_numbers(self, "eta", "epsilon", "epsilon_mean", "epsilon_covariance", above=0)
 
 
 @dataclass(frozen=True)
@@ -103,17 +103,17 @@ class AgentConfig:
     """Gaussian: standard deviation at the start, in units of half the action range."""
 
     def __post_init__(self) -> None:
-        _check(self.policy in ("gaussian", "categorical"), "policy", self.policy, "gaussian or categorical")
-        _check(bool(self.hidden) and min(self.hidden) >= 1, "hidden", self.hidden, "one size or more, each at least 1")
-        _check_numbers(self, "lr", "critic_lr", "steps_per_update", above=0)
-        _check_numbers(self, "batch_size", "refresh_every", "target_every", "n_step", "action_repeat", least=1)
-        _check_numbers(self, "bins", "num_actions", least=2)
-        _check_numbers(self, "discount", above=0, most=1)
+        check(self.policy in ("gaussian", "categorical"), "policy", self.policy, "gaussian or categorical")
+        check(bool(self.hidden) and min(self.hidden) >= 1, "hidden", self.hidden, "one size or more, each at least 1")
+        check_numbers(self, "lr", "critic_lr", "steps_per_update", above=0)
+        check_numbers(self, "batch_size", "refresh_every", "target_every", "n_step", "action_repeat", least=1)
+        check_numbers(self, "bins", "num_actions", least=2)
+        check_numbers(self, "discount", above=0, most=1)
         other = {"gaussian": "bins", "categorical": "init_scale"}[self.policy]
         default = {item.name: item.default for item in fields(self)}[other]
         unread = getattr(self, other)
-        _check(unread == default, other, unread, f"left out: --policy {self.policy} does not read it")
-        _check(MIN_SCALE < self.init_scale <= 10, "init_scale", self.init_scale, f"above {MIN_SCALE} and at most 10")
+        check(unread == default, other, unread, f"left out: --policy {self.policy} does not read it")
+        check(MIN_SCALE < self.init_scale <= 10, "init_scale", self.init_scale, f"above {MIN_SCALE} and at most 10")
 
 
 @dataclass(frozen=True)
@@ -146,10 +146,10 @@ class TrialConfig:
     """torch threads; one is fastest for networks of this size."""
 
     def __post_init__(self) -> None:
-        _check_numbers(self, "steps", "num_environments", "warmup_steps", "eval_episodes", "threads", least=1)
-        _check_numbers(self, "seed", "eval_every", "save_every", least=0)
-        _check(self.tracker in TRACKERS, "tracker", self.tracker, f"one of {', '.join(TRACKERS)}")
-        _check(self.steps > self.warmup_steps, "steps", self.steps, f"more than --warmup-steps, {self.warmup_steps}")
+        check_numbers(self, "steps", "num_environments", "warmup_steps", "eval_episodes", "threads", least=1)
+        check_numbers(self, "seed", "eval_every", "save_every", least=0)
+        check(self.tracker in TRACKERS, "tracker", self.tracker, f"one of {', '.join(TRACKERS)}")
+        check(self.steps > self.warmup_steps, "steps", self.steps, f"more than --warmup-steps, {self.warmup_steps}")
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import yaml
+from jinja2 import TemplateError
 
 from valence.critics import TokenValue
 from valence.data.collate import Encoder
@@ -45,7 +46,7 @@ from valence.runs.session import (
     run_session,
     start_reference,
 )
-from valence.sources.online import Convert, EncodedPrompt, OnlineSettings, OnlineSource
+from valence.sources.online import Convert, EncodedPrompt, OnlineSettings, OnlineSource, ask
 from valence.training.learner import Learner
 from valence.training.loop import Schedule
 from valence.training.reference import FrozenCopy
@@ -115,6 +116,10 @@ def run_improvement(config: ImproveConfig, *, judge: Any = None, say: Say = prin
         torch.set_num_threads(config.run.threads)
     torch.manual_seed(config.train.seed)
     settings = flat(replace(config, run=replace(config.run, resume=False)))
+    if config.network.reference_cache:
+        raise UserError(
+            "--reference-cache keeps what a reference says of rows, and fresh completions are new: leave it out"
+        )
     out, online = claim(Path(config.out), settings, resume=config.run.resume), config.online
     records, heldout = _read(config, say)
     policy = load_policy(config.model, config.network)
@@ -151,23 +156,23 @@ def run_improvement(config: ImproveConfig, *, judge: Any = None, say: Say = prin
     done = run_session(out, config.run, settings, facts, learner, source, schedule, evaluation, say, show=show)
     for why, rows in judge.failures.items():
         say(f"warning: the reward had no number for {rows:,} completions: {why}")
+    if source.even and online.num_samples > 1:
+        say(
+            f"warning: in {source.even:,} of {source.batches:,} batches the reward told no two completions of a prompt "
+            "apart: there was nothing to learn from them"
+        )
+    if repeated := getattr(judge, "repeated", 0):
+        say(f"warning: {repeated:,} calls of the reward failed as a whole and were made again row by row")
     return ImproveResult(out, online.method, done.outcome.steps, done.outcome.stopped, done.before, done.after)
 
 
 def reward_figures(judge: Any, rows: Sequence[EncodedPrompt], texts: Sequence[str]) -> dict[str, float]:
     """The reward's mean over completions, and the half width of its 95% interval."""
-    plain = [isinstance(row.prompt, str) for row in rows]
-    prompts = [row.prompt if simple else [turn._asdict() for turn in row.prompt]  # pyright: ignore[reportAttributeAccessIssue]
-               for row, simple in zip(rows, plain, strict=True)]  # fmt: skip
-    given: list[Any] = [text if simple else [{"role": "assistant", "content": text}]
-                        for text, simple in zip(texts, plain, strict=True)]  # fmt: skip
-    names = dict.fromkeys(name for row in rows for name in row.columns)
-    columns = {name: [row.columns.get(name) for row in rows] for name in names}
-    known = [value for value in judge(prompts, given, **columns) if value is not None]
+    known = [value for value in ask(judge, rows, texts) if value is not None]
     if not known:
         return {}
     half = 1.96 * statistics.stdev(known) / math.sqrt(len(known)) if len(known) > 1 else math.nan
-    return {"reward": statistics.fmean(known), "reward_95": half}
+    return {"reward": statistics.fmean(known), "reward_95_half_width": half}
 
 
 def _read(config: ImproveConfig, say: Say) -> tuple[list[Record], list[Record]]:
@@ -175,46 +180,59 @@ def _read(config: ImproveConfig, say: Say) -> tuple[list[Record], list[Record]]:
     columns = parse_columns(config.data.columns)
     loaded = load_feedback(config.prompts, columns=columns, strict=config.data.strict)
     say_problems(loaded.problems, say)
-    records = _once(loaded.records)
+    records = _merged(loaded.records, say)
     if config.data.eval_feedback:
         other = load_feedback(config.data.eval_feedback, columns=columns, strict=config.data.strict)
-        return records, _once(other.records)
+        return records, _merged(other.records, say)
     marked = [record for record in records if str(record.split).lower() in HELDOUT]
     if marked:
         return [record for record in records if str(record.split).lower() not in HELDOUT], marked
-    count = int(len(records) * config.data.eval_fraction)
-    order = torch.randperm(len(records), generator=torch.Generator().manual_seed(config.train.seed)).tolist()
-    shuffled = [records[place] for place in order]
-    return shuffled[count:], shuffled[:count]
+    texts = list(dict.fromkeys(record.prompt for record in records))
+    order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(config.train.seed)).tolist()
+    away = {texts[place] for place in order[: int(len(texts) * config.data.eval_fraction)]}
+    return [row for row in records if row.prompt not in away], [row for row in records if row.prompt in away]
 
 
-def _once(records: Sequence[Record]) -> list[Record]:
-    """Each prompt and row of columns once: a file of feedback may hold a prompt many times."""
-    seen: dict[Any, Record] = {}
+def _merged(records: Sequence[Record], say: Say) -> list[Record]:
+    """One row for each prompt and its columns, with the completions of all: a file of feedback repeats its prompts."""
+    found: dict[Any, Record] = {}
     for record in records:
-        seen.setdefault((record.prompt, repr(sorted(record.columns.items()))), record)
-    return list(seen.values())
+        name = (record.prompt, repr(sorted(record.columns.items())))
+        known = found.get(name)
+        found[name] = record if known is None else replace(known, completions=known.completions + record.completions)
+    if len(found) < len(records):
+        say(f"{len(records):,} rows hold {len(found):,} different prompts")
+    return list(found.values())
 
 
 def _encode(config: ImproveConfig, policy: LanguagePolicy, records: Sequence[Record], say: Say) -> list[EncodedPrompt]:
-    """Prompts as token ids; one that leaves no room for a completion is left out, with a count."""
+    """Prompts as token ids, with as many completions of their own as are to be judged; a row that leaves no room, or
+    that the model's template refuses, is left out, with a count."""
     positions = getattr(policy.core.config, "max_position_embeddings", None) or config.data.max_length
-    longest = min(config.data.max_length, positions)
+    longest, wanted = min(config.data.max_length, positions), config.online.given
     encoder = Encoder(
         policy.tokenizer, encoder_decoder=policy.encoder_decoder, max_length=longest,
         separator=config.data.separator, end_token_ids=policy.end_token_ids,
     )  # fmt: skip
-    rows = []
+    rows, left_out = [], dict[str, int]()
     for record in records:
-        given = tuple(encoder.completion(record.prompt, text) for text in record.completions)
-        rows.append(EncodedPrompt(encoder.prompt(record.prompt), record.prompt, record.columns, given))
-    room = longest - (0 if policy.encoder_decoder else policy.max_new_tokens)
-    fits = [row for row in rows if len(row.ids) <= room]
-    if len(fits) < len(rows):
-        say(f"{len(rows) - len(fits):,} prompts are longer than {room} tokens and were left out: raise --max-length")
-    if config.online.given and any(len(row.given) < config.online.given for row in fits):
-        raise UserError(f"--given {config.online.given} takes completions from each row, and some rows have fewer")
-    return fits
+        if len(record.completions) < wanted:
+            raise UserError(f"--given {wanted} takes completions from each row, and some rows have fewer")
+        try:
+            ids = encoder.prompt(record.prompt)
+            given = tuple(encoder.completion(record.prompt, text) for text in record.completions[:wanted])
+        except TemplateError as error:
+            left_out[f"refused by the model's chat template ({error})"] = left_out.get(str(error), 0) + 1
+            continue
+        room = longest - (0 if policy.encoder_decoder else len(ids))
+        if len(ids) > longest or room < max([policy.max_new_tokens, *map(len, given)]):
+            why = f"longer than {longest} tokens with its completion: raise --max-length"
+            left_out[why] = left_out.get(why, 0) + 1
+            continue
+        rows.append(EncodedPrompt(ids, record.prompt, record.columns, given))
+    for why, count in left_out.items():
+        say(f"{count:,} prompts were left out, {why}")
+    return rows
 
 
 def make_online_objective(online: OnlineConfig) -> Objective:
@@ -261,7 +279,12 @@ def _wire(
 ) -> tuple[Learner, OnlineSource, Schedule]:  # fmt: skip
     online, options = config.online, config.train
     moving = online.method == "pmpo"
-    reference = FrozenCopy(policy, refresh_every=online.refresh_every) if moving else start
+    batches = max(1, math.ceil(options.epochs * len(prompts) / options.batch_size))
+    per_batch = online.epochs * math.ceil(options.batch_size / (online.minibatch_size or options.batch_size))
+    # Whole batches: a batch is learned from to its end, and its reference stays while it is.
+    steps = per_batch * math.ceil((options.max_steps or batches * per_batch) / per_batch)
+    every = per_batch * math.ceil(online.refresh_every / per_batch)
+    reference = FrozenCopy(policy, refresh_every=every) if moving else start
     source = OnlineSource(
         prompts, judge,
         OnlineSettings(
@@ -271,9 +294,6 @@ def _wire(
         pad=policy.pad_token_id, start=start, reference=reference, convert=make_conversion(online), seed=options.seed,
         device=policy.device,
     )  # fmt: skip
-    batches = max(1, math.ceil(options.epochs * len(prompts) / options.batch_size))
-    per_batch = online.epochs * math.ceil(options.batch_size / (online.minibatch_size or options.batch_size))
-    steps = options.max_steps or batches * per_batch
     lr = learning_rate(options, config.network, policy)
     critic = None
     if "value" in objective.needs:

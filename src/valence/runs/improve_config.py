@@ -14,10 +14,10 @@ from valence.runs.config import (
     ModelConfig,
     RunConfig,
     TrainConfig,
-    _check,
-    _check_numbers,
-    _is_number,
     build,
+    check,
+    check_numbers,
+    is_number,
 )
 
 ONLINE_METHODS = (
@@ -91,27 +91,27 @@ class OnlineConfig:
     """APA: lambda, units of advantage for each nat."""
 
     def __post_init__(self) -> None:
-        _check(self.method in ONLINE_METHODS, "method", self.method, f"one of {', '.join(ONLINE_METHODS)}")
-        _check(self.preset in (None, *PRESET_ALPHA), "preset", self.preset, f"one of {', '.join(PRESET_ALPHA)}")
-        _check(self.alpha is None or 0 <= self.alpha <= 1, "alpha", self.alpha, "between 0 and 1")
-        _check(self.preset is None or self.alpha is None, "alpha", self.alpha, "left out: --preset sets it")
-        _check(self.labels in LABELS, "labels", self.labels, f"one of {', '.join(LABELS)}")
-        _check(self.pairs in ("all", "best-worst"), "pairs", self.pairs, "all or best-worst")
-        _check(self.beta in (None, "auto") or _is_number(self.beta), "beta", self.beta, "a finite number >= 0 or auto")
-        _check_numbers(self, "eta", "clip", "value_clip", "temperature_of_advantage", "reward_timeout", above=0)
-        _check_numbers(self, "num_samples", "inner_epochs", least=1)
-        _check_numbers(self, "kl_weight", "minibatch_size", "given", "refresh_every", "value_weight", least=0)
-        _check_numbers(self, "trace", least=0, most=1)
-        _check_numbers(self, "unfinished_reward")
+        check(self.method in ONLINE_METHODS, "method", self.method, f"one of {', '.join(ONLINE_METHODS)}")
+        check(self.preset in (None, *PRESET_ALPHA), "preset", self.preset, f"one of {', '.join(PRESET_ALPHA)}")
+        check(self.alpha is None or 0 <= self.alpha <= 1, "alpha", self.alpha, "between 0 and 1")
+        check(self.preset is None or self.alpha is None, "alpha", self.alpha, "left out: --preset sets it")
+        check(self.labels in LABELS, "labels", self.labels, f"one of {', '.join(LABELS)}")
+        check(self.pairs in ("all", "best-worst"), "pairs", self.pairs, "all or best-worst")
+        check(self.beta in (None, "auto") or is_number(self.beta), "beta", self.beta, "a finite number >= 0 or auto")
+        check_numbers(self, "eta", "clip", "value_clip", "temperature_of_advantage", "reward_timeout", above=0)
+        check_numbers(self, "num_samples", "inner_epochs", least=1)
+        check_numbers(self, "kl_weight", "minibatch_size", "given", "refresh_every", "value_weight", least=0)
+        check_numbers(self, "trace", least=0, most=1)
+        check_numbers(self, "unfinished_reward")
         for item in fields(self):
             value, readers = getattr(self, item.name), READ_BY.get(item.name, ONLINE_METHODS)
             known = value == item.default or self.method in readers
-            _check(known, item.name, value, f"left out: --method {self.method} does not read it")
+            check(known, item.name, value, f"left out: --method {self.method} does not read it")
         alone = self.method not in ("ppo", "reinforce", "apa") and self.num_samples + self.given < 2
-        _check(not alone, "num_samples", self.num_samples, f"at least 2: {self.method} compares completions")
+        check(not alone, "num_samples", self.num_samples, f"at least 2: {self.method} compares completions")
         divides = self.method in ("iterative-dpo", "copg") and self.beta is not None
         zero = divides and (self.beta == "auto" or float(self.beta or 0) == 0)
-        _check(not zero, "beta", self.beta, f"above 0 for {self.method}")
+        check(not zero, "beta", self.beta, f"above 0 for {self.method}")
 
     @property
     def gamma(self) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from valence.runs.config import _check, _check_numbers
+from valence.runs.config import check, check_numbers
 
 LOSSES = ("accept", "reject", "clone")
 
@@ -42,13 +42,13 @@ class OfflineControlOptions:
     """Same seed, same bits."""
 
     def __post_init__(self) -> None:
-        _check(bool(self.use) and set(self.use) <= set(LOSSES), "use", self.use, f"one or more of {', '.join(LOSSES)}")
+        check(bool(self.use) and set(self.use) <= set(LOSSES), "use", self.use, f"one or more of {', '.join(LOSSES)}")
         kinds = ("auto", "given", "advantage")
-        _check(self.labels in kinds, "labels", self.labels, f"one of {', '.join(kinds)}")
-        _check(bool(self.hidden) and min(self.hidden) >= 1, "hidden", self.hidden, "one size or more, each at least 1")
-        _check_numbers(self, "discount", "trace", least=0, below=1)
-        _check_numbers(self, "expectile", above=0, below=1)
-        _check_numbers(self, "steps", "batch_size", least=1)
-        _check_numbers(self, "lr", "min_scale", above=0)
-        _check_numbers(self, "alpha", least=0, most=1)
-        _check_numbers(self, "beta", "seed", least=0)
+        check(self.labels in kinds, "labels", self.labels, f"one of {', '.join(kinds)}")
+        check(bool(self.hidden) and min(self.hidden) >= 1, "hidden", self.hidden, "one size or more, each at least 1")
+        check_numbers(self, "discount", "trace", least=0, below=1)
+        check_numbers(self, "expectile", above=0, below=1)
+        check_numbers(self, "steps", "batch_size", least=1)
+        check_numbers(self, "lr", "min_scale", above=0)
+        check_numbers(self, "alpha", least=0, most=1)
+        check_numbers(self, "beta", "seed", least=0)

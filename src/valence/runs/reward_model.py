@@ -13,10 +13,12 @@ import tyro
 import yaml
 
 from valence.data.formats import load_feedback
+from valence.data.records import Record
 from valence.errors import UserError
 from valence.policies.loading import SMALL_LM, check_device, small_lm_path
+from valence.rewards.reward_model import FIGURES
 from valence.rewards.training import comparisons, fit, held_out_figures, load_classifier, scored
-from valence.runs.config import _check, _check_numbers, parse_columns
+from valence.runs.config import check, check_numbers, parse_columns
 from valence.runs.data import HELDOUT, Say, say_problems
 
 
@@ -54,12 +56,12 @@ class RewardModelConfig:
     """CPU threads; 0 leaves torch's own choice."""
 
     def __post_init__(self) -> None:
-        _check(self.kind in ("auto", "pairs", "scores"), "kind", self.kind, "auto, pairs or scores")
-        _check_numbers(self, "lr", "epochs", above=0)
-        _check_numbers(self, "batch_size", "max_steps", least=1)
-        _check_numbers(self, "max_length", least=2)
-        _check_numbers(self, "seed", "threads", least=0)
-        _check_numbers(self, "eval_fraction", least=0, below=1)
+        check(self.kind in ("auto", "pairs", "scores"), "kind", self.kind, "auto, pairs or scores")
+        check_numbers(self, "lr", "epochs", above=0)
+        check_numbers(self, "batch_size", "max_steps", least=1)
+        check_numbers(self, "max_length", least=2)
+        check_numbers(self, "seed", "threads", least=0)
+        check_numbers(self, "eval_fraction", least=0, below=1)
 
 
 def train_reward_model(config: RewardModelConfig, *, say: Say = print) -> dict[str, Any]:
@@ -85,15 +87,20 @@ def train_reward_model(config: RewardModelConfig, *, say: Say = print) -> dict[s
     check_device(device)
     path = str(small_lm_path()) if config.model == SMALL_LM else config.model
     model, tokenizer = load_classifier(path, device=device)
-    told = [record for record in loaded.records if str(record.split).lower() in HELDOUT]
-    records = [record for record in loaded.records if str(record.split).lower() not in HELDOUT]
+    records, told = _split(loaded.records, config)
     rows: Any = [] if config.kind == "scores" else comparisons(records, tokenizer)
     kind = "pairs" if rows else "scores"
+    make: Any = comparisons if kind == "pairs" else scored
     rows = rows or ([] if config.kind == "pairs" else scored(records, tokenizer))
-    marked: Any = comparisons(told, tokenizer) if kind == "pairs" else scored(told, tokenizer)
+    used = sum(bool(make([record], tokenizer)) for record in records) if kind == "scores" else None
+    if used is not None and used < len(records):
+        say(f"{len(records) - used:,} rows have no score or label and are not used")
+    alone = sum(record.shape == "label" for record in records) if kind == "pairs" else 0
+    if alone:
+        say(f"{alone:,} labelled rows are not used beside comparisons: --kind scores takes them in their place")
     if len(rows) < 2:
         raise UserError(f"{len(rows)} {'comparisons' if config.kind == 'pairs' else 'rows'} are too few to learn from")
-    train, heldout = _split(rows, marked, config)
+    train, heldout = rows, make(told, tokenizer)
     steps = config.max_steps or max(1, math.ceil(config.epochs * len(train) / config.batch_size))
     size = sum(part.numel() for part in model.parameters())
     lr = config.lr or (1e-4 if size < 100_000_000 else 1e-5)
@@ -108,20 +115,30 @@ def train_reward_model(config: RewardModelConfig, *, say: Say = print) -> dict[s
         model, tokenizer, train, steps=steps, batch_size=config.batch_size, lr=lr, seed=config.seed,
         max_length=config.max_length, on_step=on_step,
     )  # fmt: skip
-    figures: dict[str, Any] = {"kind": kind, "rows": len(train), "held_out": len(heldout), "steps": steps}
+    figures: dict[str, Any] = {"kind": kind, "rows": len(train), "held_out": len(heldout), "steps": steps,
+                               "max_length": config.max_length}  # fmt: skip
     if heldout:
         figures |= held_out_figures(model, tokenizer, heldout, max_length=config.max_length)
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
-    (out / "reward_model.json").write_text(json.dumps(figures, indent=1) + "\n")
+    (out / FIGURES).write_text(json.dumps(figures, indent=1) + "\n")
     (out / "config.yaml").write_text(yaml.safe_dump(asdict(config) | {"feedback": list(config.feedback)}))
     shown = ", ".join(f"{name} {value:.3f}" for name, value in figures.items() if isinstance(value, float))
     say(f"held out: {shown or 'nothing'}\nwritten: {out}; valence improve PROMPTS --reward {out}")
     return figures
 
 
-def _split(rows: list[Any], marked: list[Any], config: RewardModelConfig) -> tuple[list[Any], list[Any]]:
-    """(rows to learn from, rows to look at)."""
-    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(config.seed)).tolist()
-    count = 0 if marked else int(len(rows) * config.eval_fraction)
-    return [rows[place] for place in order[count:]], marked or [rows[place] for place in order[:count]]
+def _split(records: list[Record], config: RewardModelConfig) -> tuple[list[Record], list[Record]]:
+    """(rows to learn from, rows to look at): those marked, else of a share of the prompts, never of the same ones."""
+    marked = [record for record in records if str(record.split).lower() in HELDOUT]
+    if marked:
+        return [record for record in records if str(record.split).lower() not in HELDOUT], marked
+    prompts = list(dict.fromkeys(record.prompt for record in records))
+    if len(prompts) == 1:
+        # Texts without a prompt, or all of one: each stands for itself.
+        order = torch.randperm(len(records), generator=torch.Generator().manual_seed(config.seed)).tolist()
+        count = int(len(records) * config.eval_fraction)
+        return [records[place] for place in order[count:]], [records[place] for place in order[:count]]
+    order = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(config.seed)).tolist()
+    away = {prompts[place] for place in order[: int(len(prompts) * config.eval_fraction)]}
+    return [row for row in records if row.prompt not in away], [row for row in records if row.prompt in away]

@@ -96,6 +96,8 @@ def make_optimizers(
     options: TrainConfig, policy: LanguagePolicy, critic: Any, lr: float
 ) -> dict[str, torch.optim.Optimizer]:
     """The policy's, and where there is a critic with parameters of its own that one's."""
+    if options.value_lr is not None and critic is None:
+        raise UserError(f"--value-lr is {options.value_lr}, and must be left out: this method has no value network")
     optimizers = {"policy": make_optimizer(policy, kind=options.optimizer, lr=lr, weight_decay=options.weight_decay)}
     if critic is not None:
         optimizers["value"] = make_optimizer(

@@ -28,7 +28,7 @@ from torch import Tensor
 from valence.data.collate import move, pad_actions, pad_left
 from valence.data.records import Text
 from valence.errors import UserError
-from valence.feedback import reward_statistics
+from valence.feedback import has_spread, on_last_step, reward_statistics
 from valence.policies.rows import TokenContext
 from valence.protocols import Reference
 from valence.types import Action, Batch, Feedback, Labels, Likelihood, Rewards
@@ -80,6 +80,17 @@ class OnlineSettings:
                 raise ValueError(f"{name} is {getattr(self, name)}, and must be at least {least}")
 
 
+def ask(judge: Judge, rows: Sequence[EncodedPrompt], texts: Sequence[str]) -> Sequence[float | None]:
+    """What a judge says of one completion for each row: messages where the prompt is messages, columns as lists."""
+    plain = [isinstance(row.prompt, str) for row in rows]
+    prompts = [row.prompt if simple else [turn._asdict() for turn in row.prompt]  # pyright: ignore[reportAttributeAccessIssue]
+               for row, simple in zip(rows, plain, strict=True)]  # fmt: skip
+    given = [text if simple else [{"role": "assistant", "content": text}]
+             for text, simple in zip(texts, plain, strict=True)]  # fmt: skip
+    names = dict.fromkeys(name for row in rows for name in row.columns if name not in ("prompts", "completions"))
+    return judge(prompts, given, **{name: [row.columns.get(name) for row in rows] for name in names})
+
+
 class OnlineSource:
     """See the page's top.
 
@@ -90,6 +101,8 @@ class OnlineSource:
         reference: whose completions are drawn under `from_reference`.
         convert: turns rewards into the feedback that the objective takes; None leaves them.
         seed: of order and sampling.
+
+    `even` of `batches` had no prompt of which one completion was better than another.
     Raises:
         ValueError: no prompts, or a KL weight without pi_0.
     """
@@ -113,6 +126,7 @@ class OnlineSource:
         self.epoch, self.position, self.num_units = 0, 0, 0
         self.generator = torch.Generator().manual_seed(seed)
         self.figures: dict[str, float] = {}
+        self.batches = self.even = 0
 
     def next(self, policy: Any) -> Batch:
         """Sample and judge. `figures` then holds the batch's mean reward, KL and counts."""
@@ -136,9 +150,14 @@ class OnlineSource:
         found = self._measure(policy, context, action)
         score = torch.where(present, values, 0.0)
         batch = self._shaped(context, action, score, present, found)
-        assert isinstance(batch.feedback, Rewards)
-        self._report(score, present, ended, found, batch.feedback)
-        return batch if self.convert is None else dataclasses.replace(batch, feedback=self.convert(batch.feedback))
+        own = torch.arange(present.shape[1], device=present.device) < self.settings.num_samples
+        self._report(score, present & own, ended, batch, found)
+        if self.convert is not None:
+            assert isinstance(batch.feedback, Rewards)
+            batch = dataclasses.replace(batch, feedback=self.convert(batch.feedback))
+        # What nothing is learned from is not measured either.
+        kept = dataclasses.replace(batch.action, mask=batch.action.mask & batch.present[..., None])
+        return dataclasses.replace(batch, action=kept)
 
     def _prompts(self) -> list[EncodedPrompt]:
         picked: list[EncodedPrompt] = []
@@ -177,16 +196,8 @@ class OnlineSource:
         assert action.output is not None
         there = action.mask.any(-1)
         places = [(n, k) for n, row in enumerate(action.output) for k in range(len(row)) if there[n, k]]
-        prompts, texts = [], []
-        for n, k in places:
-            prompt = chosen[n].prompt
-            messages = not isinstance(prompt, str)
-            prompts.append([turn._asdict() for turn in prompt] if messages else prompt)
-            text = action.output[n][k]
-            texts.append([{"role": "assistant", "content": text}] if messages else text)
-        names = dict.fromkeys(name for row in chosen for name in row.columns)
-        columns = {name: [chosen[n].columns.get(name) for n, _ in places] for name in names}
-        given = self.judge(prompts, texts, **columns)
+        output = action.output
+        given = ask(self.judge, [chosen[n] for n, _ in places], [output[n][k] for n, k in places])
         values = torch.full(there.shape, math.nan)
         for (n, k), value in zip(places, given, strict=True):
             if value is not None:
@@ -204,17 +215,17 @@ class OnlineSource:
         """log pi_t, and log pi_0 where the KL weighs, by the training model."""
         there = action.mask.any(-1)
         batch = Batch(context, action, Labels(torch.zeros_like(there, dtype=torch.long), there))
-        weighs = self.settings.kl_weight > 0 or self.start is not None
-        needs = frozenset({"log_prob", "ref_log_prob"} if weighs else {"log_prob"})
-        return policy.likelihood(batch, self.start if weighs else None, needs).detach()
+        # Of another policy's draws log pi_t / pi_0 is no KL, and not worth a pass.
+        asks = self.settings.kl_weight > 0 or (self.start is not None and not self.settings.from_reference)
+        needs = frozenset({"log_prob", "ref_log_prob"} if asks else {"log_prob"})
+        return policy.likelihood(batch, self.start if asks else None, needs).detach()
 
     def _shaped(
         self, context: TokenContext, action: Action, score: Tensor, present: Tensor, found: Likelihood
     ) -> Batch:
         """The collected batch, with the KL's price taken off its rewards."""
         mask = action.mask
-        last = mask & (mask.flip(-1).cumsum(-1).flip(-1) == 1)
-        steps = torch.where(last, score[..., None], 0.0)
+        steps = on_last_step(score, mask)
         if self.settings.kl_weight:
             assert found.ref_log_prob is not None
             steps = steps - self.settings.kl_weight * (found.log_prob - found.ref_log_prob) * mask
@@ -227,20 +238,24 @@ class OnlineSource:
             step_reward=steps,
         )  # fmt: skip
 
-    def _report(self, score: Tensor, present: Tensor, ended: Tensor, found: Likelihood, shaped: Rewards) -> None:
-        there = present.sum().item()
-        self.figures = {"unjudged": float(self.num_units - there)}
-        if not there:
+    def _report(self, score: Tensor, drawn: Tensor, ended: Tensor, batch: Batch, found: Likelihood) -> None:
+        """Figures of what was drawn; what a data set gave is not the policy's."""
+        own = batch.action.mask[:, : self.settings.num_samples].any(-1).sum()
+        self.figures = {"unjudged": float(own - drawn.sum())}
+        self.batches += 1
+        self.even += int(not bool(has_spread(Rewards(score, drawn)).any()))
+        if not bool(drawn.any()):
             return
-        mean, deviation = reward_statistics(Rewards(score, present))
+        mean, deviation = reward_statistics(Rewards(score, drawn))
+        assert isinstance(batch.feedback, Rewards)
         self.figures |= {
-            "reward": mean, "reward_std": deviation, "shaped_reward": shaped.value[present].mean().item(),
-            "ended": ended[present].float().mean().item(),
-            "length": found.mask.sum(-1)[present].float().mean().item() if found.mask is not None else 0.0,
+            "reward": mean, "reward_std": deviation, "shaped_reward": batch.feedback.value[drawn].mean().item(),
+            "ended": ended[drawn].float().mean().item(),
+            "length": batch.action.mask.sum(-1)[drawn].float().mean().item(),
         }  # fmt: skip
-        if found.ref_log_prob is not None:
+        if found.ref_log_prob is not None and not self.settings.from_reference:
             gap = (found.log_prob - found.ref_log_prob).sum(-1)
-            self.figures["kl_policy_start"] = gap[present].mean().item()
+            self.figures["kl_policy_start"] = gap[drawn].mean().item()
 
     @cached_property
     def fingerprint(self) -> str:

@@ -44,6 +44,10 @@ class Schedule:
     epochs: int = 1
     minibatch_size: int = 0
 
+    def steps_of(self, contexts: int) -> int:
+        """Optimizer steps that a batch takes."""
+        return self.epochs * -(-contexts // (self.minibatch_size or contexts))
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -89,7 +93,8 @@ def train(
         began = time.perf_counter()
         before = learner.step
         batch = source.next(learner.policy)
-        watch = bool(schedule.log_every) and (before == 0 or _due(before, before + 1, schedule.log_every))
+        coming = before + schedule.steps_of(batch.num_contexts)
+        watch = bool(schedule.log_every) and (before == 0 or _due(before, coming, schedule.log_every))
         figures = learner.update(batch, watch=watch, epochs=schedule.epochs, minibatch_size=schedule.minibatch_size)
         took = time.perf_counter() - began
         seconds += took
