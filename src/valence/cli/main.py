@@ -11,6 +11,7 @@ COMMANDS = {
     "align": "make a language model better from a file of feedback",
     "control": "make a control policy better by acting in an environment",
     "improve": "make a language model better on prompts, from a reward of its own completions",
+    "compare": "tell whose completions are better, of two models",
     "reward-model": "train a judge for improve from comparisons or scores",
     "demo": "align the small model that Valence carries with real human thumbs, in minutes",
     "offline-control": "make a control policy from episodes on disk, accepted and rejected actions and cloning",

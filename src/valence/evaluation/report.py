@@ -14,6 +14,8 @@ from typing import Any
 
 CURVES = (
     ("Loss", ("loss",)),
+    ("Reward of what it learns from, after the KL's price", ("shaped_reward",)),
+    ("Reward of fresh samples", ("eval/reward",)),
     ("KL on fresh samples, nats a sequence", ("eval/kl_policy_ref", "eval/kl_ref_policy")),
     ("Log-likelihood drift from the reference, nats", ("accepted_drift", "rejected_drift")),
     ("Held-out accuracy of the implicit reward", ("eval/implicit_reward_accuracy",)),
@@ -26,6 +28,8 @@ EXPLAIN = {
     "kl_ref_policy": "KL(π_ref‖π), nats a sequence, on the reference's samples",
     "ordinary_text_nll": "plain prose, nats a token: a rise is capability lost",
     "implicit_reward_accuracy": "how often log π/π_ref ranks better held-out feedback above worse",
+    "reward": "mean reward of the samples",
+    "reward_95_half_width": "half the width of that mean's 95% interval",
     "distinct_2": "share of different word pairs in the samples",
     "mean_words": "words a sample",
     "truncated": "share of samples cut at the length limit",
