@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 Judge = Callable[..., Sequence[float | None]]
+"""(prompts, completions, **columns) -> what each completion is worth, or None."""
 WAYS = ("mean", "worst", "cautious")
 
 

@@ -14,14 +14,13 @@ import queue
 import re
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from valence.errors import UserError
-from valence.rewards.ensemble import WAYS, Ensemble
+from valence.rewards.ensemble import WAYS, Ensemble, Judge
 
-Judge = Callable[..., Sequence[float | None]]
 LARGEST = 3e38
 """Rewards are single precision."""
 PATIENCE = 3

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from valence.runs.evaluation import Evaluation
 from valence.runs.methods import describe, make_critic, make_objective
 from valence.runs.session import (
     CONFIG_FILE,
+    RunResult,
     claim,
     learning_rate,
     load_policy,
@@ -35,35 +36,10 @@ from valence.training.loop import Schedule
 from valence.training.reference_cache import CachedReference
 
 
-@dataclass(frozen=True)
-class AlignResult:
-    """What a run gives back.
-
-    Args:
-        out: the folder with model/, metrics.jsonl, samples.jsonl, config.yaml and report.html.
-        method: the method that was run.
-        steps: optimizer steps taken.
-        stopped: why it ended early, or None.
-        before, after: the evaluation's figures of the reference and of the aligned model.
-    """
-
-    out: Path
-    method: str
-    steps: int
-    stopped: str | None
-    before: dict[str, float]
-    after: dict[str, float]
-
-    @property
-    def model(self) -> Path:
-        """Where the aligned model lies."""
-        return self.out / "model"
-
-
 def align(
     feedback: str | Path | Sequence[str | Path], *, model: str | Path, out: str | Path, quiet: bool = False,
     **options: Any,
-) -> AlignResult:  # fmt: skip
+) -> RunResult:  # fmt: skip
     """Align a language model with a file of feedback.
 
     Args:
@@ -75,15 +51,12 @@ def align(
     Raises:
         UserError: bad input, in one line that says what, where and what to do.
     """
-    paths: Any = str(feedback) if isinstance(feedback, Path) else feedback
-    if isinstance(paths, list | tuple):
-        paths = [str(path) for path in paths]
-    config = align_config(feedback=paths, model=str(model), out=str(out), **options)
+    config = align_config(feedback=feedback, model=str(model), out=str(out), **options)
     check_complete(config)
     return run_alignment(config, say=(lambda line: None) if quiet else print, show=not quiet)
 
 
-def run_alignment(config: AlignConfig, *, say: Say = print, show: bool = True) -> AlignResult:
+def run_alignment(config: AlignConfig, *, say: Say = print, show: bool = True) -> RunResult:
     """Run what `config` says; see `align`."""
     if config.run.threads:
         torch.set_num_threads(config.run.threads)
@@ -112,17 +85,19 @@ def run_alignment(config: AlignConfig, *, say: Say = print, show: bool = True) -
         seed=config.train.seed,
     )  # fmt: skip
     facts = {
-        "method": feedback.method, "objective": describe(learner.objective), "model": config.model,
+        "objective": describe(learner.objective), "model": config.model,
         "feedback": ", ".join(Path(path).name for path in config.feedback),
     }  # fmt: skip
     schedule = Schedule(
         steps, log_every=config.run.log_every, eval_every=config.run.eval_every, save_every=config.run.save_every,
         kl_budget=config.run.kl_budget,
     )  # fmt: skip
-    done = run_session(out, config.run, flat(config), facts, learner, source, schedule, evaluation, say, show=show)
+    done = run_session(
+        out, config.run, flat(config), feedback.method, facts, learner, source, schedule, evaluation, say, show=show
+    )
     if isinstance(learner.reference, CachedReference):
         say(f"reference cache: {learner.reference.hits} rows looked up, {learner.reference.misses} measured")
-    return AlignResult(out, feedback.method, done.outcome.steps, done.outcome.stopped, done.before, done.after)
+    return done
 
 
 def _limit_samples(config: AlignConfig, policy: LanguagePolicy, data: Encoded, positions: int) -> None:

@@ -6,11 +6,14 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from valence.data.collate import EncodedGroup, Encoder
 from valence.data.formats import load_feedback
 from valence.data.groups import Group, groups_for, split_groups
-from valence.data.groups.split import HELDOUT
+from valence.data.groups.split import is_heldout
 from valence.data.inspect import choose_method, summarize
 from valence.data.records import Problem, Record
 from valence.errors import UserError
@@ -65,10 +68,10 @@ def read_feedback(config: AlignConfig, say: Say) -> Feedback:
         say_problems(other.problems, say, of="held-out rows")
         heldout, more = groups_for(other.records, kind)
         notes += [f"held-out: {note}" for note in more]
-        marked = [group for group in groups if str(group.split).lower() in HELDOUT]
+        marked = [group for group in groups if is_heldout(group)]
         if marked:
             notes.append(f"{len(marked)} contexts marked as held out are not trained on; --eval-feedback is evaluated")
-            groups = [group for group in groups if str(group.split).lower() not in HELDOUT]
+            groups = [group for group in groups if not is_heldout(group)]
     else:
         groups, heldout = split_groups(groups, fraction=config.data.eval_fraction, seed=config.train.seed)
     if not groups:
@@ -77,6 +80,21 @@ def read_feedback(config: AlignConfig, say: Say) -> Feedback:
     for note in [*notes, *more]:
         say(note)
     return Feedback(method, groups, heldout, problems)
+
+
+def split_records(records: Sequence[Record], *, fraction: float, seed: int) -> tuple[list[Record], list[Record]]:
+    """(rows to learn from, rows to look at): those marked as held out, else a share of the prompts, none in both; where
+    all rows have one prompt, a share of the rows."""
+    if any(map(is_heldout, records)):
+        return [row for row in records if not is_heldout(row)], [row for row in records if is_heldout(row)]
+    names: list[Any] = [row.prompt for row in records]
+    if len(set(names)) == 1:
+        names = list(range(len(records)))
+    different = list(dict.fromkeys(names))
+    order = torch.randperm(len(different), generator=torch.Generator().manual_seed(seed)).tolist()
+    away = {different[place] for place in order[: int(len(different) * fraction)]}
+    pairs = list(zip(names, records, strict=True))
+    return [row for name, row in pairs if name not in away], [row for name, row in pairs if name in away]
 
 
 def _method(config: AlignConfig, records: Sequence[Record], say: Say) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +32,13 @@ from valence.policies.language import LanguagePolicy
 from valence.protocols import Objective
 from valence.rewards import RewardFunction, load_reward
 from valence.runs.config import PRESET_ALPHA, flat, parse_columns
-from valence.runs.data import HELDOUT, Say, say_problems
+from valence.runs.data import Say, say_problems, split_records
 from valence.runs.evaluation import Evaluation
 from valence.runs.improve_config import ImproveConfig, OnlineConfig, check_complete, improve_config
 from valence.runs.methods import PAPER_BETA, describe
 from valence.runs.session import (
     CONFIG_FILE,
+    RunResult,
     claim,
     learning_rate,
     load_policy,
@@ -58,35 +59,10 @@ LABELLING: dict[str, Convert] = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class ImproveResult:
-    """What a run gives back.
-
-    Args:
-        out: the folder with model/, metrics.jsonl, samples.jsonl, config.yaml and report.html.
-        method: the method that was run.
-        steps: optimizer steps taken.
-        stopped: why it ended early, or None.
-        before, after: the evaluation's figures, the reward's mean among them.
-    """
-
-    out: Path
-    method: str
-    steps: int
-    stopped: str | None
-    before: dict[str, float]
-    after: dict[str, float]
-
-    @property
-    def model(self) -> Path:
-        """Where the improved model lies."""
-        return self.out / "model"
-
-
 def improve(
     prompts: str | Path | Sequence[str | Path], *, model: str | Path, out: str | Path, reward: Any,
     quiet: bool = False, **options: Any,
-) -> ImproveResult:  # fmt: skip
+) -> RunResult:  # fmt: skip
     """Improve a language model on prompts, from what a reward says of its own completions.
 
     Args:
@@ -99,18 +75,15 @@ def improve(
     Raises:
         UserError: bad input, in one line that says what, where and what to do.
     """
-    paths: Any = str(prompts) if isinstance(prompts, Path) else prompts
-    if isinstance(paths, list | tuple):
-        paths = [str(path) for path in paths]
     own = callable(reward)
     name = getattr(reward, "__name__", "reward") if own else str(reward)
-    config = improve_config(prompts=paths, model=str(model), out=str(out), reward=name, **options)
+    config = improve_config(prompts=prompts, model=str(model), out=str(out), reward=name, **options)
     check_complete(config)
     judge = RewardFunction(reward, name=name, timeout=config.online.reward_timeout) if own else None
     return run_improvement(config, judge=judge, say=(lambda line: None) if quiet else print, show=not quiet)
 
 
-def run_improvement(config: ImproveConfig, *, judge: Any = None, say: Say = print, show: bool = True) -> ImproveResult:
+def run_improvement(config: ImproveConfig, *, judge: Any = None, say: Say = print, show: bool = True) -> RunResult:
     """Run what `config` says; see `improve`."""
     if config.run.threads:
         torch.set_num_threads(config.run.threads)
@@ -150,10 +123,12 @@ def run_improvement(config: ImproveConfig, *, judge: Any = None, say: Say = prin
         judge=lambda picked, texts: reward_figures(judge, [pool[place] for place in picked], texts),
     )  # fmt: skip
     facts = {
-        "method": online.method, "objective": describe(objective), "model": config.model, "reward": judge.name,
+        "objective": describe(objective), "model": config.model, "reward": judge.name,
         "prompts": ", ".join(Path(path).name for path in config.prompts),
     }  # fmt: skip
-    done = run_session(out, config.run, settings, facts, learner, source, schedule, evaluation, say, show=show)
+    done = run_session(
+        out, config.run, settings, online.method, facts, learner, source, schedule, evaluation, say, show=show
+    )
     for why, rows in judge.failures.items():
         say(f"warning: the reward had no number for {rows:,} completions: {why}")
     if source.even and online.num_samples > 1:
@@ -163,7 +138,7 @@ def run_improvement(config: ImproveConfig, *, judge: Any = None, say: Say = prin
         )
     if repeated := getattr(judge, "repeated", 0):
         say(f"warning: {repeated:,} calls of the reward failed as a whole and were made again row by row")
-    return ImproveResult(out, online.method, done.outcome.steps, done.outcome.stopped, done.before, done.after)
+    return done
 
 
 def reward_figures(judge: Any, rows: Sequence[EncodedPrompt], texts: Sequence[str]) -> dict[str, float]:
@@ -184,13 +159,7 @@ def _read(config: ImproveConfig, say: Say) -> tuple[list[Record], list[Record]]:
     if config.data.eval_feedback:
         other = load_feedback(config.data.eval_feedback, columns=columns, strict=config.data.strict)
         return records, _merged(other.records, say)
-    marked = [record for record in records if str(record.split).lower() in HELDOUT]
-    if marked:
-        return [record for record in records if str(record.split).lower() not in HELDOUT], marked
-    texts = list(dict.fromkeys(record.prompt for record in records))
-    order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(config.train.seed)).tolist()
-    away = {texts[place] for place in order[: int(len(texts) * config.data.eval_fraction)]}
-    return [row for row in records if row.prompt not in away], [row for row in records if row.prompt in away]
+    return split_records(records, fraction=config.data.eval_fraction, seed=config.train.seed)
 
 
 def _merged(records: Sequence[Record], say: Say) -> list[Record]:

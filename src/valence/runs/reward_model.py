@@ -13,13 +13,12 @@ import tyro
 import yaml
 
 from valence.data.formats import load_feedback
-from valence.data.records import Record
 from valence.errors import UserError
 from valence.policies.loading import SMALL_LM, check_device, small_lm_path
 from valence.rewards.reward_model import FIGURES
 from valence.rewards.training import comparisons, fit, held_out_figures, load_classifier, scored
 from valence.runs.config import check, check_numbers, parse_columns
-from valence.runs.data import HELDOUT, Say, say_problems
+from valence.runs.data import Say, say_problems, split_records
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,7 @@ def train_reward_model(config: RewardModelConfig, *, say: Say = print) -> dict[s
     check_device(device)
     path = str(small_lm_path()) if config.model == SMALL_LM else config.model
     model, tokenizer = load_classifier(path, device=device)
-    records, told = _split(loaded.records, config)
+    records, told = split_records(loaded.records, fraction=config.eval_fraction, seed=config.seed)
     rows: Any = [] if config.kind == "scores" else comparisons(records, tokenizer)
     kind = "pairs" if rows else "scores"
     make: Any = comparisons if kind == "pairs" else scored
@@ -126,19 +125,3 @@ def train_reward_model(config: RewardModelConfig, *, say: Say = print) -> dict[s
     shown = ", ".join(f"{name} {value:.3f}" for name, value in figures.items() if isinstance(value, float))
     say(f"held out: {shown or 'nothing'}\nwritten: {out}; valence improve PROMPTS --reward {out}")
     return figures
-
-
-def _split(records: list[Record], config: RewardModelConfig) -> tuple[list[Record], list[Record]]:
-    """(rows to learn from, rows to look at): those marked, else of a share of the prompts, never of the same ones."""
-    marked = [record for record in records if str(record.split).lower() in HELDOUT]
-    if marked:
-        return [record for record in records if str(record.split).lower() not in HELDOUT], marked
-    prompts = list(dict.fromkeys(record.prompt for record in records))
-    if len(prompts) == 1:
-        # Texts without a prompt, or all of one: each stands for itself.
-        order = torch.randperm(len(records), generator=torch.Generator().manual_seed(config.seed)).tolist()
-        count = int(len(records) * config.eval_fraction)
-        return [records[place] for place in order[count:]], [records[place] for place in order[:count]]
-    order = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(config.seed)).tolist()
-    away = {prompts[place] for place in order[: int(len(prompts) * config.eval_fraction)]}
-    return [row for row in records if row.prompt not in away], [row for row in records if row.prompt in away]

@@ -117,18 +117,34 @@ def resume(out: Path, learner: Learner, source: Any, say: Say) -> None:
 
 
 @dataclass(frozen=True)
-class Finished:
-    """What a run came to: figures of the evaluation before and after, and how it ended."""
+class RunResult:
+    """What a run gives back.
 
+    Args:
+        out: the folder with model/, metrics.jsonl, samples.jsonl, config.yaml and report.html.
+        method: the method that was run.
+        steps: optimizer steps taken.
+        stopped: why it ended early, or None.
+        before, after: the evaluation's figures of the model as it began and as it is now.
+    """
+
+    out: Path
+    method: str
+    steps: int
+    stopped: str | None
     before: dict[str, float]
     after: dict[str, float]
-    outcome: Outcome
+
+    @property
+    def model(self) -> Path:
+        """Where the model lies."""
+        return self.out / "model"
 
 
 def run_session(
-    out: Path, run: RunConfig, settings: Mapping[str, Any], facts: Mapping[str, str], learner: Learner, source: Any,
-    schedule: Schedule, evaluation: Evaluation, say: Say, *, show: bool,
-) -> Finished:  # fmt: skip
+    out: Path, run: RunConfig, settings: Mapping[str, Any], method: str, facts: Mapping[str, str], learner: Learner,
+    source: Any, schedule: Schedule, evaluation: Evaluation, say: Say, *, show: bool,
+) -> RunResult:  # fmt: skip
     """Train, and write model, samples, figures, card and report to `out`.
 
     Args:
@@ -170,12 +186,12 @@ def run_session(
         progress.close()
         for tracker in trackers:
             tracker.close()
-    return _write(out, run, facts, evaluation, outcome, say)
+    return _write(out, run, method, facts, evaluation, outcome, say)
 
 
 def _write(
-    out: Path, run: RunConfig, facts: Mapping[str, str], evaluation: Evaluation, outcome: Outcome, say: Say
-) -> Finished:
+    out: Path, run: RunConfig, method: str, facts: Mapping[str, str], evaluation: Evaluation, outcome: Outcome, say: Say
+) -> RunResult:
     evaluation.policy.save(out / "model")
     samples = evaluation.samples()
     (out / "samples.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in samples))
@@ -183,7 +199,7 @@ def _write(
     looks = [{key[5:]: value for key, value in row.items() if key.startswith("eval/")} for row in rows]
     looks = [look for look in looks if look]
     before, after = looks[0], looks[-1]
-    told = dict(facts) | {"steps": str(outcome.steps), "stopped early": outcome.stopped or "no"}
+    told = {"method": method} | dict(facts) | {"steps": str(outcome.steps), "stopped early": outcome.stopped or "no"}
     write_model_card(out / "model", told, before, after)
     write_report(out / "report.html", told, rows, samples, before, after)
     for name in after:
@@ -192,4 +208,4 @@ def _write(
         say(f"stopped: {outcome.stopped}; the model kept is the last within it")
     more = ", profile.json, profile.txt" if run.profile else ""
     say(f"written: {out}/model, report.html, samples.jsonl, metrics.jsonl, config.yaml{more}")
-    return Finished(before, after, outcome)
+    return RunResult(out, method, outcome.steps, outcome.stopped, before, after)

@@ -31,11 +31,10 @@ from valence.errors import UserError
 from valence.feedback import has_spread, on_last_step, reward_statistics
 from valence.policies.rows import TokenContext
 from valence.protocols import Reference
+from valence.rewards.ensemble import Judge
 from valence.types import Action, Batch, Feedback, Labels, Likelihood, Rewards
 
 Convert = Callable[[Rewards], Feedback]
-Judge = Callable[..., Sequence[float | None]]
-"""(prompts, completions, **columns) -> what each completion is worth; see `valence.rewards`."""
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 
 from valence.data.groups.group import Group
+from valence.data.records import Record
 
 HELDOUT = frozenset(("heldout", "held_out", "held-out", "test", "validation", "valid", "val", "eval", "dev"))
 FEW_PROMPTS = 20
@@ -31,14 +32,15 @@ def split_groups(groups: Sequence[Group], *, fraction: float, seed: int = 0) -> 
     """
     if not 0 <= fraction < 1:
         raise ValueError(f"fraction is {fraction}: it must be at least 0 and less than 1")
-    out = [_is_heldout(group) for group in groups]
+    out = [is_heldout(group) for group in groups]
     if not any(out):
         out = _chosen(groups, fraction, seed)
     train = [group for group, held in zip(groups, out, strict=True) if not held]
     return train, [group for group, held in zip(groups, out, strict=True) if held]
 
 
-def _is_heldout(group: Group) -> bool:
+def is_heldout(group: Group | Record) -> bool:
+    """Whether its file marks it as held out."""
     return (group.split or "").strip().lower() in HELDOUT
 
 
