@@ -165,7 +165,7 @@ def test_a_reward_by_its_file_with_a_column(prompts: Path, tiny_llama: Path, tmp
     ("options", "said"),
     [
         ({"method": "kto"}, "--method is 'kto', and must be one of rebel"),
-        ({"method": "rloo", "eta": 0.5}, "--eta is 0.5, and must be left out: --method rloo does not read it"),
+        ({"method": "rloo", "eta": 0.5}, "--eta is '0.5', and must be left out: --method rloo does not read it"),
         ({"num_samples": 1}, "--num-samples is 1, and must be at least 2: rebel compares"),
         ({"method": "copg", "beta": 0}, "--beta is '0', and must be above 0 for copg"),
         ({"kl_weight": -1}, "--kl-weight is -1"), ({"labels": "halves", "pairs": "some"}, "--pairs is 'some'"),

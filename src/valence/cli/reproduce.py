@@ -17,13 +17,18 @@ EXPERIMENTS = {
     "bandit": "valence.reproduce.bandit",
     "control": "valence.reproduce.control",
     "offline-control": "valence.reproduce.offline_control",
+    "summarize": "valence.reproduce.summarize",
+    "best-worst": "valence.reproduce.best_worst",
+    "pmpo-language": "valence.reproduce.pmpo_language",
+    "dro": "valence.reproduce.dro",
+    "general-preference": "valence.reproduce.general_preference",
 }
 
 
 @dataclass(frozen=True)
 class Reproduce:
     """Rerun an experiment and print the paper's figures beside ours. Experiments: thumbs, bandit, control,
-    offline-control."""
+    offline-control, summarize, best-worst, pmpo-language, dro, general-preference."""
 
     name: tyro.conf.Positional[str]
     """Which experiment."""

@@ -7,7 +7,10 @@ from collections.abc import Sequence
 from valence.cli.parse import parse
 from valence.runs.reward_model import RewardModelConfig, train_reward_model
 
-DESCRIPTION = "Train a reward model from comparisons (Bradley-Terry) or scores, to judge in valence improve."
+DESCRIPTION = (
+    "Train a judge for valence improve: a reward model from comparisons (Bradley-Terry) or scores, or a preference "
+    "model, which can express cycles."
+)
 
 
 def run(arguments: Sequence[str]) -> None:

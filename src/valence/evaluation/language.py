@@ -11,6 +11,7 @@ from importlib.resources import files
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from valence.data.collate import EncodedGroup, collate, move, pad_actions, pad_left
@@ -45,14 +46,21 @@ def sample_texts(
 
 
 @torch.no_grad()
-def sampled_kl(policy: LanguagePolicy, reference: Reference, chunks: Sequence[tuple[Any, Action]], name: str) -> float:
-    """Mean KL a sequence over sampled chunks, nats: `name` is "policy_kl" for KL(pi || pi_ref) on the policy's samples
-    or "ref_kl" for KL(pi_ref || pi) on the reference's."""
+def sample_kls(
+    policy: LanguagePolicy, reference: Reference, chunks: Sequence[tuple[Any, Action]], name: str
+) -> Float[Tensor, " samples"]:
+    """KL along each sampled sequence, nats: `name` is "policy_kl" for KL(pi || pi_ref) on the policy's samples or
+    "ref_kl" for KL(pi_ref || pi) on the reference's."""
     totals = [
         getattr(policy.likelihood(as_batch(context, action), reference, frozenset({"log_prob", name})).total(), name)
         for context, action in chunks
     ]
-    return float(torch.cat([total.flatten() for total in totals]).mean())
+    return torch.cat([total.flatten() for total in totals])
+
+
+def sampled_kl(policy: LanguagePolicy, reference: Reference, chunks: Sequence[tuple[Any, Action]], name: str) -> float:
+    """Mean KL a sequence over sampled chunks, nats; see `sample_kls`."""
+    return float(sample_kls(policy, reference, chunks, name).mean())
 
 
 @torch.no_grad()

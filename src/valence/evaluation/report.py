@@ -15,7 +15,8 @@ from typing import Any
 CURVES = (
     ("Loss", ("loss",)),
     ("Reward of what it learns from, after the KL's price", ("shaped_reward",)),
-    ("Reward of fresh samples", ("eval/reward",)),
+    ("Reward of fresh samples", ("eval/reward", "eval/gold")),
+    ("Regression error beside the reward gaps' own size", ("regression_error", "reward_gap_variance")),
     ("KL on fresh samples, nats a sequence", ("eval/kl_policy_ref", "eval/kl_ref_policy")),
     ("Log-likelihood drift from the reference, nats", ("accepted_drift", "rejected_drift")),
     ("Held-out accuracy of the implicit reward", ("eval/implicit_reward_accuracy",)),
@@ -30,6 +31,10 @@ EXPLAIN = {
     "implicit_reward_accuracy": "how often log π/π_ref ranks better held-out feedback above worse",
     "reward": "mean reward of the samples",
     "reward_95_half_width": "half the width of that mean's 95% interval",
+    "gold": "the same by the gold reward, which is not learned from (a pairwise judge: share won against the start)",
+    "gold_95_half_width": "half the width of that mean's 95% interval",
+    "gold_win_rate": "how often gold finds the sample better than the start's",
+    "gold_win_rate_95_half_width": "half the width of that share's 95% interval",
     "distinct_2": "share of different word pairs in the samples",
     "mean_words": "words a sample",
     "truncated": "share of samples cut at the length limit",
@@ -110,6 +115,7 @@ def write_report(
     after: Mapping[str, float],
     *,
     most_samples: int = 24,
+    section: str = "",
 ) -> None:
     """Write the page.
 
@@ -118,6 +124,7 @@ def write_report(
         rows: the lines of metrics.jsonl.
         samples: `{"prompt", "before", "after"}`.
         before, after: the evaluation's first and last figures.
+        section: more of the page, as HTML that is safe.
     """
     picture = base64.b64encode(plot_curves(rows)).decode()
     page = (
@@ -126,6 +133,6 @@ def write_report(
         f"{html.escape(facts.get('feedback', ''))}</h1>{_facts_table(facts)}"
         f"<h2>Before and after</h2>{_figures_table(before, after)}"
         f'<h2>Curves</h2><img alt="curves of the run" src="data:image/png;base64,{picture}">'
-        f"<h2>Samples</h2>{_samples_table(samples, most_samples)}</body></html>"
+        f"{section}<h2>Samples</h2>{_samples_table(samples, most_samples)}</body></html>"
     )
     path.write_text(page, encoding="utf-8")

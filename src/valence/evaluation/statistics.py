@@ -5,6 +5,8 @@ Source: Agarwal et al. 2021, "Deep reinforcement learning at the edge of the sta
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Sequence
 
 import numpy as np
@@ -35,3 +37,12 @@ def bootstrap_interval(
     found = [iqm(np.concatenate([generator.choice(part, len(part)) for part in parts])) for _ in range(draws)]
     low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def mean_interval(values: Sequence[float | None]) -> tuple[float, float]:
+    """(mean, half width of its 95% interval by the normal distribution) of the values that are there; NaN where too
+    few are."""
+    known = [value for value in values if value is not None]
+    if len(known) < 2:
+        return (known[0] if known else math.nan), math.nan
+    return statistics.fmean(known), 1.96 * statistics.stdev(known) / math.sqrt(len(known))

@@ -6,20 +6,16 @@ not the run: what it says of the others is kept.
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import inspect
 import math
 import queue
 import re
-import sys
 import threading
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from valence.errors import UserError
-from valence.rewards.ensemble import WAYS, Ensemble, Judge
+from valence.rewards.ensemble import Judge
 
 LARGEST = 3e38
 """Rewards are single precision."""
@@ -177,89 +173,9 @@ def _overlap(measure: str) -> Judge:
     return judge
 
 
-def _pattern(expression: str) -> Judge:
-    """1 where the expression is found, else 0."""
-    try:
-        compiled = re.compile(expression)
-    except re.error as error:
-        raise UserError(f"--reward regex:{expression} is no regular expression: {error}") from error
-    return lambda completions, **_: [float(bool(compiled.search(text_of(text)))) for text in completions]
-
-
 def ready_rewards() -> dict[str, Judge]:
     """Name -> function."""
     return {
         "number": number_match, "exact": exact_match, "length": word_count, "bleu": _overlap("bleu"),
         "chrf": _overlap("chrf"),
     }  # fmt: skip
-
-
-def load_reward(
-    name: str, *, device: str = "cpu", timeout: float = 60.0, kept: Path | None = None, template: str = "helpful"
-) -> Any:
-    """A reward by its name on the command line.
-
-    Args:
-        name: number, exact, length, bleu, chrf; regex:EXPRESSION; a folder with a classifier or reward model;
-            mean:A,B, worst:A,B or cautious:A,B of several; judge:MODEL@URL, a model asked which of two is better;
-            module:function or file.py:function.
-        kept: a file for a judge's answers.
-        template: the judge's.
-    Returns:
-        a callable as `RewardFunction`, with its `name` and `failures`.
-    Raises:
-        UserError: there is none of that name.
-    """
-    ready = ready_rewards()
-    if name in ready:
-        return RewardFunction(ready[name], name=name, timeout=timeout)
-    if name.startswith("regex:"):
-        return RewardFunction(_pattern(name[6:]), name=name, timeout=timeout)
-    if name.startswith("judge:"):
-        from valence.rewards.judge import PairJudge, SelfPlay
-
-        model, found, url = name[6:].partition("@")
-        if not found or not model or not url.startswith(("http://", "https://")):
-            raise UserError(f"--reward {name} must be judge:MODEL@URL, such as judge:gpt@http://localhost:8000/v1")
-        return SelfPlay(PairJudge(model, url, template=template, cache=kept, timeout=timeout), name=name)
-    way, found, members = name.partition(":")
-    if found and way in WAYS:
-        judges = [load_reward(member, device=device, timeout=timeout) for member in members.split(",") if member]
-        if len(judges) < 2:
-            raise UserError(f"--reward {name} needs two rewards or more with commas between")
-        return RewardFunction(Ensemble(judges, way), name=name, timeout=math.inf)
-    if Path(name).is_dir():
-        from valence.rewards.reward_model import RewardModel
-
-        # It runs on the trainer's own device and is not a stranger's code: a slow one is waited for.
-        return RewardFunction(RewardModel(name, device=device), name=name, timeout=math.inf)
-    place, found, function = name.rpartition(":")
-    if not found or not place or not function:
-        kinds = ", ".join(ready)
-        raise UserError(
-            f"--reward {name} is none of {kinds}, no folder, and not regex:EXPRESSION, module:function or "
-            "file.py:function"
-        )
-    try:
-        judge: Any = getattr(_module(place), function)
-    except UserError:
-        raise
-    except Exception as error:  # importing a user's file may fail in any way
-        raise UserError(f"--reward {name} cannot be loaded: {type(error).__name__}: {error}") from error
-    if not callable(judge):
-        raise UserError(f"--reward {name} is a {type(judge).__name__}, and must be a function")
-    return RewardFunction(judge, name=name, timeout=timeout)
-
-
-def _module(place: str) -> Any:
-    if not place.endswith(".py"):
-        return importlib.import_module(place)
-    path = Path(place).resolve()
-    if not path.is_file():
-        raise UserError(f"--reward {place} is not there: give file.py:function")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules.setdefault(path.stem, module)
-    spec.loader.exec_module(module)
-    return module

@@ -1,8 +1,10 @@
-"""A model as a pairwise judge, over the OpenAI-compatible HTTP interface: which of two completions is better.
+"""Pairwise judges: which of two completions is better, by a model over the OpenAI-compatible HTTP interface or by a
+Python function; and how either becomes a reward.
 
-Every pair is asked twice, positions swapped, and the answers averaged: a judge that prefers what stands first then says
-a tie. Answers are kept on disk by content, so that a rerun, or a run that goes on, costs nothing. A server that does
-not answer is waited for, with growing pauses, and then the run stops with a clear line; nothing is lost.
+A model is asked twice about every pair, positions swapped, and its answers are averaged: one that prefers what stands
+first then says a tie. Answers are kept on disk by content, so that a rerun, or a run that goes on, costs nothing. A
+server that does not answer is waited for, with growing pauses, and then the run stops with a clear line; nothing is
+lost.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ import torch
 
 from valence.errors import UserError
 from valence.feedback import preferences_to_self_play
-from valence.rewards.functions import text_of
+from valence.rewards.functions import RewardFunction, text_of
 from valence.types import Preferences
 
 TEMPLATES = {
@@ -169,6 +171,33 @@ class _Store:
             self._base.execute("INSERT OR REPLACE INTO answer VALUES (?, ?)", (name, text))
 
 
+class PairFunction:
+    """A Python function `(prompts, first, second) -> list of P(first is better), or None` that cannot break a run.
+
+    What fails, hangs or is no probability costs the pairs that it failed on, counted in `failures`, as for a
+    `RewardFunction`.
+    """
+
+    def __init__(self, function: Any, *, name: str = "", timeout: float = 60.0) -> None:
+        def judge(prompts: Sequence[Any], completions: Sequence[Any], second: Sequence[Any]) -> list[Any]:
+            found = list(function(prompts, completions, second))
+            for value in found:
+                if value is not None and not 0 <= value <= 1:
+                    raise ValueError(f"{value} is no probability that the first is better")
+            return found
+
+        self._safe = RewardFunction(judge, name=name or getattr(function, "__name__", "pairwise"), timeout=timeout)
+
+    @property
+    def failures(self) -> dict[str, int]:
+        """Pairs without a verdict, by why."""
+        return self._safe.failures
+
+    def __call__(self, prompts: Sequence[Any], first: Sequence[Any], second: Sequence[Any]) -> list[float | None]:
+        """Raises UserError where the first call gave a verdict on none of its pairs."""
+        return self._safe(prompts, first, second=second) if prompts else []
+
+
 class SelfPlay:
     """A pairwise judge as a reward: how each completion fares against the others of its prompt, in [-1, 1].
 
@@ -176,8 +205,15 @@ class SelfPlay:
     """
 
     def __init__(self, judge: Any, *, name: str = "judge") -> None:
-        self.judge, self.name = judge, name
-        self.failures: dict[str, int] = {}
+        self.judge, self.name, self.missing = judge, name, 0
+
+    @property
+    def failures(self) -> dict[str, int]:
+        """Completions without a verdict, with what the judge itself says of pairs."""
+        if not self.missing:
+            return {}
+        pairs = [f"{count} pairs: {why}" for why, count in getattr(self.judge, "failures", {}).items()]
+        return {"; ".join(["no clear verdict", *pairs]): self.missing}
 
     def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **_: Any) -> list[float | None]:
         groups: list[list[int]] = []
@@ -195,9 +231,7 @@ class SelfPlay:
         for group in groups:
             for place, value in zip(group, _fares(group, known), strict=True):
                 found[place] = value
-        missing = sum(value is None for value in found)
-        if missing:
-            self.failures["no clear verdict"] = self.failures.get("no clear verdict", 0) + missing
+        self.missing += sum(value is None for value in found)
         return found
 
 

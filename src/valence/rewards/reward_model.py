@@ -15,6 +15,10 @@ FIGURES = "reward_model.json"
 """Beside a model of ours: how it was trained, and its figures on held-out rows."""
 
 
+PREFERENCE = "preference"
+"""The `kind` in that file of a preference model, whose outputs are an embedding and no score."""
+
+
 class RewardModel:
     """Any `AutoModelForSequenceClassification`: one output is a score, of several the last one's log-odds count.
 
@@ -23,29 +27,17 @@ class RewardModel:
         device: where it runs.
         batch_size: texts at a time.
     Raises:
-        UserError: there is no such model there.
+        UserError: there is no such model there, or one that gives a completion no score of its own.
     """
 
     def __init__(self, path: str, *, device: str = "cpu", batch_size: int = 64) -> None:
-        import transformers
-
-        transformers.utils.logging.disable_progress_bar()
-        try:
-            config = transformers.AutoConfig.from_pretrained(path)
-            kinds = config.architectures or []
-            if not any("SequenceClassification" in name for name in kinds):
-                # Another model would be given a head of random weights, and judge by it.
-                held = ", ".join(kinds) or "no model"
-                raise UserError(f"{path} holds {held}, not a judge: valence reward-model makes one")
-            self.tokenizer: Any = transformers.AutoTokenizer.from_pretrained(path)
-            kind = transformers.AutoModelForSequenceClassification
-            self.model: Any = kind.from_pretrained(path, use_safetensors=True)
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
-            said = " ".join(str(error).split())[:200]
-            raise UserError(f"no reward model could be loaded from {path}: {said}") from error
-        prepare_padding(self.model, self.tokenizer)
-        self.model.to(device).eval().requires_grad_(False)
-        self.batch_size, self.max_length = batch_size, longest(self.model, path)
+        if training_figures(path).get("kind") == PREFERENCE:
+            raise UserError(
+                f"{path} holds a preference model, which compares two completions and gives none a score of its own: "
+                "give it as the one --reward or --judge, or train with --kind pairs"
+            )
+        self.model, self.tokenizer, self.max_length = load_judge(path, device=device)
+        self.batch_size = batch_size
         self.__name__ = path
 
     @torch.no_grad()
@@ -66,6 +58,42 @@ class RewardModel:
         return row_text(self.tokenizer, prompt, completion)
 
 
+def load_judge(path: str, *, device: str = "cpu") -> tuple[Any, Any, int]:
+    """(a frozen sequence classifier, its tokenizer, the tokens that a text may have).
+
+    Raises:
+        UserError: there is no such model there.
+    """
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        config = transformers.AutoConfig.from_pretrained(path)
+        kinds = config.architectures or []
+        if not any("SequenceClassification" in name for name in kinds):
+            # Another model would be given a head of random weights, and judge by it.
+            held = ", ".join(kinds) or "no model"
+            raise UserError(f"{path} holds {held}, not a judge: valence reward-model makes one")
+        tokenizer: Any = transformers.AutoTokenizer.from_pretrained(path)
+        kind = transformers.AutoModelForSequenceClassification
+        model: Any = kind.from_pretrained(path, use_safetensors=True)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        said = " ".join(str(error).split())[:200]
+        raise UserError(f"no reward model could be loaded from {path}: {said}") from error
+    prepare_padding(model, tokenizer)
+    model.to(device).eval().requires_grad_(False)
+    return model, tokenizer, longest(model, path)
+
+
+def training_figures(path: str) -> dict[str, Any]:
+    """What was written beside a model of ours; empty for others. Raises UserError where that cannot be read."""
+    told = Path(path) / FIGURES
+    try:
+        return dict(json.loads(told.read_text())) if told.is_file() else {}
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{told} cannot be read ({error}): write the model anew with valence reward-model") from error
+
+
 def prepare_padding(model: Any, tokenizer: Any) -> None:
     """A padding token, for tokenizer and model: without one no two texts of unlike length go together."""
     if tokenizer.pad_token_id is None:
@@ -75,8 +103,7 @@ def prepare_padding(model: Any, tokenizer: Any) -> None:
 
 def longest(model: Any, path: str) -> int:
     """Tokens that a text may have: what it was trained with where that was us, and what it has positions for."""
-    told = Path(path) / FIGURES
-    asked = json.loads(told.read_text()).get("max_length", 1024) if told.is_file() else 1024
+    asked = training_figures(path).get("max_length", 1024)
     return min(asked, getattr(model.config, "max_position_embeddings", None) or asked)
 
 

@@ -1,4 +1,4 @@
-"""Training a reward model: Bradley-Terry on comparisons, or a regression on scores."""
+"""Training a reward or preference model: Bradley-Terry or an embedding on comparisons, a regression on scores."""
 
 from __future__ import annotations
 
@@ -16,6 +16,15 @@ from valence.errors import UserError
 from valence.objectives.bradley_terry import bradley_terry_loss, score_loss
 from valence.policies.loading import disable_dropout
 from valence.rewards.reward_model import encode, prepare_padding, row_text
+
+Gap = Callable[[Tensor, Tensor], Tensor]
+"""A classifier's outputs for the first and second texts, each `[P, outputs]` -> log-odds that the first is better,
+`[P]`, nats."""
+
+
+def reward_gap(first: Tensor, second: Tensor) -> Tensor:
+    """Bradley-Terry's: the difference of two rewards."""
+    return first[:, 0] - second[:, 0]
 
 
 @dataclass(frozen=True)
@@ -76,8 +85,8 @@ def _plain(text: Text) -> Any:
     return text if isinstance(text, str) else [turn._asdict() if isinstance(turn, Message) else turn for turn in text]
 
 
-def load_classifier(path: str, *, device: str = "cpu") -> tuple[Any, Any]:
-    """(a model of one output on top of `path`'s backbone, its tokenizer), dropout off.
+def load_classifier(path: str, *, device: str = "cpu", outputs: int = 1) -> tuple[Any, Any]:
+    """(a model of so many outputs on top of `path`'s backbone, its tokenizer), dropout off.
 
     Raises:
         UserError: there is no model there that can carry such a head.
@@ -89,7 +98,7 @@ def load_classifier(path: str, *, device: str = "cpu") -> tuple[Any, Any]:
     try:
         tokenizer: Any = transformers.AutoTokenizer.from_pretrained(path)
         kind = transformers.AutoModelForSequenceClassification
-        model: Any = kind.from_pretrained(path, num_labels=1, use_safetensors=True, dtype=torch.float32)
+        model: Any = kind.from_pretrained(path, num_labels=outputs, use_safetensors=True, dtype=torch.float32)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         said = " ".join(str(error).split())[:200]
         raise UserError(f"no reward model can be made from {path}: {said}") from error
@@ -98,24 +107,28 @@ def load_classifier(path: str, *, device: str = "cpu") -> tuple[Any, Any]:
     return model.to(device), tokenizer
 
 
-def rewards_of(model: Any, tokenizer: Any, texts: Sequence[str], *, max_length: int) -> Tensor:
-    """`[len(texts)]`, differentiable."""
+def outputs_of(model: Any, tokenizer: Any, texts: Sequence[str], *, max_length: int) -> Tensor:
+    """`[len(texts), outputs]`, differentiable."""
     encoded = encode(tokenizer, texts, max_length=max_length).to(model.device)
-    return model(**encoded).logits[:, 0].float()
+    return model(**encoded).logits.float()
 
 
 def fit(
     model: Any, tokenizer: Any, rows: Sequence[Comparison] | Sequence[Scored], *, steps: int, batch_size: int,
-    lr: float, seed: int, max_length: int, on_step: Callable[[int, float], None] | None = None,
+    lr: float, seed: int, max_length: int, gap: Gap = reward_gap, on_step: Callable[[int, float], None] | None = None,
 ) -> None:  # fmt: skip
-    """Adam with a linear decay to 0; both texts of a comparison go through the model together."""
+    """Adam with a linear decay to 0; both texts of a comparison go through the model together.
+
+    Args:
+        gap: what makes log-odds of the outputs for two texts; for comparisons.
+    """
     optimizer = torch.optim.AdamW([part for part in model.parameters() if part.requires_grad], lr=lr, weight_decay=0.0)
     batches = _batches(rows, batch_size, seed)
     model.train()
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = lr * (1 - step / steps)
-        loss = loss_of(model, tokenizer, next(batches), max_length=max_length).mean()
+        loss = loss_of(model, tokenizer, next(batches), max_length=max_length, gap=gap).mean()
         if not loss.isfinite():
             raise UserError(f"the reward model's loss is {loss.item()} at step {step + 1}: lower --lr")
         optimizer.zero_grad(set_to_none=True)
@@ -127,15 +140,18 @@ def fit(
     model.eval()
 
 
-def loss_of(model: Any, tokenizer: Any, batch: Sequence[Comparison] | Sequence[Scored], *, max_length: int) -> Tensor:
+def loss_of(
+    model: Any, tokenizer: Any, batch: Sequence[Comparison] | Sequence[Scored], *, max_length: int,
+    gap: Gap = reward_gap,
+) -> Tensor:  # fmt: skip
     """Of each row."""
     if isinstance(batch[0], Comparison):
         pairs = [row for row in batch if isinstance(row, Comparison)]
         both = [row.first for row in pairs] + [row.second for row in pairs]
-        first, second = rewards_of(model, tokenizer, both, max_length=max_length).chunk(2)
-        return bradley_terry_loss(first - second, torch.tensor([row.win for row in pairs], device=first.device))
+        found = gap(*outputs_of(model, tokenizer, both, max_length=max_length).chunk(2))
+        return bradley_terry_loss(found, torch.tensor([row.win for row in pairs], device=found.device))
     known = [row for row in batch if isinstance(row, Scored)]
-    found = rewards_of(model, tokenizer, [row.text for row in known], max_length=max_length)
+    found = outputs_of(model, tokenizer, [row.text for row in known], max_length=max_length)[:, 0]
     return score_loss(found, torch.tensor([row.score for row in known], device=found.device))
 
 
@@ -150,14 +166,17 @@ def _batches(rows: Sequence[Any], size: int, seed: int) -> Iterator[list[Any]]:
 
 @torch.no_grad()
 def held_out_figures(
-    model: Any, tokenizer: Any, rows: Sequence[Comparison] | Sequence[Scored], *, max_length: int, batch_size: int = 64
-) -> dict[str, float]:
+    model: Any, tokenizer: Any, rows: Sequence[Comparison] | Sequence[Scored], *, max_length: int,
+    gap: Gap = reward_gap, batch_size: int = 64,
+) -> dict[str, float]:  # fmt: skip
     """Accuracy of comparisons, or error and correlation of scores."""
     if isinstance(rows[0], Comparison):
         pairs = [row for row in rows if isinstance(row, Comparison)]
         gaps = torch.cat([
-            rewards_of(model, tokenizer, [row.first for row in part], max_length=max_length)
-            - rewards_of(model, tokenizer, [row.second for row in part], max_length=max_length)
+            gap(*(
+                outputs_of(model, tokenizer, [getattr(row, side) for row in part], max_length=max_length)
+                for side in ("first", "second")
+            ))
             for part in (pairs[at : at + batch_size] for at in range(0, len(pairs), batch_size))
         ])  # fmt: skip
         right = (gaps > 0).float() + 0.5 * (gaps == 0).float()
@@ -165,7 +184,7 @@ def held_out_figures(
         return {"accuracy": right.mean().item(), "accuracy_95_half_width": half.item()}
     known = [row for row in rows if isinstance(row, Scored)]
     found = torch.cat([
-        rewards_of(model, tokenizer, [row.text for row in known[at : at + batch_size]], max_length=max_length)
+        outputs_of(model, tokenizer, [row.text for row in known[at : at + batch_size]], max_length=max_length)[:, 0]
         for at in range(0, len(known), batch_size)
     ]).cpu()  # fmt: skip
     wanted = torch.tensor([row.score for row in known])

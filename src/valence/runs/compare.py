@@ -17,11 +17,10 @@ from valence.errors import UserError
 from valence.evaluation.language import sample_texts
 from valence.evaluation.win_rate import WinRate, win_rate
 from valence.rewards import load_reward
-from valence.rewards.judge import SelfPlay
 from valence.runs.config import ModelConfig, check_numbers, parse_columns
 from valence.runs.data import Say, say_problems
 from valence.runs.session import load_policy
-from valence.sources.online import EncodedPrompt, ask
+from valence.sources.prompts import EncodedPrompt, plain_prompt, verdicts
 
 STYLE = (
     "body{font:15px/1.5 system-ui;margin:2rem} td,th{border-bottom:1px solid #ddd;padding:.4rem;text-align:left;"
@@ -104,17 +103,16 @@ def compare(config: CompareConfig, *, say: Say = print) -> WinRate:
         say(f"{len(records) - len(kept):,} prompts are too long and were left out")
     rows = [EncodedPrompt([], records[place].prompt, records[place].columns) for place in sorted(kept)]
     first, second = ([part[place] for place in sorted(kept)] for part in texts)
-    verdicts = _verdicts(judge, rows, first, second)
-    known = [place for place, verdict in enumerate(verdicts) if verdict is not None]
+    said = verdicts(judge, rows, first, second)
+    known = [place for place, verdict in enumerate(said) if verdict is not None]
     if not known:
         raise UserError(f"{config.judge} judged none of the {len(rows)} pairs")
     if len(known) < len(rows):
         say(f"{len(rows) - len(known):,} pairs had no clear verdict and are left out")
     lengths = [(len(first[place].split()), len(second[place].split())) for place in known]
-    found = win_rate([float(verdicts[place] or 0.0) for place in known], lengths)
+    found = win_rate([float(said[place] or 0.0) for place in known], lengths)
     samples = [
-        {"prompt": _plain(rows[place].prompt), "first": first[place], "second": second[place],
-         "verdict": verdicts[place]}
+        {"prompt": plain_prompt(rows[place]), "first": first[place], "second": second[place], "verdict": said[place]}
         for place in known
     ]  # fmt: skip
     _write(out, config, found, samples)
@@ -124,18 +122,6 @@ def compare(config: CompareConfig, *, say: Say = print) -> WinRate:
         f"{found.judged:,}, ties {found.ties:.1%}{control}\nwritten: {out}/compare.html, results.json, samples.jsonl"
     )
     return found
-
-
-def _verdicts(judge: Any, rows: list[EncodedPrompt], first: list[str], second: list[str]) -> list[float | None]:
-    """P(first is better) of each pair: as a judge says, or by which reward is higher."""
-    if isinstance(judge, SelfPlay):
-        return judge.judge([_plain(row.prompt) for row in rows], first, second)
-    one, two = ask(judge, rows, first), ask(judge, rows, second)
-    return [None if a is None or b is None else 0.5 + 0.5 * ((a > b) - (a < b)) for a, b in zip(one, two, strict=True)]
-
-
-def _plain(prompt: Any) -> str:
-    return prompt if isinstance(prompt, str) else "\n\n".join(turn.content for turn in prompt)
 
 
 def _write(out: Path, config: CompareConfig, found: WinRate, samples: list[dict[str, Any]]) -> None:

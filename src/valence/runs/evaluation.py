@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from valence.data.collate import EncodedGroup
 from valence.evaluation import language as measures
@@ -11,7 +12,26 @@ from valence.policies.language import LanguagePolicy
 from valence.protocols import Reference
 from valence.runs.config import RunConfig
 
-JudgeTexts = Callable[[Sequence[int], Sequence[str]], dict[str, float]]
+
+@dataclass(frozen=True)
+class Sampled:
+    """Fresh samples of the policy after `step` optimizer steps.
+
+    Args:
+        picked: which prompt each is of.
+        texts: the completions.
+        before: those of the policy as it began, of the same prompts.
+        kl: KL(pi || pi_ref) along each, nats.
+    """
+
+    step: int
+    picked: Sequence[int]
+    texts: Sequence[str]
+    before: Sequence[str]
+    kl: Sequence[float]
+
+
+JudgeSamples = Callable[[Sampled], dict[str, float]]
 
 
 class Evaluation:
@@ -20,12 +40,12 @@ class Evaluation:
     Args:
         prompts: those of which some are completed.
         rows: the first of the prompts with their held-out feedback, where there is any.
-        judge: (which prompts, their completions) -> figures, for a run that has a reward.
+        judge: samples -> figures, for a run that has a reward.
     """
 
     def __init__(
         self, policy: LanguagePolicy, reference: Reference | None, prompts: Sequence[list[int]], *, config: RunConfig,
-        seed: int, rows: Sequence[EncodedGroup] = (), judge: JudgeTexts | None = None,
+        seed: int, rows: Sequence[EncodedGroup] = (), judge: JudgeSamples | None = None,
     ) -> None:  # fmt: skip
         assert reference is not None
         self.policy, self.reference, self.judge = policy, reference, judge
@@ -46,8 +66,9 @@ class Evaluation:
     def __call__(self, step: int) -> dict[str, float]:
         pad = self.policy.pad_token_id
         self.texts, chunks = measures.sample_texts(self.policy, self.prompts, seed=self.seed, pad=pad)
+        far = measures.sample_kls(self.policy, self.reference, chunks, "policy_kl")
         figures = {
-            "kl_policy_ref": measures.sampled_kl(self.policy, self.reference, chunks, "policy_kl"),
+            "kl_policy_ref": float(far.mean()),
             "kl_ref_policy": measures.sampled_kl(self.policy, self.reference, self.before_chunks, "ref_kl"),
             "ordinary_text_nll": measures.text_nll(self.policy, self.prose),
             "distinct_2": measures.distinct_n(self.texts),
@@ -59,7 +80,7 @@ class Evaluation:
             if accuracy is not None:
                 figures["implicit_reward_accuracy"] = accuracy
         if self.judge is not None:
-            figures = self.judge(self.picked, self.texts) | figures
+            figures = self.judge(Sampled(step, self.picked, self.texts, self.before_texts, far.tolist())) | figures
         return figures
 
     def kl(self, step: int) -> float:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,24 +17,17 @@ from valence.data.collate import Encoder
 from valence.data.formats import load_feedback
 from valence.data.records import Record
 from valence.errors import UserError
-from valence.feedback import (
-    keep_best_worst,
-    label_batch_mean,
-    label_best_worst,
-    label_group_mean,
-    label_halves,
-    preferences_to_self_play,
-    rewards_to_preferences,
-)
-from valence.objectives import APA, DPO, GRPO, PMPO, PPO, REBEL, REINFORCE, RLOO, CoPG
+from valence.evaluation.overoptimization import audit, section
 from valence.policies.language import LanguagePolicy
 from valence.protocols import Objective
 from valence.rewards import RewardFunction, load_reward
-from valence.runs.config import PRESET_ALPHA, flat, parse_columns
+from valence.rewards.judge import SelfPlay
+from valence.runs.config import flat, parse_columns
 from valence.runs.data import Say, say_problems, split_records
 from valence.runs.evaluation import Evaluation
 from valence.runs.improve_config import ImproveConfig, OnlineConfig, check_complete, improve_config
-from valence.runs.methods import PAPER_BETA, describe
+from valence.runs.methods import describe
+from valence.runs.online_methods import make_conversion, make_online_objective
 from valence.runs.session import (
     CONFIG_FILE,
     RunResult,
@@ -47,20 +39,16 @@ from valence.runs.session import (
     run_session,
     start_reference,
 )
-from valence.sources.online import Convert, EncodedPrompt, OnlineSettings, OnlineSource, ask
+from valence.runs.watch import BEST, Watch
+from valence.sources.online import OnlineSettings, OnlineSource
+from valence.sources.prompts import EncodedPrompt
 from valence.training.learner import Learner
 from valence.training.loop import Schedule
 from valence.training.reference import FrozenCopy
-from valence.types import Feedback, Rewards
-
-LABELLING: dict[str, Convert] = {
-    "halves": label_halves, "best-worst": label_best_worst, "group-mean": label_group_mean,
-    "batch-mean": label_batch_mean,
-}  # fmt: skip
 
 
 def improve(
-    prompts: str | Path | Sequence[str | Path], *, model: str | Path, out: str | Path, reward: Any,
+    prompts: str | Path | Sequence[str | Path], *, model: str | Path, out: str | Path, reward: Any, gold: Any = "",
     quiet: bool = False, **options: Any,
 ) -> RunResult:  # fmt: skip
     """Improve a language model on prompts, from what a reward says of its own completions.
@@ -69,21 +57,32 @@ def improve(
         prompts: one path or several; columns besides the prompt go to the reward.
         model: a folder, a hub id, or "small-lm".
         out: a folder to write into.
-        reward: a function `(prompts, completions, **columns) -> list[float | None]`, or its name on the command line.
+        reward: a function `(prompts, completions, **columns) -> list[float | None]`, a `SelfPlay` around a pairwise
+            judge, or its name on the command line.
+        gold: another one, which is only watched.
         quiet: print nothing.
         options: any field of the run, as on the command line: method, eta, num_samples, kl_weight, …
     Raises:
         UserError: bad input, in one line that says what, where and what to do.
     """
-    own = callable(reward)
-    name = getattr(reward, "__name__", "reward") if own else str(reward)
-    config = improve_config(prompts=prompts, model=str(model), out=str(out), reward=name, **options)
+    names = [getattr(judge, "__name__", "reward") if callable(judge) else str(judge) for judge in (reward, gold)]
+    config = improve_config(prompts=prompts, model=str(model), out=str(out), reward=names[0], gold=names[1], **options)
     check_complete(config)
-    judge = RewardFunction(reward, name=name, timeout=config.online.reward_timeout) if own else None
-    return run_improvement(config, judge=judge, say=(lambda line: None) if quiet else print, show=not quiet)
+    judges = [_own_judge(judge, name, config) for judge, name in zip((reward, gold), names, strict=True)]
+    say: Say = (lambda line: None) if quiet else print
+    return run_improvement(config, judge=judges[0], gold=judges[1], say=say, show=not quiet)
 
 
-def run_improvement(config: ImproveConfig, *, judge: Any = None, say: Say = print, show: bool = True) -> RunResult:
+def _own_judge(judge: Any, name: str, config: ImproveConfig) -> Any:
+    """A caller's own function, made unable to break a run; None for a name, which is loaded later."""
+    if not callable(judge) or isinstance(judge, SelfPlay):
+        return judge if callable(judge) else None
+    return RewardFunction(judge, name=name, timeout=config.online.reward_timeout)
+
+
+def run_improvement(
+    config: ImproveConfig, *, judge: Any = None, gold: Any = None, say: Say = print, show: bool = True
+) -> RunResult:
     """Run what `config` says; see `improve`."""
     if config.run.threads:
         torch.set_num_threads(config.run.threads)
@@ -100,11 +99,8 @@ def run_improvement(config: ImproveConfig, *, judge: Any = None, say: Say = prin
     train, encoded = (_encode(config, policy, some, say) for some in (records, heldout))
     if not train:
         raise UserError(f"no prompt fits --max-length {config.data.max_length}: raise it")
-    if judge is None:
-        judge = load_reward(
-            online.reward, device=str(policy.device), timeout=online.reward_timeout, kept=out / "judge.sqlite",
-            template=online.judge_template,
-        )  # fmt: skip
+    judge = judge or _load_judge(online.reward, online, policy, out)
+    gold = gold or (_load_judge(online.gold, online, policy, out) if online.gold else None)
     objective = make_online_objective(online)
     start = start_reference(policy, config.network)
     learner, source, schedule = _wire(config, policy, objective, start, train, judge)
@@ -118,17 +114,54 @@ def run_improvement(config: ImproveConfig, *, judge: Any = None, say: Say = prin
         resume(out, learner, source, say)
     (out / CONFIG_FILE).write_text(yaml.safe_dump(settings, sort_keys=False))
     pool = encoded or train
+    watch = Watch(policy, pool, judge, gold, out, resumed_at=learner.step)
     evaluation = Evaluation(
-        policy, start, [row.ids for row in pool], config=config.run, seed=config.train.seed,
-        judge=lambda picked, texts: reward_figures(judge, [pool[place] for place in picked], texts),
-    )  # fmt: skip
+        policy, start, [row.ids for row in pool], config=config.run, seed=config.train.seed, judge=watch
+    )
     facts = {
         "objective": describe(objective), "model": config.model, "reward": judge.name,
+        "gold": "none" if gold is None else gold.name,
         "prompts": ", ".join(Path(path).name for path in config.prompts),
     }  # fmt: skip
     done = run_session(
-        out, config.run, settings, online.method, facts, learner, source, schedule, evaluation, say, show=show
-    )
+        out, config.run, settings, online.method, facts, learner, source, schedule, evaluation, say, show=show,
+        before_batch=_scheduled(online, schedule.steps_of(source.settings.batch_size)),
+        section=lambda: section(watch.looks),
+    )  # fmt: skip
+    _warn(watch, judge, source, online, say)
+    return done
+
+
+def _load_judge(name: str, online: OnlineConfig, policy: LanguagePolicy, out: Path) -> Any:
+    return load_reward(
+        name, device=str(policy.device), timeout=online.reward_timeout, kept=out / "judge.sqlite",
+        template=online.judge_template,
+    )  # fmt: skip
+
+
+def _scheduled(online: OnlineConfig, per_batch: int) -> Callable[[Learner], None] | None:
+    """Gives each collected batch its eta. Another eta is another scale of the loss: Adam's memory of the last one's is
+    dropped."""
+
+    if len(online.etas) == 1:
+        return None
+
+    def change(learner: Learner) -> None:
+        wanted = make_online_objective(online, learner.step // per_batch)
+        if wanted != learner.objective:
+            learner.objective = wanted
+            learner.optimizers["policy"].state.clear()
+
+    return change
+
+
+def _warn(watch: Watch, judge: Any, source: OnlineSource, online: OnlineConfig, say: Say) -> None:
+    """What a person should know of the run before using its model."""
+    found = audit(watch.looks)
+    if found is not None:
+        say(("warning: " if found.parted else "") + found.sentence())
+        if found.best.step != found.last.step:
+            say(f"the best policy by gold is in {watch.out / BEST}")
     for why, rows in judge.failures.items():
         say(f"warning: the reward had no number for {rows:,} completions: {why}")
     if source.even and online.num_samples > 1:
@@ -138,16 +171,6 @@ def run_improvement(config: ImproveConfig, *, judge: Any = None, say: Say = prin
         )
     if repeated := getattr(judge, "repeated", 0):
         say(f"warning: {repeated:,} calls of the reward failed as a whole and were made again row by row")
-    return done
-
-
-def reward_figures(judge: Any, rows: Sequence[EncodedPrompt], texts: Sequence[str]) -> dict[str, float]:
-    """The reward's mean over completions, and the half width of its 95% interval."""
-    known = [value for value in ask(judge, rows, texts) if value is not None]
-    if not known:
-        return {}
-    half = 1.96 * statistics.stdev(known) / math.sqrt(len(known)) if len(known) > 1 else math.nan
-    return {"reward": statistics.fmean(known), "reward_95_half_width": half}
 
 
 def _read(config: ImproveConfig, say: Say) -> tuple[list[Record], list[Record]]:
@@ -204,52 +227,15 @@ def _encode(config: ImproveConfig, policy: LanguagePolicy, records: Sequence[Rec
     return rows
 
 
-def make_online_objective(online: OnlineConfig) -> Objective:
-    """The objective of an online method."""
-    method = online.method
-    if method in ("rebel", "spo"):
-        return REBEL(eta=online.eta, anchor="old")
-    if method == "iterative-dpo":
-        return DPO(beta=float(online.beta or 0.05), anchor="old")
-    if method == "pmpo":
-        alpha = PRESET_ALPHA[online.preset] if online.preset else 0.5 if online.alpha is None else online.alpha
-        if online.beta in (None, "auto"):
-            return PMPO(alpha=alpha, beta=PAPER_BETA[alpha] if online.preset and online.beta is None else "auto")
-        return PMPO(alpha=alpha, beta=float(online.beta or 0))
-    if method == "ppo":
-        return PPO(clip=online.clip, value_clip=online.value_clip, value_weight=online.value_weight, trace=online.trace)
-    if method == "apa":
-        return APA(temperature=online.temperature_of_advantage, value_weight=online.value_weight, trace=online.trace)
-    if method == "copg":
-        return CoPG(beta=float(online.beta or 0.1))
-    if method == "grpo":
-        beta = 0.04 if online.beta in (None, "auto") else float(online.beta or 0)
-        return GRPO(clip=online.clip, beta=beta)
-    return RLOO() if method == "rloo" else REINFORCE()
-
-
-def make_conversion(online: OnlineConfig) -> Convert | None:
-    """What the objective is fed in place of the rewards."""
-    if online.method == "pmpo":
-        return LABELLING[online.labels]
-    if online.method == "spo":
-
-        def self_play(rewards: Rewards) -> Feedback:
-            won = preferences_to_self_play(rewards_to_preferences(rewards))
-            return keep_best_worst(won) if online.pairs == "best-worst" else won
-
-        return self_play
-    return keep_best_worst if online.pairs == "best-worst" else None
-
-
 def _wire(
     config: ImproveConfig, policy: LanguagePolicy, objective: Objective, start: Any,
     prompts: Sequence[EncodedPrompt], judge: Any,
 ) -> tuple[Learner, OnlineSource, Schedule]:  # fmt: skip
     online, options = config.online, config.train
     moving = online.method == "pmpo"
-    batches = max(1, math.ceil(options.epochs * len(prompts) / options.batch_size))
-    per_batch = online.epochs * math.ceil(options.batch_size / (online.minibatch_size or options.batch_size))
+    contexts = len(prompts) if online.whole else options.batch_size
+    batches = max(1, math.ceil(options.epochs * len(prompts) / contexts))
+    per_batch = online.epochs * math.ceil(contexts / (online.minibatch_size or contexts))
     # Whole batches: a batch is learned from to its end, and its reference stays while it is.
     steps = per_batch * math.ceil((options.max_steps or batches * per_batch) / per_batch)
     every = per_batch * math.ceil(online.refresh_every / per_batch)
@@ -257,11 +243,11 @@ def _wire(
     source = OnlineSource(
         prompts, judge,
         OnlineSettings(
-            batch_size=options.batch_size, num_samples=online.num_samples, kl_weight=online.gamma,
+            batch_size=contexts, num_samples=online.num_samples, kl_weight=online.gamma,
             unfinished_reward=online.unfinished_reward, from_reference=moving, given=online.given,
         ),
-        pad=policy.pad_token_id, start=start, reference=reference, convert=make_conversion(online), seed=options.seed,
-        device=policy.device,
+        pad=policy.pad_token_id, start=start, reference=reference, seed=options.seed, device=policy.device,
+        convert=make_conversion(online, compared=isinstance(judge, SelfPlay)),
     )  # fmt: skip
     lr = learning_rate(options, config.network, policy)
     critic = None
@@ -270,7 +256,7 @@ def _wire(
         for part, original in zip(backbone.parameters(), policy.parameters(), strict=True):
             part.requires_grad_(original.requires_grad)
         critic = TokenValue(backbone.train())
-    optimizers = make_optimizers(options, policy, critic, lr)
+    optimizers = make_optimizers(options, policy, critic, lr, eps=1e-8 / max(1.0, *online.etas))
     warmup = min(150, steps // 10) if options.warmup_steps is None else options.warmup_steps
     learner = Learner(
         policy, objective, reference, optimizers, critic=critic, warmup_steps=warmup,

@@ -23,10 +23,10 @@ from valence.runs.config import (
 ONLINE_METHODS = (
     "rebel", "pmpo", "spo", "iterative-dpo", "rloo", "reinforce", "ppo", "apa", "copg", "grpo",
 )  # fmt: skip
-LABELS = ("halves", "best-worst", "group-mean", "batch-mean")
+LABELS = ("halves", "best-worst", "group-mean", "batch-mean", "threshold")
 READ_BY = {
     "eta": ("rebel", "spo"), "beta": ("pmpo", "iterative-dpo", "copg", "grpo"), "clip": ("ppo", "grpo"),
-    "preset": ("pmpo",), "alpha": ("pmpo",), "labels": ("pmpo",), "refresh_every": ("pmpo",),
+    "preset": ("pmpo",), "alpha": ("pmpo",), "labels": ("pmpo",), "threshold": ("pmpo",), "refresh_every": ("pmpo",),
     "temperature_of_advantage": ("apa",), "pairs": ("rebel", "spo", "iterative-dpo"), "value_weight": ("ppo", "apa"),
     "value_clip": ("ppo",), "trace": ("ppo", "apa"),
     "minibatch_size": ("rebel", "pmpo", "spo", "iterative-dpo", "ppo", "apa", "copg", "grpo"),
@@ -49,6 +49,8 @@ class OnlineConfig:
     reward: str = ""
     """number, exact, length, bleu, chrf, regex:EXPRESSION, a folder with a reward model, judge:MODEL@URL,
     module:function or file.py:function; (prompts, completions, **columns) -> list of numbers."""
+    gold: str = ""
+    """Another reward or judge, on held-out prompts: watched for over-optimisation, never learned from."""
     judge_template: str = "helpful"
     """judge: helpful, summary, or a text with {prompt}, {first} and {second}."""
     reward_timeout: float = 60.0
@@ -63,12 +65,14 @@ class OnlineConfig:
     """How often each collected batch is learned from: 4 for rebel, spo, iterative-dpo and ppo, else 1."""
     minibatch_size: int = 0
     """Prompts an optimizer step; 0 takes the collected batch whole."""
+    whole: bool = False
+    """Each collected batch is all prompts; --minibatch-size then says how many go into an optimizer step."""
     given: int = 0
     """Completions of the prompt's own row judged beside the drawn ones (REBEL's hybrid form)."""
     pairs: str = "all"
     """rebel, spo, iterative-dpo: all pairs of a prompt's completions, or best-worst alone."""
-    eta: float = 1.0
-    """REBEL, SPO: step size, nats for each unit of reward."""
+    eta: str = "1"
+    """REBEL, SPO: step size, nats for each unit of reward; 1e6,1e4,1e2 gives each collected batch its own."""
     beta: str | None = None
     """PMPO: KL weight, a number or auto (auto). Iterative DPO: inverse temperature (0.05). CoPG (0.1), GRPO (0.04)."""
     preset: str | None = None
@@ -76,7 +80,9 @@ class OnlineConfig:
     alpha: float | None = None
     """PMPO: weight of accepted against rejected (0.5)."""
     labels: str = "halves"
-    """PMPO: halves, best-worst, group-mean or batch-mean: what is accepted and what is rejected."""
+    """PMPO: halves, best-worst, group-mean, batch-mean or threshold: what is accepted and what is rejected."""
+    threshold: float = 0.0
+    """PMPO with labels threshold: the reward that is just accepted."""
     refresh_every: int = 10
     """PMPO: optimizer steps between copies of the policy into the reference that is sampled from; 0 never."""
     clip: float = 0.2
@@ -98,11 +104,14 @@ class OnlineConfig:
         check(self.labels in LABELS, "labels", self.labels, f"one of {', '.join(LABELS)}")
         check(self.pairs in ("all", "best-worst"), "pairs", self.pairs, "all or best-worst")
         check(self.beta in (None, "auto") or is_number(self.beta), "beta", self.beta, "a finite number >= 0 or auto")
-        check_numbers(self, "eta", "clip", "value_clip", "temperature_of_advantage", "reward_timeout", above=0)
+        check_numbers(self, "clip", "value_clip", "temperature_of_advantage", "reward_timeout", above=0)
         check_numbers(self, "num_samples", "inner_epochs", least=1)
         check_numbers(self, "kl_weight", "minibatch_size", "given", "refresh_every", "value_weight", least=0)
         check_numbers(self, "trace", least=0, most=1)
-        check_numbers(self, "unfinished_reward")
+        check_numbers(self, "unfinished_reward", "threshold")
+        good = all(is_number(part) and float(part) > 0 for part in self.eta.split(","))
+        check(good, "eta", self.eta, "a number above 0, or several with commas between")
+        check(self.labels == "threshold" or not self.threshold, "threshold", self.threshold, "with --labels threshold")
         for item in fields(self):
             value, readers = getattr(self, item.name), READ_BY.get(item.name, ONLINE_METHODS)
             known = value == item.default or self.method in readers
@@ -112,6 +121,11 @@ class OnlineConfig:
         divides = self.method in ("iterative-dpo", "copg") and self.beta is not None
         zero = divides and (self.beta == "auto" or float(self.beta or 0) == 0)
         check(not zero, "beta", self.beta, f"above 0 for {self.method}")
+
+    @property
+    def etas(self) -> tuple[float, ...]:
+        """The step sizes, one for each collected batch; the last one stays."""
+        return tuple(float(part) for part in self.eta.split(","))
 
     @property
     def gamma(self) -> float:

@@ -1,9 +1,10 @@
-"""The reward model's job: comparisons or scores in, a judge for `valence improve` out."""
+"""The reward or preference model's job: comparisons or scores in, a judge for `valence improve` out."""
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,17 +14,21 @@ import tyro
 import yaml
 
 from valence.data.formats import load_feedback
+from valence.data.records import Record
 from valence.errors import UserError
 from valence.policies.loading import SMALL_LM, check_device, small_lm_path
-from valence.rewards.reward_model import FIGURES
-from valence.rewards.training import comparisons, fit, held_out_figures, load_classifier, scored
+from valence.rewards.preference_model import TAU, preference_log_odds
+from valence.rewards.reward_model import FIGURES, PREFERENCE
+from valence.rewards.training import comparisons, fit, held_out_figures, load_classifier, reward_gap, scored
 from valence.runs.config import check, check_numbers, parse_columns
 from valence.runs.data import Say, say_problems, split_records
+
+KINDS = ("auto", "pairs", "scores", PREFERENCE)
 
 
 @dataclass(frozen=True)
 class RewardModelConfig:
-    """One reward model."""
+    """One reward or preference model."""
 
     feedback: tyro.conf.Positional[tuple[str, ...]] = ()
     """Files of pairs, rankings, scores or labels."""
@@ -32,7 +37,10 @@ class RewardModelConfig:
     out: str = ""
     """Folder to write into."""
     kind: str = "auto"
-    """pairs (Bradley-Terry) or scores (regression); auto takes pairs where there are any."""
+    """pairs (Bradley-Terry), scores (regression) or preference (an embedding that can express cycles, for spo and
+    compare); auto takes pairs where there are any, else scores."""
+    embedding: int = 8
+    """preference: numbers in a text's embedding, even; 2 hold one cycle."""
     columns: str | None = None
     """Names of your columns, such as prompt=question,completion=answer."""
     lr: float | None = None
@@ -55,10 +63,13 @@ class RewardModelConfig:
     """CPU threads; 0 leaves torch's own choice."""
 
     def __post_init__(self) -> None:
-        check(self.kind in ("auto", "pairs", "scores"), "kind", self.kind, "auto, pairs or scores")
+        check(self.kind in KINDS, "kind", self.kind, f"one of {', '.join(KINDS)}")
+        known = self.embedding == RewardModelConfig.embedding or self.kind == PREFERENCE
+        check(known, "embedding", self.embedding, f"left out: --kind {self.kind} does not read it")
+        check(self.embedding % 2 == 0, "embedding", self.embedding, "even")
         check_numbers(self, "lr", "epochs", above=0)
         check_numbers(self, "batch_size", "max_steps", least=1)
-        check_numbers(self, "max_length", least=2)
+        check_numbers(self, "max_length", "embedding", least=2)
         check_numbers(self, "seed", "threads", least=0)
         check_numbers(self, "eval_fraction", least=0, below=1)
 
@@ -80,31 +91,21 @@ def train_reward_model(config: RewardModelConfig, *, say: Say = print) -> dict[s
     torch.manual_seed(config.seed)
     loaded = load_feedback(config.feedback, columns=parse_columns(config.columns))
     say_problems(loaded.problems, say)
-    device = config.device
+    preference, device = config.kind == PREFERENCE, config.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     check_device(device)
     path = str(small_lm_path()) if config.model == SMALL_LM else config.model
-    model, tokenizer = load_classifier(path, device=device)
+    model, tokenizer = load_classifier(path, device=device, outputs=config.embedding if preference else 1)
     records, told = split_records(loaded.records, fraction=config.eval_fraction, seed=config.seed)
-    rows: Any = [] if config.kind == "scores" else comparisons(records, tokenizer)
-    kind = "pairs" if rows else "scores"
-    make: Any = comparisons if kind == "pairs" else scored
-    rows = rows or ([] if config.kind == "pairs" else scored(records, tokenizer))
-    used = sum(bool(make([record], tokenizer)) for record in records) if kind == "scores" else None
-    if used is not None and used < len(records):
-        say(f"{len(records) - used:,} rows have no score or label and are not used")
-    alone = sum(record.shape == "label" for record in records) if kind == "pairs" else 0
-    if alone:
-        say(f"{alone:,} labelled rows are not used beside comparisons: --kind scores takes them in their place")
-    if len(rows) < 2:
-        raise UserError(f"{len(rows)} {'comparisons' if config.kind == 'pairs' else 'rows'} are too few to learn from")
-    train, heldout = rows, make(told, tokenizer)
+    kind, make = _kind(config.kind, records, tokenizer)
+    train, heldout = _rows(kind, make, records, tokenizer, say), make(told, tokenizer)
     steps = config.max_steps or max(1, math.ceil(config.epochs * len(train) / config.batch_size))
     size = sum(part.numel() for part in model.parameters())
     lr = config.lr or (1e-4 if size < 100_000_000 else 1e-5)
     counts = f"{len(train):,} {kind}, {len(heldout):,} held out"
-    say(f"reward model: {counts}, {steps} steps of {config.batch_size}, lr {lr:g}")
+    say(f"{'preference' if preference else 'reward'} model: {counts}, {steps} steps of {config.batch_size}, lr {lr:g}")
+    gap = preference_log_odds if preference else reward_gap
 
     def on_step(step: int, loss: float) -> None:
         if step % max(1, steps // 10) == 0:
@@ -112,16 +113,47 @@ def train_reward_model(config: RewardModelConfig, *, say: Say = print) -> dict[s
 
     fit(
         model, tokenizer, train, steps=steps, batch_size=config.batch_size, lr=lr, seed=config.seed,
-        max_length=config.max_length, on_step=on_step,
+        max_length=config.max_length, gap=gap, on_step=on_step,
     )  # fmt: skip
     figures: dict[str, Any] = {"kind": kind, "rows": len(train), "held_out": len(heldout), "steps": steps,
-                               "max_length": config.max_length}  # fmt: skip
+                               "max_length": config.max_length} | ({"tau": TAU} if preference else {})  # fmt: skip
     if heldout:
-        figures |= held_out_figures(model, tokenizer, heldout, max_length=config.max_length)
+        figures |= held_out_figures(model, tokenizer, heldout, max_length=config.max_length, gap=gap)
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
     (out / FIGURES).write_text(json.dumps(figures, indent=1) + "\n")
     (out / "config.yaml").write_text(yaml.safe_dump(asdict(config) | {"feedback": list(config.feedback)}))
     shown = ", ".join(f"{name} {value:.3f}" for name, value in figures.items() if isinstance(value, float))
-    say(f"held out: {shown or 'nothing'}\nwritten: {out}; valence improve PROMPTS --reward {out}")
+    say(
+        f"held out: {shown or 'nothing'}\nwritten: {out}; valence improve PROMPTS --reward {out}{' --method spo' * preference}"
+    )
     return figures
+
+
+def _kind(asked: str, records: Sequence[Record], tokenizer: Any) -> tuple[str, Any]:
+    """(what is learned, what makes its rows of records)."""
+    if asked == "auto":
+        asked = "pairs" if comparisons(records, tokenizer) else "scores"
+    return asked, scored if asked == "scores" else comparisons
+
+
+def _rows(kind: str, make: Any, records: Sequence[Record], tokenizer: Any, say: Say) -> Any:
+    """What is learned from; what of the file is not is counted.
+
+    Raises:
+        UserError: fewer than two rows.
+    """
+    rows = make(records, tokenizer)
+    if kind == "scores":
+        unused = len(records) - sum(bool(make([record], tokenizer)) for record in records)
+        told = f"{unused:,} rows have no score or label and are not used"
+    else:
+        unused = sum(record.shape == "label" for record in records)
+        told = f"{unused:,} labelled rows are not used beside comparisons: --kind scores takes them in their place"
+    if unused:
+        say(told)
+    if len(rows) < 2:
+        raise UserError(
+            f"{len(rows)} {'scores or labels' if kind == 'scores' else 'comparisons'} are too few to learn from"
+        )
+    return rows

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,12 +93,14 @@ def learning_rate(options: TrainConfig, network: ModelConfig, policy: LanguagePo
 
 
 def make_optimizers(
-    options: TrainConfig, policy: LanguagePolicy, critic: Any, lr: float
+    options: TrainConfig, policy: LanguagePolicy, critic: Any, lr: float, *, eps: float = 1e-8
 ) -> dict[str, torch.optim.Optimizer]:
     """The policy's, and where there is a critic with parameters of its own that one's."""
     if options.value_lr is not None and critic is None:
         raise UserError(f"--value-lr is {options.value_lr}, and must be left out: this method has no value network")
-    optimizers = {"policy": make_optimizer(policy, kind=options.optimizer, lr=lr, weight_decay=options.weight_decay)}
+    optimizers = {
+        "policy": make_optimizer(policy, kind=options.optimizer, lr=lr, weight_decay=options.weight_decay, eps=eps)
+    }
     if critic is not None:
         optimizers["value"] = make_optimizer(
             critic, kind=options.optimizer, lr=options.value_lr or lr, weight_decay=options.weight_decay
@@ -144,6 +146,7 @@ class RunResult:
 def run_session(
     out: Path, run: RunConfig, settings: Mapping[str, Any], method: str, facts: Mapping[str, str], learner: Learner,
     source: Any, schedule: Schedule, evaluation: Evaluation, say: Say, *, show: bool,
+    before_batch: Callable[[Learner], None] | None = None, section: Callable[[], str] | None = None,
 ) -> RunResult:  # fmt: skip
     """Train, and write model, samples, figures, card and report to `out`.
 
@@ -151,6 +154,8 @@ def run_session(
         settings: what trackers are told of the run.
         facts: what the report says of it.
         show: a progress bar.
+        before_batch: see `train`.
+        section: a part of the report, as HTML, made at the end.
     Raises:
         UserError: the loss was no number.
     """
@@ -169,6 +174,7 @@ def run_session(
         outcome = train(
             learner, source, schedule, trackers=trackers, evaluate=evaluation, measure_kl=evaluation.kl,
             checkpoint_folder=out / "checkpoints" if run.save_every else None, on_step=on_step,
+            before_batch=before_batch,
         )  # fmt: skip
         # After a budget stop the weights were put back: the optimizer's state is of other weights, and not kept.
         if run.save_every and outcome.stopped is None:
@@ -186,12 +192,13 @@ def run_session(
         progress.close()
         for tracker in trackers:
             tracker.close()
-    return _write(out, run, method, facts, evaluation, outcome, say)
+    return _write(out, run, method, facts, evaluation, outcome, say, section() if section else "")
 
 
 def _write(
-    out: Path, run: RunConfig, method: str, facts: Mapping[str, str], evaluation: Evaluation, outcome: Outcome, say: Say
-) -> RunResult:
+    out: Path, run: RunConfig, method: str, facts: Mapping[str, str], evaluation: Evaluation, outcome: Outcome,
+    say: Say, section: str,
+) -> RunResult:  # fmt: skip
     evaluation.policy.save(out / "model")
     samples = evaluation.samples()
     (out / "samples.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in samples))
@@ -201,7 +208,7 @@ def _write(
     before, after = looks[0], looks[-1]
     told = {"method": method} | dict(facts) | {"steps": str(outcome.steps), "stopped early": outcome.stopped or "no"}
     write_model_card(out / "model", told, before, after)
-    write_report(out / "report.html", told, rows, samples, before, after)
+    write_report(out / "report.html", told, rows, samples, before, after, section=section)
     for name in after:
         say(f"  {name:26} {before.get(name, math.nan):9.3f} -> {after[name]:9.3f}")
     if outcome.stopped:

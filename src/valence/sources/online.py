@@ -18,7 +18,7 @@ import dataclasses
 import hashlib
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -26,29 +26,17 @@ import torch
 from torch import Tensor
 
 from valence.data.collate import move, pad_actions, pad_left
-from valence.data.records import Text
 from valence.errors import UserError
 from valence.feedback import has_spread, on_last_step, reward_statistics
 from valence.policies.rows import TokenContext
 from valence.protocols import Reference
 from valence.rewards.ensemble import Judge
+from valence.sources.prompts import EncodedPrompt, ask
 from valence.types import Action, Batch, Feedback, Labels, Likelihood, Rewards
 
 Convert = Callable[[Rewards], Feedback]
-
-
-@dataclass(frozen=True)
-class EncodedPrompt:
-    """A prompt as token ids and as it was read; `columns` are its row's other fields, for reward functions.
-
-    Args:
-        given: completions of a data set as token ids, for the hybrid form: judged beside what the policy draws.
-    """
-
-    ids: list[int]
-    prompt: Text
-    columns: dict[str, Any] = field(default_factory=dict)
-    given: tuple[list[int], ...] = ()
+TOGETHER = 512
+"""Completions drawn, or measured, at a time: a batch may be a whole data set."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,17 +65,6 @@ class OnlineSettings:
         for name, least in (("batch_size", 1), ("num_samples", 1), ("kl_weight", 0), ("given", 0)):
             if not getattr(self, name) >= least:
                 raise ValueError(f"{name} is {getattr(self, name)}, and must be at least {least}")
-
-
-def ask(judge: Judge, rows: Sequence[EncodedPrompt], texts: Sequence[str]) -> Sequence[float | None]:
-    """What a judge says of one completion for each row: messages where the prompt is messages, columns as lists."""
-    plain = [isinstance(row.prompt, str) for row in rows]
-    prompts = [row.prompt if simple else [turn._asdict() for turn in row.prompt]  # pyright: ignore[reportAttributeAccessIssue]
-               for row, simple in zip(rows, plain, strict=True)]  # fmt: skip
-    given = [text if simple else [{"role": "assistant", "content": text}]
-             for text, simple in zip(texts, plain, strict=True)]  # fmt: skip
-    names = dict.fromkeys(name for row in rows for name in row.columns if name not in ("prompts", "completions"))
-    return judge(prompts, given, **{name: [row.columns.get(name) for row in rows] for name in names})
 
 
 class OnlineSource:
@@ -170,25 +147,33 @@ class OnlineSource:
             self.position += len(some)
         return picked
 
+    def _parts(self, contexts: int) -> list[slice]:
+        """Contexts that go through the model together."""
+        size = max(1, TOGETHER // (self.settings.num_samples + self.settings.given))
+        return [slice(start, min(start + size, contexts)) for start in range(0, contexts, size)]
+
     @torch.no_grad()
     def _act(self, policy: Any, context: TokenContext, chosen: Sequence[EncodedPrompt]) -> Action:
-        count = self.settings.num_samples
-        if self.settings.from_reference:
-            assert self.reference is not None
-            with self.reference.active() as other:
-                action = other.sample(context, count, self.generator)
-        else:
-            action = policy.sample(context, count, self.generator)
-        if not self.settings.given:
-            return action
-        rows = [[row[mask].tolist() for row, mask in zip(*part, strict=True)]
-                for part in zip(action.steps, action.mask, strict=True)]  # fmt: skip
-        rows = [drawn + [list(ids) for ids in row.given[: self.settings.given]]
-                for drawn, row in zip(rows, chosen, strict=True)]  # fmt: skip
-        output = [[policy.decode(torch.tensor(ids)) for ids in row] for row in rows]
+        drawn = [self._draw(policy, context.select(part)) for part in self._parts(len(chosen))]
+        if len(drawn) == 1 and not self.settings.given:
+            return drawn[0]
+        rows = [[row[mask].tolist() for row, mask in zip(*both, strict=True)]
+                for action in drawn for both in zip(action.steps, action.mask, strict=True)]  # fmt: skip
+        output = [list(row) for action in drawn for row in action.output or ()]
+        for row, texts, prompt in zip(rows, output, chosen, strict=True):
+            given = [list(ids) for ids in prompt.given[: self.settings.given]]
+            row += given
+            texts += [policy.decode(torch.tensor(ids)) for ids in given]
         widest = max(map(len, output))
         output = [row + [""] * (widest - len(row)) for row in output]
         return dataclasses.replace(move(pad_actions(rows, self.pad), self.device), output=output)
+
+    def _draw(self, policy: Any, context: TokenContext) -> Action:
+        if not self.settings.from_reference:
+            return policy.sample(context, self.settings.num_samples, self.generator)
+        assert self.reference is not None
+        with self.reference.active() as other:
+            return other.sample(context, self.settings.num_samples, self.generator)
 
     def _judged(self, chosen: Sequence[EncodedPrompt], action: Action) -> Tensor:
         """What each completion is worth, `[N, K]`, NaN where that is not known."""
@@ -217,7 +202,11 @@ class OnlineSource:
         # Of another policy's draws log pi_t / pi_0 is no KL, and not worth a pass.
         asks = self.settings.kl_weight > 0 or (self.start is not None and not self.settings.from_reference)
         needs = frozenset({"log_prob", "ref_log_prob"} if asks else {"log_prob"})
-        return policy.likelihood(batch, self.start if asks else None, needs).detach()
+        start = self.start if asks else None
+        found = [policy.likelihood(batch.select(part), start, needs) for part in self._parts(batch.num_contexts)]
+        if len(found) == 1:
+            return found[0].detach()
+        return Likelihood(**{name: torch.cat([getattr(part, name) for part in found]) for name in sorted(needs)})
 
     def _shaped(
         self, context: TokenContext, action: Action, score: Tensor, present: Tensor, found: Likelihood

@@ -292,9 +292,13 @@ class Learner:
             optimizer.zero_grad(set_to_none=True)
 
 
-def make_optimizer(module: Any, *, kind: str, lr: float, weight_decay: float) -> torch.optim.Optimizer:
+def make_optimizer(
+    module: Any, *, kind: str, lr: float, weight_decay: float, eps: float = 1e-8
+) -> torch.optim.Optimizer:
     """AdamW, or Adafactor with the DRO paper's decay of 0.8.
 
+    Args:
+        eps: AdamW's; to be small against the gradients of a loss of a small scale.
     Raises:
         ValueError: an unknown kind, or nothing to train.
     """
@@ -302,7 +306,7 @@ def make_optimizer(module: Any, *, kind: str, lr: float, weight_decay: float) ->
     if not parameters:
         raise ValueError("nothing to train: no parameter requires a gradient")
     if kind == "adamw":
-        return torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay)
+        return torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, eps=eps)
     if kind == "adafactor":
         return torch.optim.Adafactor(parameters, lr=lr, beta2_decay=-0.8, weight_decay=weight_decay)
     raise ValueError(f"optimizer is {kind!r}, and must be adamw or adafactor")

@@ -74,6 +74,7 @@ def train(
     measure_kl: Callable[[int], float] | None = None,
     checkpoint_folder: Path | None = None,
     on_step: Callable[[int, dict[str, float]], None] | None = None,
+    before_batch: Callable[[Learner], None] | None = None,
 ) -> Outcome:
     """Run until `schedule.steps`, from wherever `learner` and `source` stand.
 
@@ -83,6 +84,7 @@ def train(
         evaluate: step -> figures, written by the trackers.
         measure_kl: step -> KL(pi || pi_ref) on fresh samples, nats; needed for a budget.
         on_step: called after each step with that step's figures, for a progress bar.
+        before_batch: called before each batch is collected: what changes from one to the next.
     """
     stopped, seconds = None, 0.0
     budget = _Budget(schedule.kl_budget, measure_kl) if schedule.kl_budget is not None and measure_kl else None
@@ -90,15 +92,22 @@ def train(
         # A checkpoint may be of a run with a larger budget.
         stopped = budget.passed(learner)
     while learner.step < schedule.steps and stopped is None:
+        if before_batch is not None:
+            before_batch(learner)
         began = time.perf_counter()
         before = learner.step
         batch = source.next(learner.policy)
+        collected = time.perf_counter() - began
         coming = before + schedule.steps_of(batch.num_contexts)
         watch = bool(schedule.log_every) and (before == 0 or _due(before, coming, schedule.log_every))
         figures = learner.update(batch, watch=watch, epochs=schedule.epochs, minibatch_size=schedule.minibatch_size)
         took = time.perf_counter() - began
         seconds += took
-        figures[f"{source.unit}_per_second"] = source.num_units / took
+        figures |= {
+            f"{source.unit}_per_second": source.num_units / took,
+            "seconds": took,
+            "seconds_collecting": collected,
+        }
         figures |= getattr(source, "figures", {})
         step = learner.step
         if _due(before, step, schedule.track_every, schedule.steps):

@@ -1,0 +1,209 @@
+"""What `valence reproduce dro` learns from: a small encoder-decoder, its samples, a scorer's rewards, and a judge.
+
+A prompt is four words of a movie-review sentence (rt_polarity), a completion what follows them. The policy first
+learns real continuations (SFT); its own samples are then scored, once, and are the offline rows (x, y, r). The scorer
+(character n-grams) is fitted on one half of the sentences and the judge (words) on the other.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from valence.reproduce.thumbs_data import Judge, read_sentences, split_sentences
+
+WORDS = 4
+"""Of a prompt."""
+NEW_TOKENS = 24
+"""Longest completion, its end token counted."""
+START = "small-lm"
+
+
+class Prompts(NamedTuple):
+    """Texts, no prompt in two of the three parts."""
+
+    train: list[str]
+    select: list[str]
+    evaluate: list[str]
+
+
+def split_prompts(select: int, evaluate: int) -> Prompts:
+    """The different prompts: of held-out sentences to evaluate on, of the others to train and, `select`, to choose by."""
+    halves = split_sentences(read_sentences())
+    heldout = _different(halves.heldout)
+    known = set(heldout)
+    others = [prompt for prompt in _different([*halves.feedback, *halves.judge]) if prompt not in known]
+    random.Random(0).shuffle(others)
+    return Prompts(others[select:], others[:select], heldout[:evaluate])
+
+
+def _different(rows: Sequence[dict[str, Any]]) -> list[str]:
+    sentences = [row["completion"].split() for row in rows]
+    return list(dict.fromkeys(" ".join(words[:WORDS]) for words in sentences if len(words) > WORDS))
+
+
+def sft_rows(tokenizer: Any, prompts: Prompts) -> list[dict[str, str]]:
+    """Four words and what follows to the sentence's end, later ones where the rest would be too long; sentences that
+    begin as one of the prompts to choose by or to evaluate on are left out."""
+    halves = split_sentences(read_sentences())
+    closed, rows = {*prompts.select, *prompts.evaluate}, []
+    for row in [*halves.feedback, *halves.judge]:
+        words = row["completion"].split()
+        if len(words) <= WORDS or " ".join(words[:WORDS]) in closed:
+            continue
+        for first in range(WORDS, len(words)):
+            rest = " " + " ".join(words[first:])
+            if len(tokenizer(rest, add_special_tokens=False)["input_ids"]) < NEW_TOKENS:
+                rows.append({"prompt": " ".join(words[first - WORDS : first]), "completion": rest})
+                break
+    return rows
+
+
+class Scorer:
+    """Character n-grams and logistic regression; a sentence's reward is its log-odds of being a fresh one."""
+
+    def __init__(self, rows: Sequence[dict[str, Any]]) -> None:
+        from sklearn.feature_extraction.text import TfidfVectorizer
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.pipeline import make_pipeline
+
+        self.model = make_pipeline(
+            TfidfVectorizer(sublinear_tf=True, analyzer="char_wb", ngram_range=(2, 5), min_df=3),
+            LogisticRegression(C=3.0, max_iter=1000),
+        )
+        self.model.fit([row["completion"] for row in rows], [bool(row["accept"]) for row in rows])
+
+    def __call__(self, prompts: Sequence[str], texts: Sequence[str]) -> list[float]:
+        """The reward of each whole sentence, prompt and completion."""
+        return [float(value) for value in self.model.decision_function(whole(prompts, texts))]
+
+
+def whole(prompts: Sequence[str], texts: Sequence[str]) -> list[str]:
+    """Prompts with their completions, which begin with their own space."""
+    return [prompt + text for prompt, text in zip(prompts, texts, strict=True)]
+
+
+def make_base(folder: Path, *, prompts: Prompts, steps: int, layers: int) -> Path:
+    """The SFT model's folder: a T5 with the small model's tokenizer and word vectors, taught real continuations.
+
+    Made once: a second call finds it.
+    """
+    import torch
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    from valence.policies.loading import load_language_policy
+    from valence.runs.align import align
+
+    model = folder / "run" / "model"
+    if (model / "config.json").is_file():
+        return model
+    torch.set_num_threads(1)
+    small = load_language_policy(START)
+    words, tokenizer = small.core.get_input_embeddings().weight.detach(), small.tokenizer
+    torch.manual_seed(0)
+    network = T5ForConditionalGeneration(
+        T5Config(
+            vocab_size=len(words), d_model=words.shape[1], d_kv=32, d_ff=512, num_layers=layers, num_heads=6,
+            num_decoder_layers=layers, decoder_start_token_id=small.pad_token_id, pad_token_id=small.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+    )  # fmt: skip
+    with torch.no_grad():
+        # T5's own word vectors begin with a mean square of 1.
+        network.shared.weight.copy_(words / words.square().mean().sqrt())
+    network.save_pretrained(folder / "start")
+    tokenizer.save_pretrained(folder / "start")
+    rows = sft_rows(tokenizer, prompts)
+    _write(folder / "sft.jsonl", rows)
+    align(
+        folder / "sft.jsonl", model=folder / "start", out=folder / "run", quiet=True, method="supervised", lr=0.01,
+        optimizer="adafactor", lr_schedule="linear", batch_size=64, max_steps=steps, eval_every=0, eval_samples=8,
+        eval_fraction=0.0, save_every=0, log_every=10**6, tracker="none", threads=1, max_new_tokens=NEW_TOKENS,
+    )  # fmt: skip
+    return model
+
+
+def make_rows(path: Path, model: Path, scorer: Scorer, prompts: Sequence[str], count: int) -> list[dict[str, Any]]:
+    """`count` rows {"prompt", "completion", "score"}: one sample of the SFT model for each prompt, scored.
+
+    Samples that did not end or are empty are left out, and the next prompt is taken. Kept in `path`.
+    """
+    if path.is_file():
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    import torch
+
+    from valence.data.collate import Encoder
+    from valence.evaluation.language import sample_texts
+    from valence.policies.loading import load_language_policy
+
+    policy = load_language_policy(str(model), max_new_tokens=NEW_TOKENS)
+    encoder = Encoder(policy.tokenizer, encoder_decoder=True)
+    taken = list(prompts[: 2 * count])
+    rows: list[dict[str, Any]] = []
+    for start in range(0, len(taken), 512):
+        part = taken[start : start + 512]
+        ids = [encoder.prompt(prompt) for prompt in part]
+        texts, chunks = sample_texts(policy, ids, seed=start, pad=policy.pad_token_id)
+        ends = torch.tensor(policy.end_token_ids)
+        ended = torch.cat([torch.isin(action.steps, ends).any(-1)[:, 0] for _, action in chunks]).tolist()
+        found = zip(part, texts, scorer(part, texts), ended, strict=True)
+        rows += [{"prompt": x, "completion": y, "score": r} for x, y, r, done in found if done and y.strip()]
+        if len(rows) >= count:
+            break
+    _write(path, rows[:count])
+    return rows[:count]
+
+
+def minibatch_labels(scores: Sequence[float], *, batch_size: int, seed: int) -> list[bool]:
+    """KTO's labels, the DRO paper's way: accepted iff the score is above the mean of the mini-batch that the row will
+    stand in, in the first epoch of a source of that seed."""
+    from valence.data.collate import EncodedGroup
+    from valence.data.groups import Group
+    from valence.sources.offline import OfflineSource
+
+    # The source itself says which rows stand together: each row's prompt is its number.
+    rows = [EncodedGroup([place], [[0]], Group("", ("",), (1,))) for place in range(len(scores))]
+    source = OfflineSource(rows, batch_size=batch_size, pad=0, seed=seed)
+    labels = [False] * len(scores)
+    for _ in range(source.batches_per_epoch):
+        places = source.next().context.ids[:, -1].tolist()
+        mean = sum(scores[place] for place in places) / len(places)
+        for place in places:
+            labels[place] = scores[place] > mean
+    return labels
+
+
+def write_feedback(path: Path, rows: Sequence[dict[str, Any]], *, method: str, batch_size: int, seed: int) -> Path:
+    """The rows as `method` takes them: scores for DRO, mini-batch labels for KTO."""
+    if method == "kto":
+        labels = minibatch_labels([row["score"] for row in rows], batch_size=batch_size, seed=seed)
+        rows = [
+            {"prompt": row["prompt"], "completion": row["completion"], "accept": label}
+            for row, label in zip(rows, labels, strict=True)
+        ]
+    _write(path, rows)
+    return path
+
+
+def _write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+
+
+class Stranger:
+    """The judge of a run: words and logistic regression on the sentences that the scorer has not seen."""
+
+    def __init__(self) -> None:
+        self.model = Judge(split_sentences(read_sentences()).judge).model
+
+    def __call__(self, prompts: Sequence[str], texts: Sequence[str]) -> list[float]:
+        """Each whole sentence's log-odds of being a fresh one."""
+        return [float(value) for value in self.model.decision_function(whole(prompts, texts))]
+
+    @staticmethod
+    def verdicts(first: Sequence[float], second: Sequence[float]) -> list[float]:
+        """1 where the first is better, 1/2 in a tie."""
+        return [(1 + (one > two) - (one < two)) / 2 for one, two in zip(first, second, strict=True)]

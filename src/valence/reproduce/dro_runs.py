@@ -1,0 +1,270 @@
+"""One run of `valence reproduce dro`: align in legs, keep the best checkpoint by win rate over SFT, look at it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from valence.evaluation.win_rate import win_rate
+from valence.reproduce.dro_data import (
+    NEW_TOKENS,
+    Prompts,
+    Scorer,
+    Stranger,
+    make_base,
+    make_rows,
+    split_prompts,
+    write_feedback,
+)
+from valence.reproduce.thumbs_data import read_sentences, split_sentences
+
+BATCH = 32
+"""The paper's."""
+FOLDS = 5
+LR_FACTOR = 30
+"""Our learning rates over the paper's: Adafactor's are relative to each weight's size, and we take far fewer steps."""
+PAPER_LRS = (1e-5, 5e-5, 1e-4, 5e-4)
+TAUS = (0.1, 1.0, 5.0)
+KL_SAMPLES = 256
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large the experiment is.
+
+    Args:
+        steps: optimizer steps, each of 32 rows; no row is seen twice.
+        checkpoints: how many are looked at, evenly spaced.
+        sft_steps, layers: of the SFT model.
+        select, evaluate: prompts.
+        seeds: of the comparison; the sweeps have a seed of their own.
+        sweeps: whether there are any.
+    """
+
+    steps: int
+    checkpoints: int
+    sft_steps: int
+    layers: int
+    select: int
+    evaluate: int
+    seeds: tuple[int, ...]
+    sweeps: bool
+
+    @property
+    def rows(self) -> int:
+        return BATCH * self.steps
+
+
+SIZES = {
+    "smoke": Size(2, 2, 2, 1, 20, 20, (1,), False),
+    "quick": Size(40, 2, 120, 2, 128, 250, (1,), False),
+    "full": Size(200, 4, 400, 2, 320, 1000, (1, 2), True),
+}
+SWEEP_SEED = 0
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One run: the method, its temperature, and the paper's learning rates, before `LR_FACTOR`.
+
+    Args:
+        method: dro, kto, or sft (none).
+        value, network: DRO's `--value` and `--value-network`.
+    """
+
+    method: str
+    tau: float = 1.0
+    lr: float = 1e-4
+    value_lr: float = 1e-4
+    value: str = "token"
+    network: str = "separate"
+    seed: int = SWEEP_SEED
+
+    def options(self) -> dict[str, Any]:
+        """Fields of `valence.align`."""
+        if self.method == "kto":
+            return {"method": "kto", "beta": self.tau, "lr": LR_FACTOR * self.lr}
+        return {
+            "method": "dro", "tau": self.tau, "lr": LR_FACTOR * self.lr, "value_lr": LR_FACTOR * self.value_lr,
+            "value": self.value, "value_network": self.network,
+        }  # fmt: skip
+
+
+def joint(setting: Setting, lr: float) -> Setting:
+    """The same with this learning rate for policy and value."""
+    return Setting(**(asdict(setting) | {"lr": lr, "value_lr": lr}))
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What every run of an experiment shares."""
+
+    model: Path
+    rows: list[dict[str, Any]]
+    prompts: Prompts
+    scorer: Scorer = field(compare=False)
+    judge: Stranger = field(compare=False)
+
+
+@cache
+def open_bench(folder: str, size: Size) -> Bench:
+    """Made in the first process that asks, read from `folder` by the others."""
+    prompts = split_prompts(size.select, size.evaluate)
+    scorer = Scorer(split_sentences(read_sentences()).feedback)
+    model = make_base(Path(folder) / "sft", prompts=prompts, steps=size.sft_steps, layers=size.layers)
+    rows = make_rows(Path(folder) / "rows.jsonl", model, scorer, prompts.train, size.rows)
+    return Bench(model, rows, prompts, scorer, Stranger())
+
+
+def run_setting(setting: Setting, size: Size, folder: str) -> dict[str, Any]:
+    """One row of figures with its texts; from an earlier start of the same experiment where it is there."""
+    what = json.dumps([asdict(setting), asdict(size), LR_FACTOR])
+    path = Path(folder) / f"{setting.method}-{setting.seed}-{hashlib.sha256(what.encode()).hexdigest()[:12]}.json"
+    if not path.exists():
+        row = _run(setting, size, folder)
+        path.write_text(json.dumps(row, ensure_ascii=False), encoding="utf-8")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _run(setting: Setting, size: Size, folder: str) -> dict[str, Any]:
+    """Runs in a process of its own, on one thread."""
+    import torch
+
+    torch.set_num_threads(1)
+    began, bench = time.perf_counter(), open_bench(folder, size)
+    sft = _load(bench.model)
+    if setting.method == "sft":
+        return _look(sft, sft, bench, setting, base=None) | {"checkpoints": [], "seconds": 0.0}
+    _, base = _sample(sft, bench, bench.prompts.select, seed=500)
+    best, looks = sft, []
+    for step, policy in _train(setting, size, bench):
+        texts, scores = _sample(policy, bench, bench.prompts.select, seed=600 + setting.seed)
+        looks.append({"step": step, "win": 100 * statistics.fmean(bench.judge.verdicts(scores, base))})
+        if looks[-1]["win"] >= max(look["win"] for look in looks):
+            best = policy
+    trained = time.perf_counter() - began
+    base_row = run_setting(Setting("sft", seed=setting.seed), size, folder)
+    row = _look(best, sft, bench, setting, base=base_row)
+    chosen = max(looks, key=lambda look: (look["win"], look["step"]))
+    return row | {"checkpoints": looks, "best_step": chosen["step"], "select": chosen["win"], "seconds": trained}
+
+
+def _load(model: Path) -> Any:
+    from valence.policies.loading import load_language_policy
+
+    return load_language_policy(str(model), max_new_tokens=NEW_TOKENS)
+
+
+def _train(setting: Setting, size: Size, bench: Bench) -> Any:
+    """(step, policy) at each checkpoint: one run of `valence.align`, in legs that each go on from the last."""
+    from valence.runs.align import align
+
+    leg = size.steps // size.checkpoints
+    with tempfile.TemporaryDirectory() as name:
+        out = Path(name)
+        feedback = write_feedback(
+            out / "feedback.jsonl", bench.rows, method=setting.method, batch_size=BATCH, seed=setting.seed
+        )
+        for step in range(leg, size.steps + 1, leg):
+            done = align(
+                feedback, model=bench.model, out=out / "run", quiet=True, resume=step > leg, max_steps=step,
+                batch_size=BATCH, optimizer="adafactor", warmup_steps=size.steps // 10, seed=setting.seed,
+                eval_every=0, eval_samples=8, eval_fraction=0.0, save_every=10**6, log_every=10**6, tracker="none",
+                threads=1, max_new_tokens=NEW_TOKENS, **setting.options(),
+            )  # fmt: skip
+            yield step, _load(done.model)
+
+
+def _sample(policy: Any, bench: Bench, prompts: Sequence[str], *, seed: int) -> tuple[list[str], list[float]]:
+    """Completions of `prompts` and the judge's log-odds of each."""
+    texts, _ = _draw(policy, prompts, seed)
+    return texts, bench.judge(prompts, texts)
+
+
+def _draw(policy: Any, prompts: Sequence[str], seed: int) -> tuple[list[str], Any]:
+    from valence.data.collate import Encoder
+    from valence.evaluation.language import sample_texts
+
+    encoder = Encoder(policy.tokenizer, encoder_decoder=True)
+    return sample_texts(policy, [encoder.prompt(prompt) for prompt in prompts], seed=seed, pad=policy.pad_token_id)
+
+
+def _look(
+    policy: Any, sft: Any, bench: Bench, setting: Setting, *, base: Mapping[str, Any] | None
+) -> dict[str, Any]:  # fmt: skip
+    """Figures on the evaluation prompts; the win rate over `base`'s texts where there is one."""
+    import torch
+
+    from valence.evaluation import language as measures
+    from valence.training.reference import FrozenCopy
+
+    prompts = bench.prompts.evaluate
+    texts, chunks = _draw(policy, prompts, 1000 + 10 * setting.seed + (base is not None))
+    judged = bench.judge(prompts, texts)
+    few = chunks[: max(1, KL_SAMPLES // measures.CHUNK)]
+    row: dict[str, Any] = {
+        "setting": asdict(setting), "reward": statistics.fmean(standard(bench, bench.scorer(prompts, texts))),
+        "judge": 100 * float(torch.tensor(judged).sigmoid().mean()),
+        "kl_policy_ref": measures.sampled_kl(policy, FrozenCopy(sft), few, "policy_kl"),
+        "distinct_2": measures.distinct_n(texts), "words": measures.mean_words(texts), "texts": texts,
+        "judged": judged,
+    }  # fmt: skip
+    return row if base is None else row | side_by_side(row, base)
+
+
+def standard(bench: Bench, scores: Sequence[float]) -> list[float]:
+    """Rewards as DRO sees them: mean 0 and variance 1 over the training rows."""
+    known = [row["score"] for row in bench.rows]
+    mean, deviation = statistics.fmean(known), statistics.pstdev(known)
+    return [(score - mean) / deviation for score in scores]
+
+
+def side_by_side(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
+    """The first's win rate over the second on the same prompts, percent, and that of each fold."""
+    verdicts = Stranger.verdicts(first["judged"], second["judged"])
+    lengths = [(len(a.split()), len(b.split())) for a, b in zip(first["texts"], second["texts"], strict=True)]
+    found = win_rate(verdicts, lengths)
+    controlled = found.length_controlled
+    return {
+        "win": 100 * found.rate, "win_same_length": None if controlled is None else 100 * controlled,
+        "folds": [100 * statistics.fmean(verdicts[fold::FOLDS]) for fold in range(FOLDS)],
+    }  # fmt: skip
+
+
+def run_all(settings: Sequence[Setting], size: Size, folder: Path, workers: int) -> list[dict[str, Any]]:
+    """All settings, in processes side by side; each row is printed when it is there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    open_bench(str(folder), size)
+    tasks = (settings, [size] * len(settings), [str(folder)] * len(settings))
+    if workers == 1 or len(settings) == 1:
+        return [_said(row) for row in map(run_setting, *tasks)]
+    with ProcessPoolExecutor(max_workers=workers, mp_context=get_context("spawn")) as pool:
+        return [_said(row) for row in pool.map(run_setting, *tasks)]
+
+
+def _said(row: dict[str, Any]) -> dict[str, Any]:
+    setting = Setting(**row["setting"])
+    win = f"win {row['win']:5.1f}% (select {row['select']:5.1f}%, step {row['best_step']})" if "win" in row else ""
+    figures = f"reward {row['reward']:+.2f}, KL(π‖ref) {row['kl_policy_ref']:6.2f}, distinct-2 {row['distinct_2']:.2f}"
+    print(f"  {label(setting):58} seed {setting.seed} {win} {figures}, {row['seconds']:.0f} s", flush=True)
+    return row
+
+
+def label(setting: Setting) -> str:
+    """A setting in words, its learning rates as the paper has them."""
+    if setting.method == "sft":
+        return "SFT"
+    if setting.method == "kto":
+        return f"KTO tau={setting.tau:g} lr={setting.lr:g}"
+    kind = "" if (setting.value, setting.network) == ("token", "separate") else f" {setting.value}/{setting.network}"
+    return f"DRO-V tau={setting.tau:g} lr={setting.lr:g} value_lr={setting.value_lr:g}{kind}"

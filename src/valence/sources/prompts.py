@@ -1,0 +1,51 @@
+"""Prompts with what belongs to them, and how a judge is asked about completions of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from valence.data.records import Text
+from valence.rewards.ensemble import Judge
+from valence.rewards.judge import SelfPlay
+
+
+@dataclass(frozen=True)
+class EncodedPrompt:
+    """A prompt as token ids and as it was read; `columns` are its row's other fields, for reward functions.
+
+    Args:
+        given: completions of a data set as token ids, for the hybrid form: judged beside what the policy draws.
+    """
+
+    ids: list[int]
+    prompt: Text
+    columns: dict[str, Any] = field(default_factory=dict)
+    given: tuple[list[int], ...] = ()
+
+
+def ask(judge: Judge, rows: Sequence[EncodedPrompt], texts: Sequence[str]) -> Sequence[float | None]:
+    """What a judge says of one completion for each row: messages where the prompt is messages, columns as lists."""
+    plain = [isinstance(row.prompt, str) for row in rows]
+    prompts = [row.prompt if simple else [turn._asdict() for turn in row.prompt]  # pyright: ignore[reportAttributeAccessIssue]
+               for row, simple in zip(rows, plain, strict=True)]  # fmt: skip
+    given = [text if simple else [{"role": "assistant", "content": text}]
+             for text, simple in zip(texts, plain, strict=True)]  # fmt: skip
+    names = dict.fromkeys(name for row in rows for name in row.columns if name not in ("prompts", "completions"))
+    return judge(prompts, given, **{name: [row.columns.get(name) for row in rows] for name in names})
+
+
+def verdicts(
+    judge: Any, rows: Sequence[EncodedPrompt], first: Sequence[str], second: Sequence[str]
+) -> list[float | None]:
+    """P(first is better) of each pair: as a pairwise judge says, or by which reward is higher; None where unknown."""
+    if isinstance(judge, SelfPlay):
+        return judge.judge([plain_prompt(row) for row in rows], first, second)
+    one, two = ask(judge, rows, first), ask(judge, rows, second)
+    return [None if a is None or b is None else 0.5 + 0.5 * ((a > b) - (a < b)) for a, b in zip(one, two, strict=True)]
+
+
+def plain_prompt(row: EncodedPrompt) -> str:
+    """The prompt as one text."""
+    return row.prompt if isinstance(row.prompt, str) else "\n\n".join(turn.content for turn in row.prompt)

@@ -1,0 +1,174 @@
+"""The preference model: skew-symmetric to the last bit, learns a cycle that Bradley-Terry cannot, loads as a judge."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from valence.errors import UserError
+from valence.rewards import load_reward
+from valence.rewards.judge import SelfPlay
+from valence.rewards.preference_model import PreferenceModel, preference_score
+from valence.rewards.reward_model import RewardModel
+from valence.runs.compare import CompareConfig, compare
+from valence.runs.improve import improve
+from valence.runs.reward_model import RewardModelConfig, train_reward_model
+
+WORDS = (("rock", "stone", "cliff"), ("paper", "sheet", "page"), ("blade", "shears", "knife"))
+"""Each kind beats the one before it, and the first the last."""
+
+
+def test_a_third_of_a_turn_by_hand() -> None:
+    """Points at 0, 120 and 240 degrees: each scores sin 120 = √3/2 over the one before, whatever their lengths."""
+    angles = torch.tensor([0.0, 2 * math.pi / 3, 4 * math.pi / 3])
+    ring = torch.stack([angles.cos(), angles.sin()], 1) * torch.tensor([[1.0], [5.0], [0.1]])
+    found = preference_score(ring, ring.roll(-1, 0))
+    torch.testing.assert_close(found, torch.full((3,), math.sqrt(3) / 2))
+
+
+def test_circles_add_up_by_hand() -> None:
+    """(1, 0, 0, 1)/√2 and (0, 1, 1, 0)/√2: 1·1 − 0·0 on the first circle, 0·0 − 1·1 on the second, over 2."""
+    first, second = torch.tensor([[1.0, 0, 0, 1]]), torch.tensor([[0.0, 1, 1, 0]])
+    assert preference_score(first, second).item() == pytest.approx(0.0)
+    assert preference_score(first, torch.tensor([[0.0, 1, -1, 0]])).item() == pytest.approx(1.0)
+    with pytest.raises(ValueError, match="even number of parts, got 3"):
+        preference_score(torch.ones(1, 3), torch.ones(1, 3))
+
+
+@given(st.integers(0, 2**31), st.integers(1, 9))
+def test_turned_round_it_is_the_negative_exactly(seed: int, circles: int) -> None:
+    first, second = torch.randn(2, 7, 2 * circles, generator=torch.Generator().manual_seed(seed))
+    assert torch.equal(preference_score(first, second), -preference_score(second, first))
+    assert torch.equal(preference_score(first, first), torch.zeros(7))
+    assert preference_score(first, second).abs().max() <= 1 + 1e-6
+
+
+def sentence(kind: int, draw: random.Random) -> str:
+    return f"{draw.choice('abcdefgh')} {draw.choice(WORDS[kind])} {draw.choice('mnopqrst')}"
+
+
+def cycle(path: Path, count: int, seed: int) -> str:
+    """As many pairs of each of the three match-ups; sides drawn anew for each."""
+    draw, rows = random.Random(seed), []
+    for n in range(count):
+        loser = n % 3
+        rows.append({"prompt": f"{n}: ", "chosen": sentence((loser + 1) % 3, draw), "rejected": sentence(loser, draw)})
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def train(feedback: str, model: Path, out: Path, **options: Any) -> dict[str, Any]:
+    options = {"batch_size": 32, "max_steps": 300, "lr": 1e-2} | options
+    config = RewardModelConfig(feedback=(feedback,), model=str(model), out=str(out), **options)
+    return train_reward_model(config, say=lambda line: None)
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return cycle(tmp_path_factory.mktemp("pairs") / "pairs.jsonl", 900, seed=0)
+
+
+@pytest.fixture(scope="module")
+def trained(pairs: str, tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    out = tmp_path_factory.mktemp("preference") / "model"
+    return out, train(pairs, tiny_llama, out, kind="preference", embedding=2)
+
+
+def fresh(count: int = 300) -> tuple[list[str], list[str], list[str]]:
+    """(prompts, winners, losers) that no training has seen, with as many of each match-up."""
+    draw = random.Random(99)
+    kinds = [n % 3 for n in range(count)]
+    winners, losers = ([sentence((kind + ahead) % 3, draw) for kind in kinds] for ahead in (1, 0))
+    return [f"{n}: " for n in range(count)], winners, losers
+
+
+def test_it_learns_a_cycle(trained: tuple[Path, dict[str, Any]]) -> None:
+    folder, figures = trained
+    assert figures["kind"] == "preference" and figures["held_out"] == 90 and figures["accuracy"] > 0.9
+    judge = PreferenceModel(str(folder))
+    prompts, winners, losers = fresh()
+    found = judge(prompts, winners, losers)
+    assert sum(value is not None and value > 0.5 for value in found) / len(found) > 0.9
+    turned = judge(prompts, losers, winners)
+    assert [one + two for one, two in zip(found, turned, strict=True) if one and two] == pytest.approx([1.0] * 300)
+    assert judge(["p"], ["same"], ["same"]) == [0.5] and judge([], [], []) == []
+
+
+def test_bradley_terry_cannot(pairs: str, tiny_llama: Path, tmp_path: Path) -> None:
+    """Any order of the three kinds is right in a third or two thirds of the pairs, and no fit beats ln 2 on them."""
+    train(pairs, tiny_llama, tmp_path / "bt", kind="pairs")
+    prompts, winners, losers = fresh()
+    model = RewardModel(str(tmp_path / "bt"))
+    gap = torch.tensor(model(prompts, winners)) - torch.tensor(model(prompts, losers))
+    assert 0.25 < (gap > 0).float().mean().item() < 0.75
+    assert torch.nn.functional.softplus(-gap).mean().item() > math.log(2) - 0.02
+
+
+def test_the_folder_is_a_pairwise_judge_by_its_name(trained: tuple[Path, dict[str, Any]]) -> None:
+    folder, _ = trained
+    reward = load_reward(str(folder))
+    assert isinstance(reward, SelfPlay) and isinstance(reward.judge, PreferenceModel)
+    prompts, winners, losers = fresh(4)
+    alone = PreferenceModel(str(folder), batch_size=1)(prompts, winners, losers)
+    assert reward.judge(prompts, winners, losers) == pytest.approx(alone, abs=1e-4)
+    draw = random.Random(5)
+    texts = [sentence(kind, draw) for kind in (0, 1, 2)]
+    # Each beats one and loses to one: a cycle leaves all near 0, alone the better of two is above.
+    assert reward(["p"] * 3, texts) == pytest.approx([0.0] * 3, abs=0.4)
+    worse, better = reward(["p"] * 2, texts[:2])
+    assert worse == pytest.approx(-better) and better > 0
+
+
+def test_where_a_score_is_asked_it_is_refused(trained: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    folder = str(trained[0])
+    with pytest.raises(UserError, match="compares two completions and gives none a score of its own"):
+        RewardModel(folder)
+    with pytest.raises(UserError, match="which an ensemble needs"):
+        load_reward(f"mean:length,{folder}")
+    other = tmp_path / "other"
+    shutil.copytree(folder, other)
+    (other / "reward_model.json").write_text('{"kind": "pairs"}')
+    with pytest.raises(UserError, match="holds no preference model"):
+        PreferenceModel(str(other))
+    (other / "reward_model.json").write_text("[1")
+    with pytest.raises(UserError, match=r"reward_model.json cannot be read"):
+        load_reward(str(other))
+
+
+def test_improve_and_compare_run_with_it(
+    trained: tuple[Path, dict[str, Any]], tiny_llama: Path, tiny_t5: Path, tmp_path: Path
+) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": f"{n}: "}) + "\n" for n in range(8)))
+    done = improve(
+        prompts, model=tiny_llama, out=tmp_path / "run", reward=str(trained[0]), method="spo", max_steps=4,
+        batch_size=4, max_new_tokens=6, eval_every=0, eval_samples=4, save_every=0, tracker="none", quiet=True, lr=1e-2,
+    )  # fmt: skip
+    assert done.steps == 4 and done.after["kl_policy_ref"] > 0
+    config = CompareConfig(
+        models=(str(tiny_llama), str(tiny_t5)), prompts=str(prompts), judge=str(trained[0]), out=str(tmp_path / "cmp"),
+        max_new_tokens=6,
+    )  # fmt: skip
+    found = compare(config, say=lambda line: None)
+    rows = [json.loads(line) for line in (tmp_path / "cmp" / "samples.jsonl").read_text().splitlines()]
+    told = PreferenceModel(str(trained[0]))(*([row[name] for row in rows] for name in ("prompt", "first", "second")))
+    assert found.judged == 8 and [row["verdict"] for row in rows] == pytest.approx(told, abs=1e-5)
+
+
+def test_settings_that_make_no_sense(pairs: str, tiny_llama: Path, tmp_path: Path) -> None:
+    for options, said in (
+        ({"kind": "preference", "embedding": 3}, "--embedding is 3, and must be even"),
+        ({"kind": "pairs", "embedding": 4}, "left out: --kind pairs does not read it"),
+        ({"kind": "cycles"}, "must be one of auto, pairs, scores, preference"),
+    ):
+        with pytest.raises(UserError, match=said):
+            train(pairs, tiny_llama, tmp_path / "no", **options)
