@@ -77,7 +77,7 @@ class Gold:
     def __init__(self) -> None:
         self.judge = Judge(split_sentences(read_sentences()).judge)
 
-    def __call__(self, prompts: Sequence[str], completions: Sequence[str], **_: Any) -> list[float | None]:
+    def __call__(self, prompts: Sequence[str], completions: Sequence[str], **_: Any) -> list[float]:
         texts = [prompt + completion for prompt, completion in zip(prompts, completions, strict=True)]
         return [float(value) for value in self.judge.model.decision_function(texts)]
 
@@ -135,6 +135,7 @@ def _fit_reward_model(task: Task, size: TaskSize) -> dict[str, Any]:
 
     shutil.rmtree(task.reward, ignore_errors=True)
     heldout = [row | {"split": "heldout"} for row in _pairs(split_sentences(read_sentences()).heldout)]
+    heldout = heldout[: 5 * size.looked_at]
     both = [json.loads(line) | {"split": "train"} for line in task.pairs.read_text(encoding="utf-8").splitlines()]
     rated = task.folder / "rated.jsonl"
     _write(rated, both + heldout)

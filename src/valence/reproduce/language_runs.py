@@ -1,0 +1,239 @@
+"""Runs of the language reproductions: each one setting, trained, judged and kept on disk, side by side in processes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import resource
+import shutil
+import statistics
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from valence.evaluation.overoptimization import by_decile
+from valence.evaluation.statistics import mean_interval
+from valence.evaluation.win_rate import win_rate
+from valence.reproduce.sentences import KL_WEIGHT, MAX_NEW_TOKENS, Gold, Task
+
+EVAL_SEED = 0
+"""Of the held-out prompts and samples that every run is looked at with: the same for all of them."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One run.
+
+    Args:
+        name: the method's row.
+        options: fields of `valence.improve`, or of `valence.align` where `job` is "align"; none for the start.
+        job: "improve" from the reward model, "align" from the human pairs, or "start": nothing is trained.
+        batches: collected batches (improve) or optimizer steps (align).
+        looks: evaluations on the way, the last one apart.
+        samples: completions of a look.
+    """
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    job: str = "improve"
+    batches: int = 48
+    looks: int = 4
+    samples: int = 192
+
+    @property
+    def key(self) -> str:
+        said = json.dumps(asdict(self), sort_keys=True)
+        name = "".join(letter if letter.isalnum() else "-" for letter in self.name)
+        return f"{name}-{self.seed}-{hashlib.sha256(said.encode()).hexdigest()[:8]}"
+
+
+def run_setting(setting: Setting, task: Task, folder: Path) -> dict[str, Any]:
+    """Train and judge, or read what an earlier call kept. On one thread."""
+    kept = folder / f"{setting.key}.json"
+    if kept.is_file():
+        return json.loads(kept.read_text(encoding="utf-8"))
+    import torch
+
+    torch.set_num_threads(1)
+    out = folder / setting.key
+    shutil.rmtree(out, ignore_errors=True)
+    row = _improve(setting, task, out) if setting.job == "improve" else _look_only(setting, task, out)
+    row = {"name": setting.name, "seed": setting.seed, "options": dict(setting.options)} | row
+    kept.write_text(json.dumps(row, ensure_ascii=False) + "\n", encoding="utf-8")
+    for part in ("checkpoints", "best-by-gold", "model", "align"):
+        shutil.rmtree(out / part, ignore_errors=True)
+    return row
+
+
+def _run_options(setting: Setting, steps: int, every: int) -> dict[str, Any]:
+    return {
+        "eval_every": every, "eval_samples": setting.samples, "save_every": 0, "tracker": "none", "threads": 1,
+        "dtype": fast_dtype(), "max_steps": steps, "seed": setting.seed, "device": "cpu",
+    }  # fmt: skip
+
+
+def _improve(setting: Setting, task: Task, out: Path) -> dict[str, Any]:
+    from valence.runs.improve import improve
+    from valence.runs.improve_config import improve_config
+    from valence.training.tracking import read_metrics
+
+    told = dict(setting.options)
+    online = improve_config(**told).online
+    contexts, size = told.get("batch_size", 32), told.get("minibatch_size", 0)
+    per_batch = online.epochs * math.ceil(contexts / (size or contexts))
+    every = per_batch * max(1, setting.batches // setting.looks) if setting.looks else 0
+    result = improve(
+        task.prompts, model="small-lm", out=out, reward=str(task.reward), gold=Gold(), quiet=True,
+        eval_feedback=str(task.heldout), max_new_tokens=MAX_NEW_TOKENS,
+        **(_run_options(setting, setting.batches * per_batch, every) | {"log_every": per_batch} | told),
+    )  # fmt: skip
+    rows = read_metrics(out / "metrics.jsonl")
+    looks = json.loads((out / "watch.json").read_text(encoding="utf-8"))
+    updates = [row for row in rows if "seconds" in row]
+    return _judged(looks[-1], out, task) | {
+        "steps": result.steps, "figures": result.after, "start": result.before,
+        "curve": [{"step": row["step"]} | {k[5:]: v for k, v in row.items() if k.startswith("eval/")}
+                  for row in rows if "eval/reward" in row],
+        "updates": [{name: row[name] for name in
+                     ("step", "reward", "regression_error", "reward_gap_variance", "kl_policy_start", "ended")
+                     if name in row} for row in updates],
+    }  # fmt: skip
+
+
+def _look_only(setting: Setting, task: Task, out: Path) -> dict[str, Any]:
+    """The start as it is, or after learning from the human pairs."""
+    model = "small-lm"
+    if setting.job == "align":
+        model = str(_align(setting, task, out / "align"))
+    figures, look = look_at(model, task, out, samples=setting.samples)
+    return _judged(look, out, task) | {"figures": figures}
+
+
+def _align(setting: Setting, task: Task, out: Path) -> Path:
+    from valence.runs.align import align
+
+    options = _run_options(setting, setting.batches, 0) | {"eval_samples": 1, "log_every": 10**6}
+    return align(task.pairs, model="small-lm", out=out, quiet=True, **(options | dict(setting.options))).model
+
+
+def _timed(out: Path) -> dict[str, float]:
+    """Median seconds of a batch, the first apart."""
+    from valence.training.tracking import read_metrics
+
+    rows = [row for row in read_metrics(out / "metrics.jsonl") if "seconds" in row]
+    rows = rows[1:] or rows
+    return {
+        "collect": statistics.median(row["seconds_collecting"] for row in rows),
+        "update": statistics.median(row["seconds"] - row["seconds_collecting"] for row in rows),
+    }
+
+
+def look_at(model: str, task: Task, out: Path, *, samples: int) -> tuple[dict[str, float], dict[str, Any]]:
+    """The figures of a model's samples on the held-out prompts, against small-lm, as a run's last look has them."""
+    from valence.policies.loading import load_language_policy
+    from valence.rewards import load_reward
+    from valence.runs.config import RunConfig
+    from valence.runs.evaluation import Evaluation
+    from valence.runs.watch import Watch
+    from valence.sources.prompts import EncodedPrompt
+    from valence.training.reference import FrozenCopy
+
+    out.mkdir(parents=True, exist_ok=True)
+    policy = load_language_policy(model, max_new_tokens=MAX_NEW_TOKENS)
+    reference = FrozenCopy(load_language_policy("small-lm", max_new_tokens=MAX_NEW_TOKENS))
+    rows = [EncodedPrompt(policy.tokenizer(prompt)["input_ids"], prompt) for prompt in task.references()]
+    watch = Watch(policy, rows, load_reward(str(task.reward)), Gold(), out)
+    config = RunConfig(eval_samples=samples)
+    evaluation = Evaluation(policy, reference, [row.ids for row in rows], config=config, seed=EVAL_SEED, judge=watch)
+    figures = evaluation(0)
+    (out / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in evaluation.samples()))
+    return figures, json.loads((out / "watch.json").read_text())[-1]
+
+
+def _judged(look: Mapping[str, Any], out: Path, task: Task) -> dict[str, Any]:
+    """A look's figures: reward, the judge's, and how often the judge prefers the sample to the human's own rest."""
+    rests = task.references()
+    rows = [json.loads(line) for line in (out / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
+    gold = Gold()
+    prompts = [row["prompt"].strip() for row in rows]
+    ours = gold(prompts, [row["after"] for row in rows])
+    theirs = gold(prompts, [rests[prompt] for prompt in prompts])
+    verdicts = [0.5 + 0.5 * ((a > b) - (a < b)) for a, b in zip(ours, theirs, strict=True)]
+    lengths = [
+        (len(row["after"].split()), len(rests[prompt].split())) for row, prompt in zip(rows, prompts, strict=True)
+    ]
+    won = win_rate(verdicts, lengths)
+    reward, half = mean_interval(look["proxy"])
+    kl = statistics.fmean(look["kl"])
+    return {
+        "reward": reward, "reward_half": half, "kl": kl, "objective": reward - KL_WEIGHT * kl,
+        "judge": mean_interval(look["gold"])[0], "win": 100 * won.rate, "win_low": 100 * won.low,
+        "win_high": 100 * won.high, "win_at_equal_length": 100 * (won.length_controlled or won.rate),
+        "deciles": by_decile(look["kl"], look["proxy"]),
+    }  # fmt: skip
+
+
+def run_all(settings: Sequence[Setting], task: Task, folder: Path, workers: int) -> list[dict[str, Any]]:
+    """All settings, each in a process of its own; each row is printed when it is there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tasks = (settings, [task] * len(settings), [folder] * len(settings))
+    if workers == 1:
+        return [_said(row) for row in map(run_setting, *tasks)]
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), max_tasks_per_child=4) as pool:
+        return [_said(row) for row in pool.map(run_setting, *tasks)]
+
+
+def _said(row: dict[str, Any]) -> dict[str, Any]:
+    print(
+        f"  {row['name']:16} seed {row['seed']:<4} reward {row['reward']:+.3f}, judged {row['judge']:+.3f}, wins "
+        f"{row['win']:.0f}%, KL(π‖π_0) {row['kl']:.2f}  {row['options']}", flush=True,
+    )  # fmt: skip
+    return row
+
+
+def cost(setting: Setting, task: Task, folder: Path) -> dict[str, float]:
+    """Seconds to collect and to update, and MiB at the peak beyond what the loaded process holds, of a batch; to be
+    called in a process of its own."""
+    kept = folder / f"cost-{setting.key}.json"
+    if kept.is_file():
+        return json.loads(kept.read_text())
+    import torch
+
+    torch.set_num_threads(1)
+    from valence.rewards import load_reward
+
+    load_reward(str(task.reward))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    out = folder / f"cost-{setting.key}"
+    shutil.rmtree(out, ignore_errors=True)
+    (_align if setting.job == "align" else _improve)(setting, task, out)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    found = _timed(out) | {"mib": peak - before}
+    kept.write_text(json.dumps(found) + "\n")
+    return found
+
+
+def costs(settings: Sequence[Setting], task: Task, folder: Path) -> dict[str, dict[str, float]]:
+    """One after another, so that they can be compared."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tasks = (settings, [task] * len(settings), [folder] * len(settings))
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
+        return {setting.name: found for setting, found in zip(settings, pool.map(cost, *tasks), strict=True)}
+
+
+def fast_dtype() -> str:
+    """Mixed precision for training where the processor has it."""
+    import torch
+
+    return "bfloat16" if torch.cpu._is_avx512_bf16_supported() else "float32"
+
+
+def workers_for(size_name: str, workers: int | None) -> int:
+    """Processes side by side."""
+    return 1 if size_name == "smoke" else workers or os.cpu_count() or 1
