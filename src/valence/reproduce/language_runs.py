@@ -36,6 +36,7 @@ class Setting:
         batches: collected batches (improve) or optimizer steps (align).
         looks: evaluations on the way, the last one apart.
         samples: completions of a look.
+        prompts: only the first so many, gathered whole at each iteration where the options say so; 0 takes all.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Setting:
     batches: int = 48
     looks: int = 4
     samples: int = 192
+    prompts: int = 0
 
     @property
     def key(self) -> str:
@@ -85,11 +87,12 @@ def _improve(setting: Setting, task: Task, out: Path) -> dict[str, Any]:
 
     told = dict(setting.options)
     online = improve_config(**told).online
-    contexts, size = told.get("batch_size", 32), told.get("minibatch_size", 0)
+    contexts = setting.prompts if told.get("whole") else told.get("batch_size", 32)
+    size = told.get("minibatch_size", 0)
     per_batch = online.epochs * math.ceil(contexts / (size or contexts))
     every = per_batch * max(1, setting.batches // setting.looks) if setting.looks else 0
     result = improve(
-        task.prompts, model="small-lm", out=out, reward=str(task.reward), gold=Gold(), quiet=True,
+        _prompts(setting, task, out), model="small-lm", out=out, reward=str(task.reward), gold=Gold(), quiet=True,
         eval_feedback=str(task.heldout), max_new_tokens=MAX_NEW_TOKENS,
         **(_run_options(setting, setting.batches * per_batch, every) | {"log_every": per_batch} | told),
     )  # fmt: skip
@@ -113,6 +116,17 @@ def _look_only(setting: Setting, task: Task, out: Path) -> dict[str, Any]:
         model = str(_align(setting, task, out / "align"))
     figures, look = look_at(model, task, out, samples=setting.samples)
     return _judged(look, out, task) | {"figures": figures}
+
+
+def _prompts(setting: Setting, task: Task, out: Path) -> Path:
+    """The task's file of prompts, or its first lines."""
+    if not setting.prompts:
+        return task.prompts
+    lines = task.prompts.read_text(encoding="utf-8").splitlines(keepends=True)[: setting.prompts]
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / "prompts.jsonl"
+    path.write_text("".join(lines), encoding="utf-8")
+    return path
 
 
 def _align(setting: Setting, task: Task, out: Path) -> Path:

@@ -43,7 +43,7 @@ class Size:
 SIZES = {
     "smoke": Size(TaskSize(1, 8), (0,), 1, 1, 0, 8, False, ("REBEL", "RLOO k=2"), costs=False),
     "quick": Size(TaskSize(25, 96), (0,), 5, 10, 1, 96, False, costs=False),
-    "full": Size(TaskSize(200, 256), (0, 1, 2), 24, 72, 4, 256, True, etas=(0.3, 0.7, 2.0)),
+    "full": Size(TaskSize(200, 256), (0, 1, 2), 24, 48, 3, 256, True, etas=(0.3, 0.7, 2.0)),
 }
 TUNE_SEED = 100
 ONLINE = {
@@ -92,7 +92,7 @@ def run(out: Path, size_name: str, workers: int | None = None) -> Path:
     grids = {name: [{"lr": lr} for lr in rates_of(name)] for name in names}
     candidates = [
         setting for name in names for option in grids[name]
-        for setting in settings_of([name], size, TUNE_SEED, {name: option})
+        for setting in settings_of([name], replace(size, looks=0, samples=128), TUNE_SEED, {name: option})
     ]  # fmt: skip
     tried = run_all(candidates, task, out / "tuning", count) if size.tune else []
     chosen = tune(tried, grids)
