@@ -221,3 +221,96 @@ def test_a_judge_that_is_gone_stops_the_run_and_loses_nothing(
     rest = go("broken", Mortal(-1), resume=True)
     ours, theirs = (load_file(run.model / "model.safetensors") for run in (rest, whole))
     assert rest.steps == 6 and all(torch.equal(ours[name], part) for name, part in theirs.items())
+
+
+def rest(completions: list[str], **_: Any) -> list[float]:
+    """The other half of the alphabet: gold that falls as `letters` rises."""
+    return [1 - value for value in letters(completions)]
+
+
+def test_gold_is_watched_kept_and_told(
+    prompts: Path, tiny_llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = QUICK | {"max_steps": 60, "batch_size": 16, "eval_samples": 64, "eval_every": 20, "quiet": False}
+
+    def strong(completions: list[str], **_: Any) -> list[float]:
+        return [10 * value for value in letters(completions)]
+
+    out = tmp_path / "out"
+    result = improve(
+        prompts, model=tiny_llama, out=out, reward=strong, gold=rest, method="rloo", kl_weight=0.0, **options
+    )
+    assert result.after["gold"] < result.before["gold"] and result.after["reward"] > result.before["reward"]
+    assert result.before["gold_win_rate"] == 0.5 and result.after["gold_win_rate"] < 0.5
+    looks = json.loads((out / "watch.json").read_text())
+    assert [look["step"] for look in looks] == [0, 20, 40, 60] and len(looks[0]["gold"]) == 64
+    # Gold was best at the start: that policy is kept.
+    best, start = (load_language_policy(str(path)).trainable() for path in (out / "best-by-gold", tiny_llama))
+    assert all(torch.equal(part, start[name]) for name, part in best.items())
+    said = capsys.readouterr().out
+    assert "PARTED" in said and "best-by-gold" in said and "PARTED" in (out / "report.html").read_text()
+
+
+def test_without_gold_nothing_is_said_of_it(prompts: Path, tiny_llama: Path, tmp_path: Path) -> None:
+    result = improve(prompts, model=tiny_llama, out=tmp_path / "out", reward=letters, **QUICK)
+    assert "gold" not in result.after and not (tmp_path / "out" / "best-by-gold").exists()
+    assert "--gold" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_a_pairwise_gold_counts_wins_against_the_start(prompts: Path, tiny_llama: Path, tmp_path: Path) -> None:
+    from valence.rewards.judge import SelfPlay
+
+    def longer(prompts: list[str], first: list[str], second: list[str]) -> list[float]:
+        return [0.5 + 0.5 * ((len(a) > len(b)) - (len(a) < len(b))) for a, b in zip(first, second, strict=True)]
+
+    result = improve(prompts, model=tiny_llama, out=tmp_path / "out", reward=letters, gold=SelfPlay(longer), **QUICK)
+    assert result.before["gold"] == 0.5 and 0 <= result.after["gold"] <= 1 and "gold_win_rate" not in result.after
+
+
+def test_the_watch_goes_on_with_the_run(prompts: Path, tiny_llama: Path, tmp_path: Path) -> None:
+    options = QUICK | {"save_every": 4, "eval_every": 4, "inner_epochs": 1}
+    longer = options | {"max_steps": 12}
+    improve(prompts, model=tiny_llama, out=tmp_path / "whole", reward=letters, gold=rest, **longer)
+    improve(prompts, model=tiny_llama, out=tmp_path / "half", reward=letters, gold=rest, **(options | {"max_steps": 8}))
+    improve(prompts, model=tiny_llama, out=tmp_path / "half", reward=letters, gold=rest, resume=True, **longer)
+    whole, half = (json.loads((tmp_path / name / "watch.json").read_text()) for name in ("whole", "half"))
+    assert [look["step"] for look in whole] == [0, 4, 8, 12] and half == whole
+
+
+@pytest.mark.parametrize("stop", [2, 6])
+def test_eta_has_a_schedule_over_whole_data_sets_and_goes_on(
+    stop: int, prompts: Path, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from valence.training.learner import Learner
+
+    seen: list[tuple[float, int, int]] = []
+    update = Learner.update
+
+    def spy(self: Learner, batch: Any, **more: Any) -> dict[str, float]:
+        memory = len(self.optimizers["policy"].state)
+        seen.append((self.objective.eta, batch.num_contexts, memory))  # pyright: ignore[reportAttributeAccessIssue]
+        return update(self, batch, **more)
+
+    monkeypatch.setattr(Learner, "update", spy)
+    options = QUICK | {
+        "method": "rebel", "whole": True, "minibatch_size": 10, "inner_epochs": 1, "eta": "1e6,1e4,1e2",
+        "pairs": "best-worst", "num_samples": 3, "eval_fraction": 0.0, "save_every": 2, "max_steps": 8,
+    }  # fmt: skip
+    whole = improve(prompts, model=tiny_llama, out=tmp_path / "whole", reward=letters, **options)
+    # 20 prompts at ten a step; Adam's memory is dropped where eta changes, and stays where it does not.
+    assert [(eta, contexts, bool(memory)) for eta, contexts, memory in seen] == [
+        (1e6, 20, False), (1e4, 20, False), (1e2, 20, False), (1e2, 20, True),
+    ]  # fmt: skip
+    improve(prompts, model=tiny_llama, out=tmp_path / "half", reward=letters, **(options | {"max_steps": stop}))
+    half = improve(prompts, model=tiny_llama, out=tmp_path / "half", reward=letters, resume=True, **options)
+    ours, theirs = (load_file(run.model / "model.safetensors") for run in (half, whole))
+    assert all(torch.equal(ours[name], part) for name, part in theirs.items())
+
+
+def test_a_fixed_bar_labels_by_itself(prompts: Path, tiny_llama: Path, tmp_path: Path) -> None:
+    """Everything below the bar: rejected alone, and the policy still moves."""
+    options = QUICK | {"method": "pmpo", "labels": "threshold", "threshold": 5.0, "beta": 2}
+    result = improve(prompts, model=tiny_llama, out=tmp_path / "out", reward=letters, **options)
+    assert result.after["kl_policy_ref"] > 0
+    with pytest.raises(UserError, match="--threshold is 5"):
+        improve(prompts, model=tiny_llama, out=tmp_path / "no", reward=letters, **(options | {"labels": "halves"}))

@@ -147,9 +147,10 @@ def _scheduled(online: OnlineConfig, per_batch: int) -> Callable[[Learner], None
         return None
 
     def change(learner: Learner) -> None:
-        wanted = make_online_objective(online, learner.step // per_batch)
-        if wanted != learner.objective:
-            learner.objective = wanted
+        collected = learner.step // per_batch
+        learner.objective = make_online_objective(online, collected)
+        # Beside the batch before, not beside what the learner holds: a run that goes on holds the first batch's.
+        if collected and learner.objective != make_online_objective(online, collected - 1):
             learner.optimizers["policy"].state.clear()
 
     return change
