@@ -204,6 +204,15 @@ class TestPreferences:
         assert groups == [Group("p", ("a", "b"), wins=((1, 0, 1 - 1 / 3, 0.0),))]
         assert notes == ["1 pairs were judged both ways: their win rate is the share of each"]
 
+    def test_without_a_prompt_only_what_is_compared_is_together(self) -> None:
+        rows = [pair("", "a", "b"), pair("", "c", "d"), pair("", "e", "b"), pair("", "b", "f"), pair("", "d", "c")]
+        apart, _ = groups_for(rows, "preferences")
+        assert [group.completions for group in apart] == [("a", "b", "e", "f"), ("c", "d")]
+        assert apart[0].wins == ((0, 1, 1.0, None), (2, 1, 1.0, None), (1, 3, 1.0, None))
+        assert apart[1].wins == ((0, 1, 0.5, None),)
+        together, _ = groups_for([pair("x", *record.completions) for record in rows], "preferences")
+        assert len(together) == 1 and len(together[0].completions) == 6
+
     def test_rankings_and_scores_give_every_distinct_pair(self) -> None:
         rows = [ranking("p", (3.0, 1.0, 3.0)), ranking("q", (-1.0, -2.0), scored=False)]
         rows += [score("r", "a", 1.0), score("r", "b", 4.0), score("s", "a", 1.0)]

@@ -33,6 +33,8 @@ class Judged(NamedTuple):
 def to_preferences(records: Sequence[Record], notes: Notes, max_actions: int) -> list[Group]:
     """Comparisons of each context's completions; identical completions of a context are one action.
 
+    Without a prompt only completions that comparisons lead from one to the other are of one context.
+
     pair: as it is. ranking: every pair of distinct values (`feedback.rewards_to_pairs`). Scores of one prompt: every
     pair of distinct scores. Labels: an accepted beats a rejected completion of the identical prompt.
 
@@ -47,12 +49,14 @@ def to_preferences(records: Sequence[Record], notes: Notes, max_actions: int) ->
     pairs = iter(ordered([one.values for several in judged for one in several]))
     for context, several in zip(found, judged, strict=True):
         comparisons = [*_of_pairs(context, notes), *chain.from_iterable(_compared(one, next(pairs)) for one in several)]
-        completions, wins = _merged(comparisons, notes)
-        if wins:
-            first = context[0]
-            groups.append(
-                Group(first.prompt, completions, wins=wins, file=first.file, line=first.line, split=first.split)
-            )
+        first = context[0]
+        whole = _merged(comparisons, notes)
+        # Texts without a prompt answer no common question: a batch of contexts would be one of many more pairs.
+        for completions, wins in [whole] if first.prompt else _apart(*whole):
+            if wins:
+                groups.append(
+                    Group(first.prompt, completions, wins=wins, file=first.file, line=first.line, split=first.split)
+                )
     return groups
 
 
@@ -150,6 +154,31 @@ def _merged(comparisons: Sequence[Comparison], notes: Notes) -> tuple[tuple[Text
         "{n} pairs were judged both ways: their win rate is the share of each", sum(0 < p < 1 for _, _, p, _ in wins)
     )
     return tuple(index), wins
+
+
+def _apart(completions: Sequence[Text], wins: Sequence[Win]) -> Iterator[tuple[tuple[Text, ...], tuple[Win, ...]]]:
+    """What no chain of comparisons joins, one by one; in the order met, nothing lost."""
+    owner = list(range(len(completions)))
+
+    def root(place: int) -> int:
+        while owner[place] != place:
+            owner[place] = owner[owner[place]]
+            place = owner[place]
+        return place
+
+    for i, j, _, _ in wins:
+        one, two = sorted((root(i), root(j)))
+        owner[two] = one
+    members: defaultdict[int, list[int]] = defaultdict(list)
+    for place in range(len(completions)):
+        members[root(place)].append(place)
+    own: defaultdict[int, list[Win]] = defaultdict(list)
+    for win in wins:
+        own[root(win[0])].append(win)
+    for head, places in members.items():
+        new = {place: index for index, place in enumerate(places)}
+        kept = tuple((new[i], new[j], rate, margin) for i, j, rate, margin in own[head])
+        yield tuple(completions[place] for place in places), kept
 
 
 def _win(i: int, j: int, said: Sequence[tuple[float, float | None]]) -> Win:
