@@ -104,3 +104,30 @@ def test_grpo_by_hand(make_batch):
     torch.testing.assert_close(
         loss.terms["policy"], torch.tensor([[-(0.5**0.5), 0.5**0.5]]) + penalty, atol=1e-5, rtol=0
     )
+
+
+def test_a_price_that_falls_on_steps_goes_through_the_advantages(make_batch):
+    """gamma 1, lambda 1/2, KL's price 0.1 on each step: rewards -0.1, 0.9 | -1.1; V 0.5, 0.25 | 0.
+
+    Last step: 0.9 - 0.25 = 0.65. Step before: delta = -0.1 + 0.25 - 0.5 = -0.35, and half of 0.65: -0.025.
+    """
+    batch, frozen, mask = two_steps(make_batch, step_reward=torch.tensor([[[-0.1, 0.9], [-1.1, 0.0]]]))
+    target = PPO(trace=0.5, whiten=False).prepare(batch, frozen)
+    assert target.advantage is not None and target.returns is not None
+    torch.testing.assert_close(target.advantage[mask], torch.tensor([-0.025, 0.65, -1.1]))
+    torch.testing.assert_close(target.returns[mask], torch.tensor([0.475, 0.9, -1.1]))
+
+
+@pytest.mark.parametrize("objective", [PPO(whiten=False, value_weight=1.0), APA()], ids=lambda one: type(one).__name__)
+def test_policy_and_value_learn_apart(objective, make_batch):
+    """The policy's term pulls on log pi alone and the value's on V alone: each has its own optimizer."""
+    batch, frozen, mask = two_steps(make_batch)
+    target = objective.prepare(batch, frozen)
+    log_prob = torch.tensor([[[-0.95, -1.0], [-1.1, 0.0]]], requires_grad=True)
+    assert frozen.value is not None
+    value = (frozen.value.nan_to_num() + 0.1).requires_grad_()
+    loss = objective(Likelihood(log_prob, torch.full((1, 2, 2), -1.0), value=value, mask=mask), target)
+    for term, moved, still in (("policy", log_prob, value), ("value", value, log_prob)):
+        found = torch.autograd.grad(loss.terms[term].sum(), [moved, still], allow_unused=True, retain_graph=True)
+        assert found[0] is not None and bool(found[0][mask].any()) and not bool(found[0][~mask].any())
+        assert found[1] is None or not bool(found[1].any())

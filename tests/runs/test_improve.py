@@ -314,3 +314,16 @@ def test_a_fixed_bar_labels_by_itself(prompts: Path, tiny_llama: Path, tmp_path:
     assert result.after["kl_policy_ref"] > 0
     with pytest.raises(UserError, match="--threshold is 5"):
         improve(prompts, model=tiny_llama, out=tmp_path / "no", reward=letters, **(options | {"labels": "halves"}))
+
+
+def test_a_folder_whose_run_failed_before_it_learned_is_free(prompts: Path, tiny_llama: Path, tmp_path: Path) -> None:
+    def broken(completions: list[str], **_: Any) -> list[float]:
+        raise RuntimeError("no")
+
+    out = tmp_path / "out"
+    with pytest.raises(UserError, match="judged none"):
+        improve(prompts, model=tiny_llama, out=out, reward=broken, **QUICK)
+    assert (out / "config.yaml").exists()
+    improve(prompts, model=tiny_llama, out=out, reward=letters, method="rloo", **QUICK)
+    with pytest.raises(UserError, match="already holds a run"):
+        improve(prompts, model=tiny_llama, out=out, reward=letters, **QUICK)

@@ -99,10 +99,45 @@ def test_labels_are_made_of_a_whole_batch_and_drawn_from_the_reference() -> None
     )
     batch = source.next(policy)
     assert isinstance(batch.feedback, Labels) and bool((batch.feedback.sign != 0)[batch.present].all())
-    assert batch.on_policy is not None and not bool(batch.on_policy.any())
-    # The reference's own draws: the same seed gives the same tokens from a policy that is the reference.
+    # The reference's own draws: the same seed gives the same tokens from a policy that is the reference; and pi_t is
+    # whoever drew, whatever the policy has become.
     again = make_source(reference.copy, batch_size=5, num_samples=4).next(reference.copy)
     assert torch.equal(batch.action.steps, again.action.steps)
+    assert batch.on_policy is not None and bool(batch.on_policy.all())
+    assert batch.old_log_prob is not None and again.old_log_prob is not None
+    torch.testing.assert_close(batch.old_log_prob[batch.action.mask], again.old_log_prob[batch.action.mask])
+    own = policy.likelihood(batch, None, frozenset({"log_prob"})).log_prob
+    assert not torch.allclose(batch.old_log_prob[batch.action.mask], own[batch.action.mask], atol=1e-3)
+
+
+def test_a_kl_price_on_the_references_draws_is_the_references_own() -> None:
+    """Drawn from pi_0 itself nothing is taken off, though the policy has moved far."""
+    policy = helpers.policy("llama")
+    start = FrozenCopy(policy)
+    helpers.shake(policy)
+    batch = make_source(policy, start=start, reference=start, from_reference=True, kl_weight=5.0).next(policy)
+    assert isinstance(batch.feedback, Rewards) and batch.step_reward is not None
+    plain = make_source(policy, reference=start, from_reference=True).next(policy)
+    assert isinstance(plain.feedback, Rewards)
+    torch.testing.assert_close(batch.feedback.value, plain.feedback.value, atol=1e-4, rtol=0)
+
+
+def test_a_large_batch_is_drawn_and_measured_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every prompt has its own completions, and log pi_t is that of the policy, part by part."""
+    import valence.sources.online as online
+
+    policy = helpers.policy("llama")
+    monkeypatch.setattr(online, "TOGETHER", 6)
+    source = make_source(policy, batch_size=7, num_samples=2)
+    assert [part.stop - part.start for part in source._parts(7)] == [3, 3, 1]
+    batch = source.next(policy)
+    assert batch.present.shape == (7, 2) and batch.action.output is not None and len(batch.action.output) == 7
+    measured = policy.likelihood(batch, None, frozenset({"log_prob"})).log_prob.detach()
+    assert batch.old_log_prob is not None
+    torch.testing.assert_close(batch.old_log_prob, measured)
+    said = [[policy.decode(row[mask]) for row, mask in zip(*part, strict=True)]
+            for part in zip(batch.action.steps, batch.action.mask, strict=True)]  # fmt: skip
+    assert said == [list(row) for row in batch.action.output]
 
 
 def test_a_rows_own_completion_is_judged_beside_the_drawn_ones() -> None:

@@ -37,7 +37,7 @@ class Size:
 SIZES = {
     "smoke": Size(TaskSize(1, 8), (0,), 4, 2, 8, False),
     "quick": Size(TaskSize(25, 96), (0,), 96, 16, 96, False),
-    "full": Size(TaskSize(200, 256), (0, 1), 640, 32, 256, True),
+    "full": Size(TaskSize(200, 256), (0, 1), 384, 32, 256, True),
 }
 TUNE_SEED = 100
 ITERATIONS = 3

@@ -42,7 +42,7 @@ class Size:
 SIZES = {
     "smoke": Size(TaskSize(1, 8), (0,), 1, 1, 0, 8, False, ("PMPO-AR", "PMPO-R")),
     "quick": Size(TaskSize(25, 96), (0,), 6, 2, 1, 96, False),
-    "full": Size(TaskSize(200, 256), (0, 1), 24, 12, 6, 192, True, betas=(0.0, 0.5, 1.0, 1.5, 2.0)),
+    "full": Size(TaskSize(200, 256), (0, 1), 16, 8, 4, 192, True, betas=(0.0, 0.5, 1.0, 1.5, 2.0)),
 }
 TUNE_SEED = 100
 SHARED = {

@@ -17,7 +17,7 @@ from valence.data.formats import load_feedback
 from valence.data.records import Record
 from valence.errors import UserError
 from valence.policies.loading import SMALL_LM, check_device, small_lm_path
-from valence.rewards.preference_model import TAU, preference_log_odds
+from valence.rewards.preference_model import preference_score
 from valence.rewards.reward_model import FIGURES, PREFERENCE
 from valence.rewards.training import comparisons, fit, held_out_figures, load_classifier, reward_gap, scored
 from valence.runs.config import check, check_numbers, parse_columns
@@ -91,21 +91,17 @@ def train_reward_model(config: RewardModelConfig, *, say: Say = print) -> dict[s
     torch.manual_seed(config.seed)
     loaded = load_feedback(config.feedback, columns=parse_columns(config.columns))
     say_problems(loaded.problems, say)
-    preference, device = config.kind == PREFERENCE, config.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    check_device(device)
-    path = str(small_lm_path()) if config.model == SMALL_LM else config.model
-    model, tokenizer = load_classifier(path, device=device, outputs=config.embedding if preference else 1)
+    preference = config.kind == PREFERENCE
+    model, tokenizer = _classifier(config, outputs=config.embedding if preference else 1)
     records, told = split_records(loaded.records, fraction=config.eval_fraction, seed=config.seed)
     kind, make = _kind(config.kind, records, tokenizer)
     train, heldout = _rows(kind, make, records, tokenizer, say), make(told, tokenizer)
     steps = config.max_steps or max(1, math.ceil(config.epochs * len(train) / config.batch_size))
     size = sum(part.numel() for part in model.parameters())
     lr = config.lr or (1e-4 if size < 100_000_000 else 1e-5)
-    counts = f"{len(train):,} {kind}, {len(heldout):,} held out"
+    counts = f"{len(train):,} {'scores' if kind == 'scores' else 'comparisons'}, {len(heldout):,} held out"
     say(f"{'preference' if preference else 'reward'} model: {counts}, {steps} steps of {config.batch_size}, lr {lr:g}")
-    gap = preference_log_odds if preference else reward_gap
+    gap = preference_score if preference else reward_gap
 
     def on_step(step: int, loss: float) -> None:
         if step % max(1, steps // 10) == 0:
@@ -116,7 +112,7 @@ def train_reward_model(config: RewardModelConfig, *, say: Say = print) -> dict[s
         max_length=config.max_length, gap=gap, on_step=on_step,
     )  # fmt: skip
     figures: dict[str, Any] = {"kind": kind, "rows": len(train), "held_out": len(heldout), "steps": steps,
-                               "max_length": config.max_length} | ({"tau": TAU} if preference else {})  # fmt: skip
+                               "max_length": config.max_length}  # fmt: skip
     if heldout:
         figures |= held_out_figures(model, tokenizer, heldout, max_length=config.max_length, gap=gap)
     model.save_pretrained(out)
@@ -124,10 +120,18 @@ def train_reward_model(config: RewardModelConfig, *, say: Say = print) -> dict[s
     (out / FIGURES).write_text(json.dumps(figures, indent=1) + "\n")
     (out / "config.yaml").write_text(yaml.safe_dump(asdict(config) | {"feedback": list(config.feedback)}))
     shown = ", ".join(f"{name} {value:.3f}" for name, value in figures.items() if isinstance(value, float))
-    say(
-        f"held out: {shown or 'nothing'}\nwritten: {out}; valence improve PROMPTS --reward {out}{' --method spo' * preference}"
-    )
+    method = " --method spo" if preference else ""
+    say(f"held out: {shown or 'nothing'}\nwritten: {out}; valence improve PROMPTS --reward {out}{method}")
     return figures
+
+
+def _classifier(config: RewardModelConfig, *, outputs: int) -> tuple[Any, Any]:
+    device = config.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    check_device(device)
+    path = str(small_lm_path()) if config.model == SMALL_LM else config.model
+    return load_classifier(path, device=device, outputs=outputs)
 
 
 def _kind(asked: str, records: Sequence[Record], tokenizer: Any) -> tuple[str, Any]:

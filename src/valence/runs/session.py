@@ -43,7 +43,8 @@ def claim(out: Path, settings: Mapping[str, Any], *, resume: bool) -> Path:
     Raises:
         UserError: they are not, or the folder cannot be written to.
     """
-    if (out / CONFIG_FILE).exists():
+    # Without a checkpoint or a model there is nothing to lose and nothing to go on with: a run that failed early.
+    if (out / CONFIG_FILE).exists() and (resume or (out / "model").exists() or checkpoints(out / "checkpoints")):
         if not resume:
             raise UserError(f"{out} already holds a run: go on with --resume, or give another --out")
         was, now = yaml.safe_load((out / CONFIG_FILE).read_text()), settings

@@ -14,6 +14,7 @@ Shape legend: see `valence.types`.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import math
@@ -169,11 +170,15 @@ class OnlineSource:
         return dataclasses.replace(move(pad_actions(rows, self.pad), self.device), output=output)
 
     def _draw(self, policy: Any, context: TokenContext) -> Action:
+        with self._drawer(policy) as drawer:
+            return drawer.sample(context, self.settings.num_samples, self.generator)
+
+    def _drawer(self, policy: Any) -> contextlib.AbstractContextManager[Any]:
+        """pi_t: the policy as it stands, or the reference."""
         if not self.settings.from_reference:
-            return policy.sample(context, self.settings.num_samples, self.generator)
+            return contextlib.nullcontext(policy)
         assert self.reference is not None
-        with self.reference.active() as other:
-            return other.sample(context, self.settings.num_samples, self.generator)
+        return self.reference.active()
 
     def _judged(self, chosen: Sequence[EncodedPrompt], action: Action) -> Tensor:
         """What each completion is worth, `[N, K]`, NaN where that is not known."""
@@ -196,14 +201,15 @@ class OnlineSource:
 
     @torch.no_grad()
     def _measure(self, policy: Any, context: TokenContext, action: Action) -> Likelihood:
-        """log pi_t, and log pi_0 where the KL weighs, by the training model."""
+        """log pi_t of whoever drew, and log pi_0 where the KL weighs, by the training model."""
         there = action.mask.any(-1)
         batch = Batch(context, action, Labels(torch.zeros_like(there, dtype=torch.long), there))
-        # Of another policy's draws log pi_t / pi_0 is no KL, and not worth a pass.
+        # How far a reference has moved is not worth a pass where it costs nothing.
         asks = self.settings.kl_weight > 0 or (self.start is not None and not self.settings.from_reference)
         needs = frozenset({"log_prob", "ref_log_prob"} if asks else {"log_prob"})
-        start = self.start if asks else None
-        found = [policy.likelihood(batch.select(part), start, needs) for part in self._parts(batch.num_contexts)]
+        start, parts = self.start if asks else None, self._parts(batch.num_contexts)
+        with self._drawer(policy) as drawer:
+            found = [drawer.likelihood(batch.select(part), start, needs) for part in parts]
         if len(found) == 1:
             return found[0].detach()
         return Likelihood(**{name: torch.cat([getattr(part, name) for part in found]) for name in sorted(needs)})
@@ -218,9 +224,9 @@ class OnlineSource:
             assert found.ref_log_prob is not None
             steps = steps - self.settings.kl_weight * (found.log_prob - found.ref_log_prob) * mask
         value = torch.where(present, steps.sum(-1), 0.0)
-        # What was given by a data set, or drawn by a reference, is not pi_t's own.
+        # What was given by a data set is not pi_t's own.
         own = torch.arange(mask.shape[1], device=mask.device) < self.settings.num_samples
-        on_policy = own.expand(present.shape) & (not self.settings.from_reference)
+        on_policy = own.expand(present.shape).clone()
         return Batch(
             context, action, Rewards(value, present), old_log_prob=found.log_prob * mask, on_policy=on_policy,
             step_reward=steps,
