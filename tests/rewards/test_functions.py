@@ -11,7 +11,7 @@ import pytest
 
 from valence.errors import UserError
 from valence.rewards import RewardFunction, load_reward
-from valence.rewards.functions import last_number
+from valence.rewards.functions import last_number, rouge_l
 
 PROMPTS = ["p", "p", "q"]
 TEXTS = ["a b", "c", "d e f"]
@@ -110,6 +110,17 @@ def test_overlap_with_an_answer(name: str) -> None:
     assert near == pytest.approx(1.0) and far is not None and far < 0.3
 
 
+def test_rouge_by_hand() -> None:
+    """The common subsequence is of words in order: "the cat mat" is 3 of 4 and 6 words, 2 · 3 / 10."""
+    assert rouge_l("The cat, a mat!", "the cat sat on the mat") == 0.6
+    # "police killed the gunman" against Lin's two: 3 of 4 and 4 words in order, and 2 of 4 and 4.
+    assert rouge_l("police kill the gunman", "police killed the gunman") == 0.75
+    assert rouge_l("the gunman kill police", "police killed the gunman") == 0.5
+    assert rouge_l("a b c d", "d c b a") == 0.25 and rouge_l("a a a", "a") == 0.5
+    assert rouge_l("", "a b") == 0.0 and rouge_l("a", " ... ") is None and rouge_l("été", "Été.") == 1.0
+    assert load_reward("rouge")(PROMPTS, TEXTS, answer=["a b", "x", "d f"]) == [1.0, 0.0, 0.8]
+
+
 def test_a_file_and_a_module_of_the_users(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("def judge(completions, **_):\n    return [7.0] * len(completions)\nother = 3\n")
     assert load_reward(f"{tmp_path}/mine.py:judge")(PROMPTS, TEXTS) == [7.0] * 3
@@ -125,6 +136,10 @@ def test_a_file_and_a_module_of_the_users(tmp_path: Path) -> None:
         ("valence.rewards.functions:nothing", "cannot be loaded: AttributeError"),
         ("valence.rewards.functions:PATIENCE", "must be a function"),
         ("regex:(", "is no regular expression"),
+        ("pairwise:nobody", "behind pairwise:"),
+        ("pairwise:valence.rewards.functions:PATIENCE", "must be a function"),
+        ("mean:length,pairwise:a:b", "which an ensemble needs"),
+        ("mean:judge:m@http://x,length", "an ensemble needs"),
     ],
 )
 def test_names_that_lead_nowhere(name: str, said: str) -> None:

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from valence.errors import UserError
-from valence.rewards.judge import PairJudge, SelfPlay, parse_verdict
+from valence.rewards import load_reward
+from valence.rewards.judge import PairFunction, PairJudge, SelfPlay, parse_verdict
 
 
 class Server:
@@ -143,3 +144,35 @@ def test_how_completions_fare_among_themselves(server: Server) -> None:
 def test_a_template_without_its_places_is_refused() -> None:
     with pytest.raises(UserError, match="or a text with"):
         PairJudge("m", "http://x", template="which is better?")
+
+
+def test_a_function_of_pairs_by_its_name(tmp_path: Path) -> None:
+    """Of r, r, p, s: r ties with itself and the other, loses to p, beats s; p beats both r and loses to s."""
+    (tmp_path / "ring.py").write_text(
+        "def judge(prompts, first, second):\n"
+        "    beats = {'pr', 'sp', 'rs'}\n"
+        "    return [0.5 if a == b else float(a + b in beats) for a, b in zip(first, second)]\n"
+    )
+    reward = load_reward(f"pairwise:{tmp_path}/ring.py:judge")
+    assert isinstance(reward, SelfPlay) and reward.name.startswith("pairwise:")
+    assert reward(["q"] * 4, ["r", "r", "p", "s"]) == pytest.approx([0.0, 0.0, 0.25, -0.25]) and not reward.failures
+
+
+def test_a_function_of_pairs_that_fails_costs_the_pairs_it_failed_on() -> None:
+    def moody(prompts: list[str], first: list[str], second: list[str]) -> list[float | None]:
+        if "bad" in first:
+            raise ZeroDivisionError("no")
+        return [3.0 if text == "three" else None if text == "none" else 1.0 for text in second]
+
+    judge = PairFunction(moody)
+    assert judge(["p"] * 4, ["a", "bad", "c", "d"], ["x", "y", "three", "none"]) == [1.0, None, None, None]
+    assert judge.failures == {
+        "ZeroDivisionError: no": 1, "ValueError: 3.0 is no probability that the first is better": 1,
+        "no finite number": 1,
+    }  # fmt: skip
+    assert judge([], [], []) == []
+    reward = SelfPlay(judge)
+    assert reward(["p", "p", "q", "q"], ["bad", "b", "c", "d"]) == [None, None, 0.5, -0.5]
+    assert list(reward.failures.values()) == [2] and "2 pairs: ZeroDivisionError: no" in next(iter(reward.failures))
+    with pytest.raises(UserError, match=r"judged none of the first 1 completions: ValueError: 3.0 is no probability"):
+        PairFunction(moody)(["p"], ["a"], ["three"])

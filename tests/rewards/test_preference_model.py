@@ -14,6 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from valence.cli.main import main
 from valence.errors import UserError
 from valence.rewards import load_reward
 from valence.rewards.judge import SelfPlay
@@ -28,28 +29,32 @@ WORDS = (("rock", "stone", "cliff"), ("paper", "sheet", "page"), ("blade", "shea
 
 
 def test_a_third_of_a_turn_by_hand() -> None:
-    """Points at 0, 120 and 240 degrees: each scores sin 120 = √3/2 over the one before, whatever their lengths."""
+    """Points at 0, 120 and 240 degrees, two from the origin: each scores 2 · 2 · sin 120° = 2√3 over the one before."""
     angles = torch.tensor([0.0, 2 * math.pi / 3, 4 * math.pi / 3])
-    ring = torch.stack([angles.cos(), angles.sin()], 1) * torch.tensor([[1.0], [5.0], [0.1]])
-    found = preference_score(ring, ring.roll(-1, 0))
-    torch.testing.assert_close(found, torch.full((3,), math.sqrt(3) / 2))
+    ring = 2 * torch.stack([angles.cos(), angles.sin()], 1)
+    torch.testing.assert_close(preference_score(ring, ring.roll(-1, 0)), torch.full((3,), 2 * math.sqrt(3)))
 
 
-def test_circles_add_up_by_hand() -> None:
-    """(1, 0, 0, 1)/√2 and (0, 1, 1, 0)/√2: 1·1 − 0·0 on the first circle, 0·0 − 1·1 on the second, over 2."""
-    first, second = torch.tensor([[1.0, 0, 0, 1]]), torch.tensor([[0.0, 1, 1, 0]])
-    assert preference_score(first, second).item() == pytest.approx(0.0)
-    assert preference_score(first, torch.tensor([[0.0, 1, -1, 0]])).item() == pytest.approx(1.0)
+def test_planes_add_up_by_hand() -> None:
+    """1·5 − 2·4 = −3 in the first plane, 3·7 − 0·6 = 21 in the second."""
+    first, second = torch.tensor([[1.0, 2, 3, 0]]), torch.tensor([[4.0, 5, 6, 7]])
+    assert preference_score(first, second).item() == 18.0
     with pytest.raises(ValueError, match="even number of parts, got 3"):
         preference_score(torch.ones(1, 3), torch.ones(1, 3))
 
 
+def test_bradley_terry_is_a_part_of_it() -> None:
+    rewards = torch.tensor([0.5, -1.0, 2.0])
+    points = torch.stack([torch.ones(3), -rewards], 1)
+    found = preference_score(points, points.roll(1, 0))
+    torch.testing.assert_close(found, rewards - rewards.roll(1))
+
+
 @given(st.integers(0, 2**31), st.integers(1, 9))
-def test_turned_round_it_is_the_negative_exactly(seed: int, circles: int) -> None:
-    first, second = torch.randn(2, 7, 2 * circles, generator=torch.Generator().manual_seed(seed))
+def test_turned_round_it_is_the_negative_exactly(seed: int, planes: int) -> None:
+    first, second = torch.randn(2, 7, 2 * planes, generator=torch.Generator().manual_seed(seed))
     assert torch.equal(preference_score(first, second), -preference_score(second, first))
     assert torch.equal(preference_score(first, first), torch.zeros(7))
-    assert preference_score(first, second).abs().max() <= 1 + 1e-6
 
 
 def sentence(kind: int, draw: random.Random) -> str:
@@ -67,7 +72,7 @@ def cycle(path: Path, count: int, seed: int) -> str:
 
 
 def train(feedback: str, model: Path, out: Path, **options: Any) -> dict[str, Any]:
-    options = {"batch_size": 32, "max_steps": 300, "lr": 1e-2} | options
+    options = {"batch_size": 32, "max_steps": 300, "lr": 1e-3} | options
     config = RewardModelConfig(feedback=(feedback,), model=str(model), out=str(out), **options)
     return train_reward_model(config, say=lambda line: None)
 
@@ -162,6 +167,17 @@ def test_improve_and_compare_run_with_it(
     rows = [json.loads(line) for line in (tmp_path / "cmp" / "samples.jsonl").read_text().splitlines()]
     told = PreferenceModel(str(trained[0]))(*([row[name] for row in rows] for name in ("prompt", "first", "second")))
     assert found.judged == 8 and [row["verdict"] for row in rows] == pytest.approx(told, abs=1e-5)
+
+
+def test_the_command_makes_a_folder_that_says_what_it_is(
+    pairs: str, tiny_llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--kind", "preference", "--embedding", "6", "--max-steps", "1", "--device", "cpu"]
+    main(["reward-model", pairs, "--model", str(tiny_llama), "--out", str(tmp_path / "pm"), *options])
+    said = capsys.readouterr().out
+    assert "preference model: 810 comparisons, 90 held out" in said and f"{tmp_path / 'pm'} --method spo" in said
+    assert json.loads((tmp_path / "pm" / "reward_model.json").read_text())["kind"] == "preference"
+    assert len(json.loads((tmp_path / "pm" / "config.json").read_text())["id2label"]) == 6
 
 
 def test_settings_that_make_no_sense(pairs: str, tiny_llama: Path, tmp_path: Path) -> None:

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from valence.errors import UserError
+from valence.reproduce.thumbs import _fast_dtype as fast_dtype
 from valence.reproduce.thumbs_data import Judge, read_sentences, split_sentences
 
 WORDS = 4
@@ -20,6 +22,7 @@ WORDS = 4
 NEW_TOKENS = 24
 """Longest completion, its end token counted."""
 START = "small-lm"
+SFT_BATCH = 64
 
 
 class Prompts(NamedTuple):
@@ -31,7 +34,7 @@ class Prompts(NamedTuple):
 
 
 def split_prompts(select: int, evaluate: int) -> Prompts:
-    """The different prompts: of held-out sentences to evaluate on, of the others to train and, `select`, to choose by."""
+    """The different prompts: those of held-out sentences to evaluate on, the others to choose by and to train on."""
     halves = split_sentences(read_sentences())
     heldout = _different(halves.heldout)
     known = set(heldout)
@@ -45,13 +48,15 @@ def _different(rows: Sequence[dict[str, Any]]) -> list[str]:
     return list(dict.fromkeys(" ".join(words[:WORDS]) for words in sentences if len(words) > WORDS))
 
 
-def sft_rows(tokenizer: Any, prompts: Prompts) -> list[dict[str, str]]:
-    """Four words and what follows to the sentence's end, later ones where the rest would be too long; sentences that
-    begin as one of the prompts to choose by or to evaluate on are left out."""
+def sft_rows(tokenizer: Any, prompts: Prompts, most: int) -> list[dict[str, str]]:
+    """Four words and what follows to the sentence's end, later ones where the rest would be too long, `most` rows at
+    most; sentences that begin as one of the prompts to choose by or to evaluate on are left out."""
     halves = split_sentences(read_sentences())
     closed, rows = {*prompts.select, *prompts.evaluate}, []
     for row in [*halves.feedback, *halves.judge]:
         words = row["completion"].split()
+        if len(rows) == most:
+            break
         if len(words) <= WORDS or " ".join(words[:WORDS]) in closed:
             continue
         for first in range(WORDS, len(words)):
@@ -71,7 +76,7 @@ class Scorer:
         from sklearn.pipeline import make_pipeline
 
         self.model = make_pipeline(
-            TfidfVectorizer(sublinear_tf=True, analyzer="char_wb", ngram_range=(2, 5), min_df=3),
+            TfidfVectorizer(sublinear_tf=True, analyzer="char_wb", ngram_range=(2, 4), min_df=5),
             LogisticRegression(C=3.0, max_iter=1000),
         )
         self.model.fit([row["completion"] for row in rows], [bool(row["accept"]) for row in rows])
@@ -91,37 +96,22 @@ def make_base(folder: Path, *, prompts: Prompts, steps: int, layers: int) -> Pat
 
     Made once: a second call finds it.
     """
-    import torch
-    from transformers import T5Config, T5ForConditionalGeneration
-
     from valence.policies.loading import load_language_policy
+    from valence.policies.new_t5 import write_new_t5
     from valence.runs.align import align
 
     model = folder / "run" / "model"
     if (model / "config.json").is_file():
         return model
-    torch.set_num_threads(1)
     small = load_language_policy(START)
-    words, tokenizer = small.core.get_input_embeddings().weight.detach(), small.tokenizer
-    torch.manual_seed(0)
-    network = T5ForConditionalGeneration(
-        T5Config(
-            vocab_size=len(words), d_model=words.shape[1], d_kv=32, d_ff=512, num_layers=layers, num_heads=6,
-            num_decoder_layers=layers, decoder_start_token_id=small.pad_token_id, pad_token_id=small.pad_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-        )
-    )  # fmt: skip
-    with torch.no_grad():
-        # T5's own word vectors begin with a mean square of 1.
-        network.shared.weight.copy_(words / words.square().mean().sqrt())
-    network.save_pretrained(folder / "start")
-    tokenizer.save_pretrained(folder / "start")
-    rows = sft_rows(tokenizer, prompts)
+    write_new_t5(folder / "start", small, layers=layers)
+    rows = sft_rows(small.tokenizer, prompts, SFT_BATCH * steps)
     _write(folder / "sft.jsonl", rows)
     align(
         folder / "sft.jsonl", model=folder / "start", out=folder / "run", quiet=True, method="supervised", lr=0.01,
-        optimizer="adafactor", lr_schedule="linear", batch_size=64, max_steps=steps, eval_every=0, eval_samples=8,
-        eval_fraction=0.0, save_every=0, log_every=10**6, tracker="none", threads=1, max_new_tokens=NEW_TOKENS,
+        optimizer="adafactor", lr_schedule="linear", batch_size=SFT_BATCH, max_steps=steps, eval_every=0,
+        eval_samples=8, eval_fraction=0.0, save_every=0, log_every=10**6, tracker="none", threads=1,
+        max_new_tokens=NEW_TOKENS, dtype=fast_dtype(),
     )  # fmt: skip
     return model
 
@@ -132,7 +122,7 @@ def make_rows(path: Path, model: Path, scorer: Scorer, prompts: Sequence[str], c
     Samples that did not end or are empty are left out, and the next prompt is taken. Kept in `path`.
     """
     if path.is_file():
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()][:count]
     import torch
 
     from valence.data.collate import Encoder
@@ -141,10 +131,10 @@ def make_rows(path: Path, model: Path, scorer: Scorer, prompts: Sequence[str], c
 
     policy = load_language_policy(str(model), max_new_tokens=NEW_TOKENS)
     encoder = Encoder(policy.tokenizer, encoder_decoder=True)
-    taken = list(prompts[: 2 * count])
+    taken = list(prompts)
     rows: list[dict[str, Any]] = []
-    for start in range(0, len(taken), 512):
-        part = taken[start : start + 512]
+    for start in range(0, len(taken), 256):
+        part = taken[start : start + 256]
         ids = [encoder.prompt(prompt) for prompt in part]
         texts, chunks = sample_texts(policy, ids, seed=start, pad=policy.pad_token_id)
         ends = torch.tensor(policy.end_token_ids)
@@ -153,6 +143,8 @@ def make_rows(path: Path, model: Path, scorer: Scorer, prompts: Sequence[str], c
         rows += [{"prompt": x, "completion": y, "score": r} for x, y, r, done in found if done and y.strip()]
         if len(rows) >= count:
             break
+    if len(rows) < count:
+        raise UserError(f"{model} gave {len(rows)} whole samples for {len(taken)} prompts, and {count} are needed")
     _write(path, rows[:count])
     return rows[:count]
 

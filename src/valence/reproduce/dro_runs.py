@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import statistics
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
@@ -21,6 +22,7 @@ from valence.reproduce.dro_data import (
     Prompts,
     Scorer,
     Stranger,
+    fast_dtype,
     make_base,
     make_rows,
     split_prompts,
@@ -66,9 +68,9 @@ class Size:
 
 
 SIZES = {
-    "smoke": Size(2, 2, 2, 1, 20, 20, (1,), False),
+    "smoke": Size(2, 1, 12, 1, 20, 20, (1,), False),
     "quick": Size(40, 2, 120, 2, 128, 250, (1,), False),
-    "full": Size(200, 4, 400, 2, 320, 1000, (1, 2), True),
+    "full": Size(96, 3, 400, 2, 256, 1000, (1, 2), True),
 }
 SWEEP_SEED = 0
 
@@ -102,7 +104,7 @@ class Setting:
 
 def joint(setting: Setting, lr: float) -> Setting:
     """The same with this learning rate for policy and value."""
-    return Setting(**(asdict(setting) | {"lr": lr, "value_lr": lr}))
+    return replace(setting, lr=lr, value_lr=lr)
 
 
 @dataclass(frozen=True)
@@ -128,11 +130,14 @@ def open_bench(folder: str, size: Size) -> Bench:
 
 def run_setting(setting: Setting, size: Size, folder: str) -> dict[str, Any]:
     """One row of figures with its texts; from an earlier start of the same experiment where it is there."""
-    what = json.dumps([asdict(setting), asdict(size), LR_FACTOR])
+    what = json.dumps([asdict(setting), asdict(replace(size, seeds=(), sweeps=False)), LR_FACTOR])
     path = Path(folder) / f"{setting.method}-{setting.seed}-{hashlib.sha256(what.encode()).hexdigest()[:12]}.json"
     if not path.exists():
         row = _run(setting, size, folder)
-        path.write_text(json.dumps(row, ensure_ascii=False), encoding="utf-8")
+        # Whole or not at all: another process may be waiting for it.
+        draft = path.with_suffix(f".{os.getpid()}")
+        draft.write_text(json.dumps(row, ensure_ascii=False), encoding="utf-8")
+        draft.replace(path)
     return json.loads(path.read_text(encoding="utf-8"))
 
 
@@ -142,32 +147,37 @@ def _run(setting: Setting, size: Size, folder: str) -> dict[str, Any]:
 
     torch.set_num_threads(1)
     began, bench = time.perf_counter(), open_bench(folder, size)
-    sft = _load(bench.model)
+    sft = load_policy(bench.model)
     if setting.method == "sft":
         return _look(sft, sft, bench, setting, base=None) | {"checkpoints": [], "seconds": 0.0}
-    _, base = _sample(sft, bench, bench.prompts.select, seed=500)
+    base = _judged(sft, bench, seed=500)
     best, looks = sft, []
-    for step, policy in _train(setting, size, bench):
-        texts, scores = _sample(policy, bench, bench.prompts.select, seed=600 + setting.seed)
-        looks.append({"step": step, "win": 100 * statistics.fmean(bench.judge.verdicts(scores, base))})
-        if looks[-1]["win"] >= max(look["win"] for look in looks):
+    for step, policy, value in _train(setting, size, bench):
+        judged = _judged(policy, bench, seed=600 + setting.seed)
+        win = 100 * statistics.fmean(bench.judge.verdicts(judged, base))
+        looks.append({"step": step, "win": win, "value": value})
+        if win >= max(look["win"] for look in looks):
             best = policy
     trained = time.perf_counter() - began
     base_row = run_setting(Setting("sft", seed=setting.seed), size, folder)
     row = _look(best, sft, bench, setting, base=base_row)
     chosen = max(looks, key=lambda look: (look["win"], look["step"]))
-    return row | {"checkpoints": looks, "best_step": chosen["step"], "select": chosen["win"], "seconds": trained}
+    last = {"value": looks[-1]["value"], "checkpoints": looks, "seconds": trained}
+    return row | last | {"best_step": chosen["step"], "select": chosen["win"]}
 
 
-def _load(model: Path) -> Any:
+def load_policy(model: Path) -> Any:
+    """The policy that lies in a folder."""
     from valence.policies.loading import load_language_policy
 
     return load_language_policy(str(model), max_new_tokens=NEW_TOKENS)
 
 
-def _train(setting: Setting, size: Size, bench: Bench) -> Any:
-    """(step, policy) at each checkpoint: one run of `valence.align`, in legs that each go on from the last."""
+def _train(setting: Setting, size: Size, bench: Bench) -> Iterator[tuple[int, Any, float | None]]:
+    """(step, policy, mean V of the leg's last half) at each checkpoint: one run of `valence.align`, in legs that each
+    go on from the last. KTO has no V."""
     from valence.runs.align import align
+    from valence.training.tracking import read_metrics
 
     leg = size.steps // size.checkpoints
     with tempfile.TemporaryDirectory() as name:
@@ -180,15 +190,16 @@ def _train(setting: Setting, size: Size, bench: Bench) -> Any:
                 feedback, model=bench.model, out=out / "run", quiet=True, resume=step > leg, max_steps=step,
                 batch_size=BATCH, optimizer="adafactor", warmup_steps=size.steps // 10, seed=setting.seed,
                 eval_every=0, eval_samples=8, eval_fraction=0.0, save_every=10**6, log_every=10**6, tracker="none",
-                threads=1, max_new_tokens=NEW_TOKENS, **setting.options(),
+                threads=1, max_new_tokens=NEW_TOKENS, dtype=fast_dtype(), **setting.options(),
             )  # fmt: skip
-            yield step, _load(done.model)
+            known = [row["value"] for row in read_metrics(done.out / "metrics.jsonl") if "value" in row]
+            yield step, load_policy(done.model), statistics.fmean(known[-(leg + 1) // 2 :]) if known else None
 
 
-def _sample(policy: Any, bench: Bench, prompts: Sequence[str], *, seed: int) -> tuple[list[str], list[float]]:
-    """Completions of `prompts` and the judge's log-odds of each."""
-    texts, _ = _draw(policy, prompts, seed)
-    return texts, bench.judge(prompts, texts)
+def _judged(policy: Any, bench: Bench, *, seed: int) -> list[float]:
+    """The judge's log-odds of one sample for each of the prompts to choose by."""
+    texts, _ = _draw(policy, bench.prompts.select, seed)
+    return bench.judge(bench.prompts.select, texts)
 
 
 def _draw(policy: Any, prompts: Sequence[str], seed: int) -> tuple[list[str], Any]:

@@ -24,13 +24,15 @@ from valence.training.loop import Schedule, train
 from valence.types import Action, Batch, Preferences, Rewards
 
 SPO, RATED = "SPO-REBEL", "Bradley-Terry + REBEL"
-SAMPLES, EPOCHS, LR = 32, 6, 0.03
+SAMPLES, EPOCHS, LR = 128, 4, 0.003
 """Actions an iteration, optimizer steps on them, and Adam's rate."""
 COMPARISONS = 2000
 """Votes that the Bradley-Terry reward is fitted to."""
-FLOOR = 1e-4
+FLOOR = 1e-3
 """Least probability of an action in the sampled form."""
-RANDOM_GAMES = 3
+CYCLES = ("rock-paper-scissors", "biased cycle")
+DRAWS = {f"random 8, draw {seed}": seed for seed in (1, 2, 3)}
+GAMES = (*CYCLES, *DRAWS)
 
 
 def from_edges(edges: Sequence[Sequence[float]]) -> Float[Tensor, "A A"]:
@@ -41,13 +43,13 @@ def from_edges(edges: Sequence[Sequence[float]]) -> Float[Tensor, "A A"]:
 def make_games() -> dict[str, Float[Tensor, "A A"]]:
     """Two cycles of three, and draws of eight actions with l uniform in [-1, 1], their seeds 1, 2, 3."""
     games = {
-        "rock-paper-scissors": from_edges([[0, 1, -1], [-1, 0, 1], [1, -1, 0]]),
-        "biased cycle": from_edges([[0, 0.2, -0.8], [-0.2, 0, 0.5], [0.8, -0.5, 0]]),
+        "rock-paper-scissors": from_edges([[0.0, 1.0, -1.0], [-1.0, 0.0, 1.0], [1.0, -1.0, 0.0]]),
+        "biased cycle": from_edges([[0.0, 0.2, -0.8], [-0.2, 0.0, 0.5], [0.8, -0.5, 0.0]]),
     }
-    for seed in range(1, RANDOM_GAMES + 1):
+    for name, seed in DRAWS.items():
         draw = 2 * torch.rand(8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) - 1
         upper = draw.triu(1)
-        games[f"random 8, draw {seed}"] = (upper - upper.mT + 1) / 2
+        games[name] = (upper - upper.mT + 1) / 2
     return games
 
 

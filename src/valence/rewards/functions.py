@@ -173,9 +173,35 @@ def _overlap(measure: str) -> Judge:
     return judge
 
 
+WORD = re.compile(r"\w+")
+
+
+def rouge_l(text: str, reference: str) -> float | None:
+    """F1 of the longest common subsequence of words: twice its length over both texts' words, 0 to 1; case and
+    punctuation apart, words not stemmed. None where the reference has no word.
+
+    Source: Lin 2004, "ROUGE", with precision and recall weighed alike.
+    """
+    ours, theirs = (WORD.findall(part.casefold()) for part in (text, reference))
+    if not theirs:
+        return None
+    longest = [0] * (len(theirs) + 1)
+    for word in ours:
+        before = longest
+        longest = [0]
+        for place, other in enumerate(theirs):
+            longest.append(before[place] + 1 if word == other else max(before[place + 1], longest[place]))
+    return 2 * longest[-1] / (len(ours) + len(theirs))
+
+
+def rouge(completions: Sequence[Any], answer: Sequence[Any], **_: Any) -> list[float | None]:
+    """ROUGE-L against the column `answer`."""
+    return [rouge_l(text_of(given), str(right)) for given, right in zip(completions, answer, strict=True)]
+
+
 def ready_rewards() -> dict[str, Judge]:
     """Name -> function."""
     return {
         "number": number_match, "exact": exact_match, "length": word_count, "bleu": _overlap("bleu"),
-        "chrf": _overlap("chrf"),
+        "chrf": _overlap("chrf"), "rouge": rouge,
     }  # fmt: skip

@@ -43,6 +43,8 @@ TEMPLATES = {
     ),
 }
 VERDICT = re.compile(r"\b(A|B|TIE)\b")
+PATIENCE = 300.0
+"""Seconds that a server may be silent before the run is stopped."""
 PASSING = frozenset((408, 409, 425, 429, 500, 502, 503, 504))
 """HTTP statuses that are worth another try."""
 
@@ -63,13 +65,13 @@ class PairJudge:
         cache: a file for answers, or None.
         key: name of the environment variable that holds the key; none is sent where it is not set.
         concurrency: requests at a time.
-        patience: seconds that a server may be silent before the run is stopped.
+        patience: seconds that a server may be silent before the run is stopped; None takes `PATIENCE`.
         timeout: seconds that one answer may take.
     """
 
     def __init__(
         self, model: str, url: str, *, template: str = "helpful", cache: Path | None = None,
-        key: str = "OPENAI_API_KEY", concurrency: int = 4, patience: float = 300.0, timeout: float = 60.0,
+        key: str = "OPENAI_API_KEY", concurrency: int = 4, patience: float | None = None, timeout: float = 60.0,
     ) -> None:  # fmt: skip
         self.model, self.url = model, url.rstrip("/")
         self.template = TEMPLATES.get(template, template)
@@ -77,7 +79,8 @@ class PairJudge:
             if part not in self.template:
                 names = " or ".join(TEMPLATES)
                 raise UserError(f"the judge's template is {names}, or a text with {{prompt}}, {{first}} and {{second}}")
-        self.concurrency, self.patience, self.timeout = concurrency, patience, timeout
+        self.concurrency, self.timeout = concurrency, timeout
+        self.patience = PATIENCE if patience is None else patience
         self._key = os.environ.get(key)
         self._store = None if cache is None else _Store(cache)
         self.asked = self.remembered = self.unclear = 0
@@ -93,8 +96,10 @@ class PairJudge:
                  for row in zip(prompts, first, second, strict=True)]  # fmt: skip
         questions = [self._question(*row) for row in texts]
         questions += [self._question(prompt, two, one) for prompt, one, two in texts]
+        different = list(dict.fromkeys(questions))
         with ThreadPoolExecutor(self.concurrency) as pool:
-            verdicts = [parse_verdict(answer) for answer in pool.map(self._answer, questions)]
+            answers = dict(zip(different, pool.map(self._answer, different), strict=True))
+        verdicts = [parse_verdict(answers[question]) for question in questions]
         self.unclear += sum(verdict is None for verdict in verdicts)
         found: list[float | None] = []
         for straight, turned in zip(verdicts[: len(texts)], verdicts[len(texts) :], strict=True):
