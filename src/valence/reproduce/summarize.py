@@ -134,10 +134,11 @@ def run(out: Path, size_name: str, workers: int | None = None) -> Path:
 
 
 PAGE = f"""\
-The carried 3M-parameter model finishes movie-review sentences from their first four words, in {MAX_NEW_TOKENS} tokens at most. A
-Bradley-Terry reward model of the same size, fitted on pairs of one half of the sentences, is what the methods learn
-from; win rates against the human's own rest of the sentence are by another kind of judge (TF-IDF and logistic
-regression) fitted on the other half. Settings of the paper's appendix H.1.5: γ {KL_WEIGHT:g}, Γ {UNFINISHED:g}, four
+The carried 3M-parameter model finishes movie-review sentences from their first four words, in at most
+{MAX_NEW_TOKENS} tokens. A Bradley-Terry reward model of the same size, fitted on pairs of one half of the sentences, is
+what the methods learn from; win rates against the human's own rest of the sentence are by another kind of judge
+(TF-IDF and logistic regression) fitted on the other half. Settings of the paper's appendix H.1.5: γ {KL_WEIGHT:g},
+Γ {UNFINISHED:g}, four
 inner epochs for REBEL, iterative DPO and PPO, η 1, β 0.05, linear decay, AdamW; batches of 32 prompts in place of 512.
 Every method was tuned over two learning rates (3e-4 and 1e-3 where a batch is gone over once, else 1e-4 and 3e-4) on a
 seed that is not reported, by reward − γ·KL(π‖π_0) of the fitted model, among those that went no further than 12 nats a
