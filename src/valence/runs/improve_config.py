@@ -47,8 +47,9 @@ class OnlineConfig:
     method: str = "rebel"
     """rebel, pmpo, spo, iterative-dpo, rloo, reinforce, ppo, apa, copg or grpo."""
     reward: str = ""
-    """number, exact, length, bleu, chrf, regex:EXPRESSION, a folder with a reward model, judge:MODEL@URL,
-    module:function or file.py:function; (prompts, completions, **columns) -> list of numbers."""
+    """number, exact, length, bleu, chrf, rouge, regex:EXPRESSION, a folder with a reward or preference model,
+    judge:MODEL@URL, pairwise:file.py:function, module:function or file.py:function; (prompts, completions, **columns)
+    -> list of numbers."""
     gold: str = ""
     """Another reward or judge, on held-out prompts: watched for over-optimisation, never learned from."""
     judge_template: str = "helpful"

@@ -27,13 +27,9 @@ class EncodedPrompt:
 
 def ask(judge: Judge, rows: Sequence[EncodedPrompt], texts: Sequence[str]) -> Sequence[float | None]:
     """What a judge says of one completion for each row: messages where the prompt is messages, columns as lists."""
-    plain = [isinstance(row.prompt, str) for row in rows]
-    prompts = [row.prompt if simple else [turn._asdict() for turn in row.prompt]  # pyright: ignore[reportAttributeAccessIssue]
-               for row, simple in zip(rows, plain, strict=True)]  # fmt: skip
-    given = [text if simple else [{"role": "assistant", "content": text}]
-             for text, simple in zip(texts, plain, strict=True)]  # fmt: skip
     names = dict.fromkeys(name for row in rows for name in row.columns if name not in ("prompts", "completions"))
-    return judge(prompts, given, **{name: [row.columns.get(name) for row in rows] for name in names})
+    columns = {name: [row.columns.get(name) for row in rows] for name in names}
+    return judge([_told(row) for row in rows], _answers(rows, texts), **columns)
 
 
 def verdicts(
@@ -41,9 +37,22 @@ def verdicts(
 ) -> list[float | None]:
     """P(first is better) of each pair: as a pairwise judge says, or by which reward is higher; None where unknown."""
     if isinstance(judge, SelfPlay):
-        return judge.judge([plain_prompt(row) for row in rows], first, second)
+        return judge.judge([_told(row) for row in rows], _answers(rows, first), _answers(rows, second))
     one, two = ask(judge, rows, first), ask(judge, rows, second)
     return [None if a is None or b is None else 0.5 + 0.5 * ((a > b) - (a < b)) for a, b in zip(one, two, strict=True)]
+
+
+def _told(row: EncodedPrompt) -> Any:
+    """The prompt as judges are given it."""
+    return row.prompt if isinstance(row.prompt, str) else [turn._asdict() for turn in row.prompt]
+
+
+def _answers(rows: Sequence[EncodedPrompt], texts: Sequence[str]) -> list[Any]:
+    """Completions in the form of their prompts."""
+    return [
+        text if isinstance(row.prompt, str) else [{"role": "assistant", "content": text}]
+        for row, text in zip(rows, texts, strict=True)
+    ]
 
 
 def plain_prompt(row: EncodedPrompt) -> str:
