@@ -60,7 +60,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "PMPO best/worst": PMPO | {"preset": "ar", "labels": "best-worst"},
     "DPO": SHARED | {"method": "iterative-dpo", "pairs": "best-worst", "beta": 0.1, "inner_epochs": 1},
 }
-RATES = (3e-4, 1e-3)
+RATES = (1e-3, 3e-3)
 ALPHAS = {"PMPO-AR": 0.5, "PMPO-A": 1.0, "PMPO-R": 0.0}
 
 
