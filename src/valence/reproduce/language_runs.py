@@ -199,7 +199,7 @@ def run_all(settings: Sequence[Setting], task: Task, folder: Path, workers: int)
     tasks = (settings, [task] * len(settings), [folder] * len(settings))
     if workers == 1:
         return [_said(row) for row in map(run_setting, *tasks)]
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), max_tasks_per_child=4) as pool:
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         return [_said(row) for row in pool.map(run_setting, *tasks)]
 
 
@@ -236,9 +236,12 @@ def cost(setting: Setting, task: Task, folder: Path) -> dict[str, float]:
 def costs(settings: Sequence[Setting], task: Task, folder: Path) -> dict[str, dict[str, float]]:
     """One after another, so that they can be compared."""
     folder.mkdir(parents=True, exist_ok=True)
-    tasks = (settings, [task] * len(settings), [folder] * len(settings))
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
-        return {setting.name: found for setting, found in zip(settings, pool.map(cost, *tasks), strict=True)}
+    found = {}
+    for setting in settings:
+        # A process each: a peak is of its whole life. (max_tasks_per_child of one pool hangs in Python 3.11.)
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            found[setting.name] = pool.submit(cost, setting, task, folder).result()
+    return found
 
 
 def fast_dtype() -> str:
