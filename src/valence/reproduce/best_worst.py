@@ -43,7 +43,7 @@ TUNE_SEED = 100
 ITERATIONS = 3
 SHARED = {
     "whole": True, "num_samples": 5, "pairs": "best-worst", "inner_epochs": 1, "kl_weight": 0.0,
-    "unfinished_reward": UNFINISHED,
+    "unfinished_reward": UNFINISHED, "warmup_steps": 1,
 }  # fmt: skip
 METHODS: dict[str, dict[str, Any]] = {
     "REBEL": SHARED | {"method": "rebel", "eta": "1e6,1e4,1e2"},
@@ -51,7 +51,7 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 RATES = (3e-4, 1e-3)
 PAPER = {
-    "start": {"paper_mt": "8.10", "paper_lc_win": "22.9", "paper_mmlu": "66.1"},
+    "start": {"paper_mt": "8.10", "paper_lc_win": "22.9", "paper_mmlu": "65.8"},
     "DPO": {"paper_mt": "8.11", "paper_lc_win": "44.9", "paper_mmlu": "66.1"},
     "REBEL (1)": {"paper_mt": "8.13", "paper_lc_win": "48.3", "paper_mmlu": "66.3"},
     "REBEL (2)": {"paper_mt": "8.07", "paper_lc_win": "50.0", "paper_mmlu": "65.9"},
@@ -116,7 +116,7 @@ def check_claims(lines: Sequence[Mapping[str, Any]]) -> list[Claim]:
         Claim("the third iteration does not help (win rate)", "48.3, 50.0, 49.7", said, wins[2] <= wins[1]),
         Claim(
             "little capability is lost over three iterations (0.1 nats a token of prose or less)",
-            "MMLU 66.1 to 66.0", f"{start['ordinary_nll']:.3f} to {rebel[-1]['ordinary_nll']:.3f}", lost <= 0.1,
+            "MMLU 65.8 to 66.0", f"{start['ordinary_nll']:.3f} to {rebel[-1]['ordinary_nll']:.3f}", lost <= 0.1,
         ),
     ]  # fmt: skip
 
@@ -153,7 +153,8 @@ PAGE = """\
 Each iteration samples five completions of all {prompts} prompts from the policy as it stands, keeps each prompt's best
 and worst by the fitted reward model, and goes over them once in small batches; REBEL's η is 1e6, 1e4, 1e2, there is no
 KL in the reward (γ = 0), and each η begins with a fresh AdamW whose ε is 1e-8/1e6: at η = 1e6 the loss's gradient is a
-millionth of its usual size, and the common ε would swallow it. DPO (β 0.1) learns from the first iteration's pairs.
+millionth of its usual size, and the common ε would swallow it. The learning rate is constant after one step (the paper:
+a tenth of warm-up, then a cosine's fall; minibatches of 128). DPO (β 0.1) learns from the first iteration's pairs.
 Both were tuned over two learning rates for one iteration, on a seed that is not reported, by the fitted reward less
 0.05 a nat of KL(π‖π_0), among those within 12 nats. The task, the reward model and the separate judge are those of
 `summarize`. `ordinary_nll`, nats a token of held-out prose, stands for the paper's academic benchmarks: a rise is

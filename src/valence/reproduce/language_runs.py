@@ -6,7 +6,6 @@ import hashlib
 import json
 import math
 import os
-import resource
 import shutil
 import statistics
 from collections.abc import Mapping, Sequence
@@ -19,10 +18,8 @@ from typing import Any
 from valence.evaluation.overoptimization import by_decile
 from valence.evaluation.statistics import mean_interval
 from valence.evaluation.win_rate import win_rate
+from valence.reproduce.results import commit
 from valence.reproduce.sentences import KL_WEIGHT, MAX_NEW_TOKENS, Gold, Task
-
-EVAL_SEED = 0
-"""Of the held-out prompts and samples that every run is looked at with: the same for all of them."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +63,7 @@ def run_setting(setting: Setting, task: Task, folder: Path) -> dict[str, Any]:
     out = folder / setting.key
     shutil.rmtree(out, ignore_errors=True)
     row = _improve(setting, task, out) if setting.job == "improve" else _look_only(setting, task, out)
-    row = {"name": setting.name, "seed": setting.seed, "options": dict(setting.options)} | row
+    row = {"name": setting.name, "seed": setting.seed, "options": dict(setting.options), "commit": commit()} | row
     kept.write_text(json.dumps(row, ensure_ascii=False) + "\n", encoding="utf-8")
     for part in ("checkpoints", "best-by-gold", "model", "align"):
         shutil.rmtree(out / part, ignore_errors=True)
@@ -91,10 +88,11 @@ def _improve(setting: Setting, task: Task, out: Path) -> dict[str, Any]:
     size = told.get("minibatch_size", 0)
     per_batch = online.epochs * math.ceil(contexts / (size or contexts))
     every = per_batch * max(1, setting.batches // setting.looks) if setting.looks else 0
+    watched = per_batch if setting.looks else 10**6
     result = improve(
         _prompts(setting, task, out), model="small-lm", out=out, reward=str(task.reward), gold=Gold(), quiet=True,
         eval_feedback=str(task.heldout), max_new_tokens=MAX_NEW_TOKENS,
-        **(_run_options(setting, setting.batches * per_batch, every) | {"log_every": per_batch} | told),
+        **(_run_options(setting, setting.batches * per_batch, every) | {"log_every": watched} | told),
     )  # fmt: skip
     rows = read_metrics(out / "metrics.jsonl")
     looks = json.loads((out / "watch.json").read_text(encoding="utf-8"))
@@ -114,7 +112,7 @@ def _look_only(setting: Setting, task: Task, out: Path) -> dict[str, Any]:
     model = "small-lm"
     if setting.job == "align":
         model = str(_align(setting, task, out / "align"))
-    figures, look = look_at(model, task, out, samples=setting.samples)
+    figures, look = look_at(model, task, out, samples=setting.samples, seed=setting.seed)
     return _judged(look, out, task) | {"figures": figures}
 
 
@@ -148,7 +146,7 @@ def _timed(out: Path) -> dict[str, float]:
     }
 
 
-def look_at(model: str, task: Task, out: Path, *, samples: int) -> tuple[dict[str, float], dict[str, Any]]:
+def look_at(model: str, task: Task, out: Path, *, samples: int, seed: int) -> tuple[dict[str, float], dict[str, Any]]:
     """The figures of a model's samples on the held-out prompts, against small-lm, as a run's last look has them."""
     from valence.policies.loading import load_language_policy
     from valence.rewards import load_reward
@@ -159,12 +157,14 @@ def look_at(model: str, task: Task, out: Path, *, samples: int) -> tuple[dict[st
     from valence.training.reference import FrozenCopy
 
     out.mkdir(parents=True, exist_ok=True)
-    policy = load_language_policy(model, max_new_tokens=MAX_NEW_TOKENS)
-    reference = FrozenCopy(load_language_policy("small-lm", max_new_tokens=MAX_NEW_TOKENS))
+    policy, start = (
+        load_language_policy(path, max_new_tokens=MAX_NEW_TOKENS, dtype=fast_dtype()) for path in (model, "small-lm")
+    )
+    reference = FrozenCopy(start)
     rows = [EncodedPrompt(policy.tokenizer(prompt)["input_ids"], prompt) for prompt in task.references()]
     watch = Watch(policy, rows, load_reward(str(task.reward)), Gold(), out)
     config = RunConfig(eval_samples=samples)
-    evaluation = Evaluation(policy, reference, [row.ids for row in rows], config=config, seed=EVAL_SEED, judge=watch)
+    evaluation = Evaluation(policy, reference, [row.ids for row in rows], config=config, seed=seed, judge=watch)
     figures = evaluation(0)
     (out / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in evaluation.samples()))
     return figures, json.loads((out / "watch.json").read_text())[-1]
@@ -184,11 +184,12 @@ def _judged(look: Mapping[str, Any], out: Path, task: Task) -> dict[str, Any]:
     ]
     won = win_rate(verdicts, lengths)
     reward, half = mean_interval(look["proxy"])
+    same = won.rate if won.length_controlled is None else won.length_controlled
     kl = statistics.fmean(look["kl"])
     return {
         "reward": reward, "reward_half": half, "kl": kl, "objective": reward - KL_WEIGHT * kl,
         "judge": mean_interval(look["gold"])[0], "win": 100 * won.rate, "win_low": 100 * won.low,
-        "win_high": 100 * won.high, "win_at_equal_length": 100 * (won.length_controlled or won.rate),
+        "win_high": 100 * won.high, "win_at_equal_length": 100 * same,
         "deciles": by_decile(look["kl"], look["proxy"]),
     }  # fmt: skip
 
@@ -223,14 +224,21 @@ def cost(setting: Setting, task: Task, folder: Path) -> dict[str, float]:
     from valence.rewards import load_reward
 
     load_reward(str(task.reward))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    before = _memory("VmRSS")
+    # From here on the peak is this run's own: a process begins with its parent's.
+    Path("/proc/self/clear_refs").write_text("5")
     out = folder / f"cost-{setting.key}"
     shutil.rmtree(out, ignore_errors=True)
     (_align if setting.job == "align" else _improve)(setting, task, out)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    found = _timed(out) | {"mib": peak - before}
+    found = _timed(out) | {"mib": _memory("VmHWM") - before}
     kept.write_text(json.dumps(found) + "\n")
     return found
+
+
+def _memory(name: str) -> float:
+    """A figure of this process from Linux's own account, MiB."""
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{name}:"))
+    return int(line.split()[1]) / 1024
 
 
 def costs(settings: Sequence[Setting], task: Task, folder: Path) -> dict[str, dict[str, float]]:
