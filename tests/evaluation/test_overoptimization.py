@@ -53,6 +53,17 @@ def test_the_difference_is_taken_on_prompts_that_both_looks_know() -> None:
     assert found is not None and found.best is best and found.lost[0] == pytest.approx((0.5 + 1.5) / 2)
 
 
+def test_many_looks_want_more_before_they_accuse() -> None:
+    """A best look is picked among all others: what two looks call parted, twenty do not."""
+    falls = [0.25 if place % 2 else -0.15 for place in range(50)]
+    best = look(10, 1.0, 0.8, noise=0.0)
+    last = Look(20, best.kl, [2.0] * 50, [0.8 - fall for fall in falls])
+    few, many = audit([best, last]), audit([*(look(step, 0.0, 0.0) for step in range(9)), best, last])
+    assert few is not None and many is not None and few.lost[0] == pytest.approx(0.05)
+    assert many.lost[1] > 1.4 * few.lost[1]
+    assert few.lost[1] == pytest.approx(1.96 * 0.2 * (50 / 49) ** 0.5 / 50**0.5, rel=1e-3)
+
+
 def test_without_gold_there_is_no_audit_but_a_picture() -> None:
     looks = [look(0, 0.0, None), look(10, 1.0, None)]
     assert audit(looks) is None

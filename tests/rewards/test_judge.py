@@ -77,10 +77,17 @@ def server() -> Iterator[Server]:
     made.stop()
 
 
-def test_verdicts_are_read_off_answers() -> None:
-    assert [parse_verdict(text) for text in ("A", "b", " tie.", "I prefer B", "Answer A is worse than B", "")] == [
-        1.0, 0.0, 0.5, 0.0, 0.0, None,
-    ]  # fmt: skip
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ("A", 1.0), ("b", 0.0), (" tie.", 0.5), ("I prefer B", 0.0), ("", None), ("**A**", 1.0), ("hm", None),
+        # A sentence that names both says nothing by its last letter; one that closes with a verdict does.
+        ("A is better than B.", None), ("B is better than A", None), ("A or B? I cannot tell", None),
+        ("A is longer, B is right.\nB", 0.0), ("A beats B. Answer: A.", 1.0), ("neither A nor B\nTIE", 0.5),
+    ],
+)  # fmt: skip
+def test_verdicts_are_read_off_answers(answer: str, said: float | None) -> None:
+    assert parse_verdict(answer) == said
 
 
 def test_both_orders_are_asked_and_averaged(server: Server) -> None:

@@ -45,6 +45,7 @@ def test_comparisons_of_every_shape(tmp_path: Path) -> None:
         {"prompt": "p", "chosen": "a", "rejected": "b"},
         {"prompt": "q", "completions": ["x", "y", "z"], "scores": [1, 3, 1]},
         {"prompt": "r", "completion": "m", "reward": 0.2}, {"prompt": "r", "completion": "n", "reward": 0.5},
+        {"prompt": "t", "chosen": "a", "rejected": "b", "chosen_score": 3, "rejected_score": 3},
     ]  # fmt: skip
     records = load_feedback([write(tmp_path / "f.jsonl", rows)]).records
     found = comparisons(records, Plain())
@@ -108,6 +109,21 @@ def test_an_ensemble_by_its_name() -> None:
 def test_a_model_without_a_judges_head_is_refused(tiny_llama: Path) -> None:
     with pytest.raises(UserError, match=r"holds LlamaForCausalLM, not a judge: valence reward-model makes one"):
         load_reward(str(tiny_llama))
+
+
+def test_rows_without_a_comparison_are_counted(tiny_llama: Path, tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [{"prompt": "p", "chosen": f"a{n}", "rejected": "b"} for n in range(4)]
+    rows += [{"prompt": "tie", "chosen": "a", "rejected": "b", "chosen_score": 3, "rejected_score": 3}]
+    rows += [{"prompt": "alone", "completion": "a", "reward": 0.5}, {"prompt": "s", "completion": "a", "label": True}]
+    config = RewardModelConfig(
+        feedback=(write(tmp_path / "f.jsonl", rows),), model=str(tiny_llama), out=str(tmp_path / "rm"), max_steps=1,
+        eval_fraction=0.0, kind="pairs",
+    )  # fmt: skip
+    said: list[str] = []
+    figures = train_reward_model(config, say=said.append)
+    assert figures["rows"] == 4
+    assert any(line.startswith("2 rows are not used: equal scores") for line in said)
+    assert any(line.startswith("1 labelled rows") for line in said)
 
 
 def test_wrong_input_is_one_line(

@@ -50,6 +50,10 @@ def test_wrong_input_is_one_line(
         run(prompts, tmp_path / "out", tiny_llama)
     with pytest.raises(UserError, match="is none of number"):
         run(prompts, tmp_path / "out", tiny_llama, tiny_llama, judge="nobody")
+    with pytest.raises(UserError, match=r"leaves .* no room: it has"):
+        run(prompts, tmp_path / "out", tiny_llama, tiny_llama, max_new_tokens=100_000)
+    with pytest.raises(UserError, match="none of the 12 prompts"):
+        run(prompts, tmp_path / "out", tiny_llama, tiny_llama, max_length=2)
     with pytest.raises(SystemExit):
         main(["compare", "a", "b", "--prompts", prompts])
     assert "judge, out missing" in capsys.readouterr().err

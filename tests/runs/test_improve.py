@@ -277,6 +277,32 @@ def test_the_watch_goes_on_with_the_run(prompts: Path, tiny_llama: Path, tmp_pat
     assert [look["step"] for look in whole] == [0, 4, 8, 12] and half == whole
 
 
+def test_the_watch_begins_again_with_other_samples(prompts: Path, tiny_llama: Path, tmp_path: Path) -> None:
+    options = QUICK | {"save_every": 4, "eval_every": 4}
+    out = tmp_path / "out"
+    improve(prompts, model=tiny_llama, out=out, reward=letters, gold=rest, **options)
+    more = options | {"max_steps": 8, "eval_samples": 6, "resume": True}
+    improve(prompts, model=tiny_llama, out=out, reward=letters, gold=rest, **more)
+    looks = json.loads((out / "watch.json").read_text())
+    assert [(look["step"], len(look["gold"])) for look in looks] == [(8, 6)]
+
+
+def test_no_gold_may_be_said_as_none(prompts: Path, tiny_llama: Path, tmp_path: Path) -> None:
+    result = improve(prompts, model=tiny_llama, out=tmp_path / "out", reward=letters, gold=None, **QUICK)
+    assert "gold" not in result.after
+
+
+def test_held_out_prompts_need_no_completion_of_their_own(tiny_llama: Path, tmp_path: Path) -> None:
+    rows = [{"prompt": f"p{n}", "chosen": "abc", "rejected": "xyz"} for n in range(6)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "held.jsonl").write_text('{"prompt": "h"}\n{"prompt": "g"}\n')
+    result = improve(
+        tmp_path / "pairs.jsonl", model=tiny_llama, out=tmp_path / "out", reward=letters, given=1,
+        eval_feedback=str(tmp_path / "held.jsonl"), **QUICK,
+    )  # fmt: skip
+    assert result.steps == 4
+
+
 @pytest.mark.parametrize("stop", [2, 6])
 def test_eta_has_a_schedule_over_whole_data_sets_and_goes_on(
     stop: int, prompts: Path, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -15,6 +15,7 @@ import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -33,12 +34,14 @@ class Look:
         kl: KL(pi || pi_0) along each sample, nats.
         proxy: the reward that is learned from, of each sample.
         gold: the other one; None where the run has none.
+        picked: which prompt each sample is of.
     """
 
     step: int
     kl: Sequence[float]
     proxy: Values
     gold: Values | None = None
+    picked: Sequence[int] = ()
 
     @property
     def mean_kl(self) -> float:
@@ -51,8 +54,9 @@ class Audit:
 
     Args:
         best, last: the looks.
-        lost: gold at the best less gold at the last, on the same prompts, and the half width of its 95% interval.
-        gained: the same of the proxy, last less best.
+        lost: gold at the best less gold at the last, on the same prompts, and the half width of its interval: 95% for
+            all looks together (Sidak), since the best one is picked among them.
+        gained: the same of the proxy, last less best, its own 95%.
         parted: gold fell by more than its interval while the proxy did not fall.
     """
 
@@ -71,7 +75,7 @@ class Audit:
             return f"{said}, the last look: no sign that reward and gold part"
         said += f", and {last:.3f} ± {other:.3f} at step {self.last.step}"
         moved = f"{self.lost[0]:.3f} ± {self.lost[1]:.3f} lost on the same prompts, the reward {self.gained[0]:+.3f}"
-        told = "they PARTED: the reward is being gamed, or stands for less than gold" if self.parted else "not parted"
+        told = "they PARTED: the reward may be gamed, or stands for less than gold" if self.parted else "not parted"
         return f"{said} ({moved}): {told}"
 
 
@@ -81,15 +85,18 @@ def audit(looks: Sequence[Look]) -> Audit | None:
     if not seen:
         return None
     best, last = max(seen, key=lambda look: mean_interval(look.gold or ())[0]), seen[-1]
-    lost = _paired(best.gold or (), last.gold or ())
+    level = 0.95 ** (1 / max(1, len(seen) - 1))
+    lost = _paired(best.gold or (), last.gold or (), z=NormalDist().inv_cdf(0.5 + level / 2))
     gained = _paired(last.proxy, best.proxy)
     parted = best.step != last.step and lost[0] - lost[1] > 0 and not gained[0] < 0
     return Audit(best, last, lost, gained, parted)
 
 
-def _paired(first: Values, second: Values) -> tuple[float, float]:
-    """Mean of first less second over what both know, and its half width."""
-    return mean_interval([a - b for a, b in zip(first, second, strict=True) if a is not None and b is not None])
+def _paired(first: Values, second: Values, *, z: float = 1.96) -> tuple[float, float]:
+    """Mean of first less second over what both know, and z of its standard errors."""
+    gaps = [a - b for a, b in zip(first, second, strict=True) if a is not None and b is not None]
+    mean, half = mean_interval(gaps)
+    return mean, half * z / 1.96
 
 
 def by_decile(kl: Sequence[float], reward: Values, *, bins: int = 10) -> list[dict[str, float]]:

@@ -7,7 +7,7 @@ another judge against the first checkpoint, where reward and judge may part.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,7 +85,7 @@ def run(out: Path, size_name: str, workers: int | None = None) -> Path:
         [_with_beta(name, beta, chosen, size) for name in ALPHAS for beta in size.betas], task, out / "beta", count
     )
     lines = average(rows)
-    sweep = [line | _final(line["method"], swept) for line in average(swept)]
+    sweep = [line | {"start_reward": row["start"]["reward"]} for line, row in zip(average(swept), swept, strict=True)]
     claims = check_claims(lines, rows, sweep)
     print_table("Means over seeds; reward by the fitted model, win % against humans by the separate judge", lines)
     if sweep:
@@ -103,11 +103,3 @@ def run(out: Path, size_name: str, workers: int | None = None) -> Path:
 def _with_beta(name: str, beta: float, chosen: Mapping[str, Mapping[str, Any]], size: Size) -> Setting:
     options = PMPO | {"alpha": ALPHAS[name], "beta": beta} | dict(chosen[name])
     return Setting(f"{name} beta={beta:g}", options, size.seeds[0], batches=size.short, looks=0, samples=size.samples)
-
-
-def _final(name: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """The reward over the last quarter of the batches, as they were learned from."""
-    updates = next(row for row in rows if row["name"] == name)["updates"]
-    late = [update["reward"] for update in updates[-max(1, len(updates) // 4) :] if "reward" in update]
-    first = next((update["reward"] for update in updates if "reward" in update), 0.0)
-    return {"first_reward": first, "batch_reward": sum(late) / len(late)} if late else {}

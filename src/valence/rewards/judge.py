@@ -43,6 +43,7 @@ TEMPLATES = {
     ),
 }
 VERDICT = re.compile(r"\b(A|B|TIE)\b")
+CLOSING = re.compile(r"(?:^|[:\n])[\s*\"']*(A|B|TIE)[\s*\"'.!]*$")
 PATIENCE = 300.0
 """Seconds that a server may be silent before the run is stopped."""
 PASSING = frozenset((408, 409, 425, 429, 500, 502, 503, 504))
@@ -50,9 +51,12 @@ PASSING = frozenset((408, 409, 425, 429, 500, 502, 503, 504))
 
 
 def parse_verdict(answer: str) -> float | None:
-    """P(A is better): 1, 0, or 1/2 for a tie, by the last verdict in the answer; None where there is none."""
+    """P(A is better): 1, 0, or 1/2 for a tie. An answer that names one verdict has said it; of several only one that
+    stands by itself at the end, after a colon or on a line of its own, counts. None where that leaves none."""
     found = VERDICT.findall(answer.upper() if len(answer) < 8 else answer)
-    return {"A": 1.0, "B": 0.0, "TIE": 0.5}[found[-1]] if found else None
+    last = CLOSING.search(answer)
+    named = last.group(1) if last and len(set(found)) > 1 else found[0] if len(set(found)) == 1 else None
+    return None if named is None else {"A": 1.0, "B": 0.0, "TIE": 0.5}[named]
 
 
 class PairJudge:

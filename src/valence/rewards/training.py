@@ -45,11 +45,12 @@ class Scored:
 
 
 def comparisons(records: Sequence[Record], tokenizer: Any) -> list[Comparison]:
-    """Pairs, and all ordered pairs of rankings and of one prompt's scores; better first, ties left out."""
+    """Pairs, and all ordered pairs of rankings and of one prompt's scores; better first; ties are left out, those of
+    scored pairs too."""
     found: list[Comparison] = []
     by_prompt: dict[Text, list[tuple[Text, float]]] = {}
     for record in records:
-        if record.shape == "pair":
+        if record.shape == "pair" and not (record.scored and record.values[0] == record.values[1]):
             better, worse = (_text(tokenizer, record.prompt, part) for part in record.completions)
             found.append(Comparison(better, worse))
         elif record.shape == "ranking":

@@ -10,9 +10,11 @@ from typing import Any
 
 import torch
 import tyro
+from jinja2 import TemplateError
 
 from valence.data.collate import Encoder
 from valence.data.formats import load_feedback
+from valence.data.records import Record
 from valence.errors import UserError
 from valence.evaluation.language import sample_texts
 from valence.evaluation.win_rate import WinRate, win_rate
@@ -82,7 +84,8 @@ def compare(config: CompareConfig, *, say: Say = print) -> WinRate:
     if (out / "results.json").exists():
         raise UserError(f"{out} already holds a comparison: give another --out")
     out.mkdir(parents=True, exist_ok=True)
-    judge = load_reward(config.judge, kept=out / "judge.sqlite", template=config.judge_template)
+    device = config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    judge = load_reward(config.judge, device=device, kept=out / "judge.sqlite", template=config.judge_template)
     loaded = load_feedback([config.prompts], columns=parse_columns(config.columns))
     say_problems(loaded.problems, say)
     order = torch.randperm(len(loaded.records), generator=torch.Generator().manual_seed(config.seed)).tolist()
@@ -92,15 +95,23 @@ def compare(config: CompareConfig, *, say: Say = print) -> WinRate:
         policy = load_policy(model, ModelConfig(device=config.device, temperature=config.temperature))
         policy.max_new_tokens = config.max_new_tokens
         encoder = Encoder(policy.tokenizer, encoder_decoder=policy.encoder_decoder, max_length=config.max_length)
-        ids = [encoder.prompt(record.prompt) for record in records]
+        ids = [_prompt(encoder, record) for record in records]
         positions = getattr(policy.core.config, "max_position_embeddings", None) or config.max_length
-        room = min(config.max_length, positions - config.max_new_tokens)
-        kept &= {place for place, row in enumerate(ids) if len(row) <= room}
-        short = [row if len(row) <= room else row[:room] for row in ids]
+        room = min(config.max_length, positions - (0 if policy.encoder_decoder else config.max_new_tokens))
+        if room < 1:
+            raise UserError(
+                f"--max-new-tokens {config.max_new_tokens} leaves {model} no room: it has {positions} positions"
+            )
+        kept &= {place for place, row in enumerate(ids) if row is not None and len(row) <= room}
+        short = [(row or [policy.pad_token_id])[:room] for row in ids]
         texts.append(sample_texts(policy, short, seed=config.seed, pad=policy.pad_token_id)[0])
         say(f"{model}: {len(records)} completions")
     if len(kept) < len(records):
-        say(f"{len(records) - len(kept):,} prompts are too long and were left out")
+        say(f"{len(records) - len(kept):,} prompts are too long, or refused by a chat template, and were left out")
+    if not kept:
+        raise UserError(
+            f"none of the {len(records):,} prompts can be given to both models: shorten them, or --max-new-tokens"
+        )
     rows = [EncodedPrompt([], records[place].prompt, records[place].columns) for place in sorted(kept)]
     first, second = ([part[place] for place in sorted(kept)] for part in texts)
     said = verdicts(judge, rows, first, second)
@@ -122,6 +133,14 @@ def compare(config: CompareConfig, *, say: Say = print) -> WinRate:
         f"{found.judged:,}, ties {found.ties:.1%}{control}\nwritten: {out}/compare.html, results.json, samples.jsonl"
     )
     return found
+
+
+def _prompt(encoder: Encoder, record: Record) -> list[int] | None:
+    """Its token ids; None where the model's template refuses it."""
+    try:
+        return encoder.prompt(record.prompt)
+    except TemplateError:
+        return None
 
 
 def _write(out: Path, config: CompareConfig, found: WinRate, samples: list[dict[str, Any]]) -> None:

@@ -65,12 +65,13 @@ def improve(
     Raises:
         UserError: bad input, in one line that says what, where and what to do.
     """
-    names = [getattr(judge, "__name__", "reward") if callable(judge) else str(judge) for judge in (reward, gold)]
+    judges = (reward, gold or "")
+    names = [getattr(judge, "__name__", "reward") if callable(judge) else str(judge) for judge in judges]
     config = improve_config(prompts=prompts, model=str(model), out=str(out), reward=names[0], gold=names[1], **options)
     check_complete(config)
-    judges = [_own_judge(judge, name, config) for judge, name in zip((reward, gold), names, strict=True)]
+    own = [_own_judge(judge, name, config) for judge, name in zip(judges, names, strict=True)]
     say: Say = (lambda line: None) if quiet else print
-    return run_improvement(config, judge=judges[0], gold=judges[1], say=say, show=not quiet)
+    return run_improvement(config, judge=own[0], gold=own[1], say=say, show=not quiet)
 
 
 def _own_judge(judge: Any, name: str, config: ImproveConfig) -> Any:
@@ -96,7 +97,8 @@ def run_improvement(
     records, heldout = _read(config, say)
     policy = load_policy(config.model, config.network)
     policy.max_new_tokens = config.network.max_new_tokens or 64
-    train, encoded = (_encode(config, policy, some, say) for some in (records, heldout))
+    train = _encode(config, policy, records, say, wanted=online.given)
+    encoded = _encode(config, policy, heldout, say, wanted=0)
     if not train:
         raise UserError(f"no prompt fits --max-length {config.data.max_length}: raise it")
     judge = judge or _load_judge(online.reward, online, policy, out)
@@ -125,7 +127,7 @@ def run_improvement(
     }  # fmt: skip
     done = run_session(
         out, config.run, settings, online.method, facts, learner, source, schedule, evaluation, say, show=show,
-        before_batch=_scheduled(online, schedule.steps_of(source.settings.batch_size)),
+        before_batch=_scheduled(online, schedule.batch_steps),
         section=lambda: section(watch.looks),
     )  # fmt: skip
     _warn(watch, judge, source, online, say)
@@ -182,6 +184,7 @@ def _read(config: ImproveConfig, say: Say) -> tuple[list[Record], list[Record]]:
     records = _merged(loaded.records, say)
     if config.data.eval_feedback:
         other = load_feedback(config.data.eval_feedback, columns=columns, strict=config.data.strict)
+        say_problems(other.problems, say)
         return records, _merged(other.records, say)
     return split_records(records, fraction=config.data.eval_fraction, seed=config.train.seed)
 
@@ -198,11 +201,13 @@ def _merged(records: Sequence[Record], say: Say) -> list[Record]:
     return list(found.values())
 
 
-def _encode(config: ImproveConfig, policy: LanguagePolicy, records: Sequence[Record], say: Say) -> list[EncodedPrompt]:
+def _encode(
+    config: ImproveConfig, policy: LanguagePolicy, records: Sequence[Record], say: Say, *, wanted: int
+) -> list[EncodedPrompt]:
     """Prompts as token ids, with as many completions of their own as are to be judged; a row that leaves no room, or
     that the model's template refuses, is left out, with a count."""
     positions = getattr(policy.core.config, "max_position_embeddings", None) or config.data.max_length
-    longest, wanted = min(config.data.max_length, positions), config.online.given
+    longest = min(config.data.max_length, positions)
     encoder = Encoder(
         policy.tokenizer, encoder_decoder=policy.encoder_decoder, max_length=longest,
         separator=config.data.separator, end_token_ids=policy.end_token_ids,
@@ -215,7 +220,8 @@ def _encode(config: ImproveConfig, policy: LanguagePolicy, records: Sequence[Rec
             ids = encoder.prompt(record.prompt)
             given = tuple(encoder.completion(record.prompt, text) for text in record.completions[:wanted])
         except TemplateError as error:
-            left_out[f"refused by the model's chat template ({error})"] = left_out.get(str(error), 0) + 1
+            why = f"refused by the model's chat template ({error})"
+            left_out[why] = left_out.get(why, 0) + 1
             continue
         room = longest - (0 if policy.encoder_decoder else len(ids))
         if len(ids) > longest or room < max([policy.max_new_tokens, *map(len, given)]):
@@ -267,5 +273,6 @@ def _wire(
     schedule = Schedule(
         steps, log_every=config.run.log_every, eval_every=config.run.eval_every, save_every=config.run.save_every,
         kl_budget=config.run.kl_budget, epochs=online.epochs, minibatch_size=online.minibatch_size,
+        batch_steps=per_batch,
     )  # fmt: skip
     return learner, source, schedule

@@ -141,6 +141,17 @@ def _kind(asked: str, records: Sequence[Record], tokenizer: Any) -> tuple[str, A
     return asked, scored if asked == "scores" else comparisons
 
 
+def _without_comparison(records: Sequence[Record], make: Any, tokenizer: Any) -> int:
+    """Rows, labels apart, from which no comparison comes."""
+    scores: dict[Any, set[float]] = {}
+    for record in records:
+        if record.shape == "score":
+            scores.setdefault(record.prompt, set()).add(record.values[0])
+    alone = sum(record.shape == "score" and len(scores[record.prompt]) < 2 for record in records)
+    others = [record for record in records if record.shape in ("pair", "ranking")]
+    return alone + sum(not make([record], tokenizer) for record in others)
+
+
 def _rows(kind: str, make: Any, records: Sequence[Record], tokenizer: Any, say: Say) -> Any:
     """What is learned from; what of the file is not is counted.
 
@@ -152,8 +163,11 @@ def _rows(kind: str, make: Any, records: Sequence[Record], tokenizer: Any, say: 
         unused = len(records) - sum(bool(make([record], tokenizer)) for record in records)
         told = f"{unused:,} rows have no score or label and are not used"
     else:
-        unused = sum(record.shape == "label" for record in records)
-        told = f"{unused:,} labelled rows are not used beside comparisons: --kind scores takes them in their place"
+        labels = sum(record.shape == "label" for record in records)
+        if labels:
+            say(f"{labels:,} labelled rows are not used beside comparisons: --kind scores takes them in their place")
+        unused = _without_comparison(records, make, tokenizer)
+        told = f"{unused:,} rows are not used: equal scores, or a score that is the only one of its prompt"
     if unused:
         say(told)
     if len(rows) < 2:

@@ -43,8 +43,9 @@ def claim(out: Path, settings: Mapping[str, Any], *, resume: bool) -> Path:
     Raises:
         UserError: they are not, or the folder cannot be written to.
     """
-    # Without a checkpoint or a model there is nothing to lose and nothing to go on with: a run that failed early.
-    if (out / CONFIG_FILE).exists() and (resume or (out / "model").exists() or checkpoints(out / "checkpoints")):
+    # A run that failed before its first step left nothing to lose.
+    learned = (out / "metrics.jsonl").exists() and any(row["step"] for row in read_metrics(out / "metrics.jsonl"))
+    if (out / CONFIG_FILE).exists() and (resume or learned or (out / "model").exists()):
         if not resume:
             raise UserError(f"{out} already holds a run: go on with --resume, or give another --out")
         was, now = yaml.safe_load((out / CONFIG_FILE).read_text()), settings
@@ -181,7 +182,8 @@ def run_session(
         if run.save_every and outcome.stopped is None:
             save_checkpoint(out / "checkpoints", learner, source, {})
     except UserError as error:
-        if not run.save_every or not learner.step:
+        # Within a batch there is nothing to go on from: the source is already past it.
+        if not run.save_every or not learner.step or learner.step % schedule.batch_steps:
             raise
         kept = save_checkpoint(out / "checkpoints", learner, source, {})
         raise UserError(f"{error} (kept: {kept})") from error
@@ -193,6 +195,7 @@ def run_session(
         progress.close()
         for tracker in trackers:
             tracker.close()
+    evaluation.policy.save(out / "model")
     return _write(out, run, method, facts, evaluation, outcome, say, section() if section else "")
 
 
@@ -200,7 +203,6 @@ def _write(
     out: Path, run: RunConfig, method: str, facts: Mapping[str, str], evaluation: Evaluation, outcome: Outcome,
     say: Say, section: str,
 ) -> RunResult:  # fmt: skip
-    evaluation.policy.save(out / "model")
     samples = evaluation.samples()
     (out / "samples.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in samples))
     rows = read_metrics(out / "metrics.jsonl")

@@ -44,9 +44,12 @@ class Watch:
         rows = [self.rows[place] for place in sampled.picked]
         proxy = self._asked(self.reward, rows, sampled)
         gold = None if self.gold is None else self._asked(self.gold, rows, sampled)
-        self.looks = [look for look in self.looks if look.step < sampled.step]
+        # Samples of other prompts (another --eval-samples) cannot be compared with these: the watch begins again.
+        self.looks = [
+            look for look in self.looks if look.step < sampled.step and list(look.picked) == list(sampled.picked)
+        ]
         before = audit(self.looks)
-        self.looks.append(Look(sampled.step, sampled.kl, proxy, gold))
+        self.looks.append(Look(sampled.step, sampled.kl, proxy, gold, sampled.picked))
         (self.out / FILE).write_text(json.dumps([asdict(look) for look in self.looks]))
         figures = _named("reward", proxy)
         if gold is None:

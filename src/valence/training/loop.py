@@ -32,6 +32,7 @@ class Schedule:
             take longer than they do.
         epochs: how often each batch is learned from.
         minibatch_size: contexts an optimizer step; 0 takes the batch whole.
+        batch_steps: optimizer steps that a batch of the usual size takes.
     """
 
     steps: int
@@ -43,6 +44,7 @@ class Schedule:
     track_every: int = 1
     epochs: int = 1
     minibatch_size: int = 0
+    batch_steps: int = 1
 
     def steps_of(self, contexts: int) -> int:
         """Optimizer steps that a batch takes."""
