@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from valence.reproduce.language_runs import Setting, costs, fast_dtype, run_all, workers_for
-from valence.reproduce.language_table import average, tune
+from valence.reproduce.language_table import KL_LIMIT, average, tune
 from valence.reproduce.results import print_claims, print_table, write_page, write_results
 from valence.reproduce.sentences import KL_WEIGHT, MAX_NEW_TOKENS, UNFINISHED, TaskSize, prepare
 from valence.reproduce.summarize_claims import check_claims, paper_columns
@@ -138,14 +138,17 @@ The carried 3M-parameter model finishes movie-review sentences from their first 
 {MAX_NEW_TOKENS} tokens. A Bradley-Terry reward model of the same size, fitted on pairs of one half of the sentences, is
 what the methods learn from; win rates against the human's own rest of the sentence are by another kind of judge
 (TF-IDF and logistic regression) fitted on the other half. Settings of the paper's appendix H.1.5: γ {KL_WEIGHT:g},
-Γ {UNFINISHED:g}, four
-inner epochs for REBEL, iterative DPO and PPO, η 1, β 0.05, linear decay, AdamW; batches of 32 prompts in place of 512.
+Γ {UNFINISHED:g}, four inner epochs for REBEL, iterative DPO and PPO, η 1, β 0.05, linear decay, AdamW; batches of 32
+prompts in place of 512. All online methods draw two completions a prompt, RLOO k=4 four. DPO learns offline from the
+human pairs that the reward model was fitted on, sentences without a prompt: another task than its rivals', with
+knowledge that they have through the reward model alone.
+
 Every method was tuned over three learning rates (3e-4, 6e-4, 1e-3 where a batch is gone over once, else 1e-4, 3e-4,
-6e-4) on a seed that is not reported, by reward − γ·KL(π‖π_0) of the fitted model, among those that went no further than 12 nats a
-completion, or else by the least KL (the paper's 29 nats over 53 tokens are 11 over our
-20). DPO learns offline from the human pairs that the reward model was fitted on, sentences without a prompt: another
-task than its rivals', with knowledge that they have through the reward model alone. All online methods draw two completions a prompt, RLOO k=4 four.
+6e-4) on a seed that is not reported, by reward − γ·KL(π‖π_0) of the fitted model, among those that went no further than
+{KL_LIMIT:g} nats a completion, or else by the least KL. (The paper's 29 nats over 53 tokens are 11 over our 20.)
+
 `reward_sd` and `win_sd` are over seeds; `collect` and `update` are seconds a batch, `mib` the peak beyond the loaded
-process, of single runs one after another; `ordinary_nll` is nats a token of prose, a rise is capability lost. The
-columns of the paper are its 2.8B model's, for REINFORCE and RLOO its 6.9B model's. `win_at_length` is the win rate at
-equal lengths. Reward models of this size are gamed early: read `judge` and `distinct_2` beside the reward."""
+process, of single runs one after another on a machine that was not quiet; `ordinary_nll` is nats a token of prose, a
+rise is capability lost; `win_at_length` is the win rate at equal lengths. The columns of the paper are its 2.8B model's,
+for REINFORCE and RLOO its 6.9B model's. Reward models of this size are gamed early: read `judge` and `distinct_2`
+beside the reward."""
