@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from valence.reproduce.language_runs import Setting, fast_dtype, run_all, workers_for
-from valence.reproduce.language_table import spread, tune
+from valence.reproduce.language_table import commits_of, spread, tune
 from valence.reproduce.results import Claim, print_claims, print_table, write_page, write_results
 from valence.reproduce.sentences import UNFINISHED, TaskSize, prepare
 
@@ -140,7 +140,7 @@ def run(out: Path, size_name: str, workers: int | None = None) -> Path:
     print_claims(claims)
     plot(lines, out / "best-worst.png")
     path = write_results(
-        out, "best-worst", lines, claims, size.seeds, per_seed=rows, tuning=tried, chosen=chosen, task=task.facts(),
+        out, "best-worst", lines, claims, size.seeds, per_seed=rows, tuning=tried, chosen=chosen, task=task.facts(), commits=commits_of(rows),
         prompts=size.prompts, dtype=fast_dtype(),
     )  # fmt: skip
     write_page(

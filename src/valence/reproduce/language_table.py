@@ -34,6 +34,11 @@ def spread(values: Sequence[float]) -> float:
     return statistics.stdev(values) if len(values) > 1 else 0.0
 
 
+def commits_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The commits that rows were made at, where they say it: a page may be made later than its runs."""
+    return sorted({row.get("commit", "not kept") for row in rows})
+
+
 def tune(
     tried: Sequence[Mapping[str, Any]], grids: Mapping[str, Sequence[Mapping[str, Any]]], *, limit: float = KL_LIMIT
 ) -> dict[str, dict[str, Any]]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from valence.reproduce.language_runs import Setting, fast_dtype, run_all, workers_for
-from valence.reproduce.language_table import average, tune
+from valence.reproduce.language_table import average, commits_of, tune
 from valence.reproduce.pmpo_language_report import PAGE, check_claims, plot
 from valence.reproduce.results import print_claims, print_table, write_page, write_results
 from valence.reproduce.sentences import UNFINISHED, TaskSize, prepare
@@ -94,7 +94,7 @@ def run(out: Path, size_name: str, workers: int | None = None) -> Path:
     plot(rows, swept, out / "pmpo-language.png")
     path = write_results(
         out, "pmpo-language", lines, claims, size.seeds, beta_sweep=sweep, per_seed=rows, sweep_runs=swept,
-        tuning=tried, chosen=chosen, task=task.facts(), dtype=fast_dtype(), batches=size.batches, short=size.short,
+        tuning=tried, chosen=chosen, task=task.facts(), commits=commits_of(rows), dtype=fast_dtype(), batches=size.batches, short=size.short,
     )  # fmt: skip
     write_page(out / "README.md", "PMPO online on a text task", PAGE, "pmpo-language.png")
     return path

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from valence.reproduce.language_runs import Setting, costs, fast_dtype, run_all, workers_for
-from valence.reproduce.language_table import KL_LIMIT, average, tune
+from valence.reproduce.language_table import KL_LIMIT, average, commits_of, tune
 from valence.reproduce.results import print_claims, print_table, write_page, write_results
 from valence.reproduce.sentences import KL_WEIGHT, MAX_NEW_TOKENS, UNFINISHED, TaskSize, prepare
 from valence.reproduce.summarize_claims import check_claims, paper_columns
@@ -126,7 +126,7 @@ def run(out: Path, size_name: str, workers: int | None = None) -> Path:
     print_claims(claims)
     plot(rows, lines, out / "summarize.png")
     path = write_results(
-        out, "summarize", lines, claims, size.seeds, eta_sweep=etas, per_seed=rows, tuning=tried, task=facts,
+        out, "summarize", lines, claims, size.seeds, eta_sweep=etas, per_seed=rows, tuning=tried, task=facts, commits=commits_of(rows),
         dtype=fast_dtype(), batches=size.batches, chosen=chosen,
     )  # fmt: skip
     write_page(out / "README.md", "REBEL and its rivals on a text task", PAGE, "summarize.png")
