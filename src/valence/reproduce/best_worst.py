@@ -140,7 +140,8 @@ def run(out: Path, size_name: str, workers: int | None = None) -> Path:
     print_claims(claims)
     plot(lines, out / "best-worst.png")
     path = write_results(
-        out, "best-worst", lines, claims, size.seeds, per_seed=rows, tuning=tried, chosen=chosen, task=task.facts(), commits=commits_of(rows),
+        out, "best-worst", lines, claims, size.seeds, per_seed=rows, tuning=tried, chosen=chosen, task=task.facts(),
+        commits=commits_of(rows),
         prompts=size.prompts, dtype=fast_dtype(),
     )  # fmt: skip
     write_page(

@@ -42,7 +42,7 @@ class Size:
 SIZES = {
     "smoke": Size(TaskSize(1, 8), (0,), 1, 1, 0, 8, False, ("PMPO-AR", "PMPO-R")),
     "quick": Size(TaskSize(25, 96), (0,), 6, 2, 1, 96, False),
-    "full": Size(TaskSize(200, 256), (0, 1), 16, 8, 4, 192, True, betas=(0.0, 0.5, 1.0, 1.5, 2.0)),
+    "full": Size(TaskSize(200, 256), (0, 1), 40, 8, 8, 192, True, betas=(0.0, 0.5, 1.0, 1.5, 2.0)),
 }
 TUNE_SEED = 100
 SHARED = {
@@ -89,14 +89,20 @@ def run(out: Path, size_name: str, workers: int | None = None) -> Path:
     claims = check_claims(lines, rows, sweep)
     print_table("Means over seeds; reward by the fitted model, win % against humans by the separate judge", lines)
     if sweep:
-        print_table("beta swept, one seed, half as many batches", sweep)
+        print_table(f"beta swept, one seed, {size.short} batches", sweep)
     print_claims(claims)
     plot(rows, swept, out / "pmpo-language.png")
     path = write_results(
         out, "pmpo-language", lines, claims, size.seeds, beta_sweep=sweep, per_seed=rows, sweep_runs=swept,
-        tuning=tried, chosen=chosen, task=task.facts(), commits=commits_of(rows), dtype=fast_dtype(), batches=size.batches, short=size.short,
+        tuning=tried, chosen=chosen, task=task.facts(),
+        commits=commits_of(rows), dtype=fast_dtype(), batches=size.batches, short=size.short,
     )  # fmt: skip
-    write_page(out / "README.md", "PMPO online on a text task", PAGE, "pmpo-language.png")
+    write_page(
+        out / "README.md",
+        "PMPO online on a text task",
+        PAGE.format(batches=size.batches, short=size.short),
+        "pmpo-language.png",
+    )
     return path
 
 

@@ -126,7 +126,8 @@ def run(out: Path, size_name: str, workers: int | None = None) -> Path:
     print_claims(claims)
     plot(rows, lines, out / "summarize.png")
     path = write_results(
-        out, "summarize", lines, claims, size.seeds, eta_sweep=etas, per_seed=rows, tuning=tried, task=facts, commits=commits_of(rows),
+        out, "summarize", lines, claims, size.seeds, eta_sweep=etas, per_seed=rows, tuning=tried, task=facts,
+        commits=commits_of(rows),
         dtype=fast_dtype(), batches=size.batches, chosen=chosen,
     )  # fmt: skip
     write_page(out / "README.md", "REBEL and its rivals on a text task", PAGE, "summarize.png")
