@@ -68,7 +68,7 @@ class Size:
 
 
 SIZES = {
-    "smoke": Size(2, 1, 12, 1, 20, 20, (1,), False),
+    "smoke": Size(2, 1, 10, 1, 20, 20, (1,), False),
     "quick": Size(40, 2, 120, 2, 128, 250, (1,), False),
     "full": Size(96, 3, 400, 2, 256, 1000, (1, 2), True),
 }
