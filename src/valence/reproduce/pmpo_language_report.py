@@ -18,9 +18,9 @@ with half accepted R is bounded from β = 2 on, and AR from β = 1, by our class
 not end within 20 tokens is worth −1. Each method was tuned over two learning rates on a seed that is not reported, on
 {short} batches (the runs below have {batches}, the sweep over β {short}), by the fitted reward less 0.05 a nat of
 KL(π‖π_0), among those within 12 nats; over the longer runs most go further than that, DPO by far: a smaller rate or a
-larger β, chosen at full length, might have kept it. `win` is against the human's own rest, the win rates of the picture's second
-panel (Fig. 6) against the first checkpoint. The paper gives curves, not tables: its side of the claims is read off
-them."""
+larger β, chosen at full length, might have kept it. `win` is against the human's own rest, the win rates of the
+picture's second panel (Fig. 6) against the first checkpoint. The paper gives curves, not tables: its side of the claims
+is read off them."""
 
 
 def check_claims(
