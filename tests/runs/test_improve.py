@@ -287,6 +287,11 @@ def test_the_watch_begins_again_with_other_samples(prompts: Path, tiny_llama: Pa
     assert [(look["step"], len(look["gold"])) for look in looks] == [(8, 6)]
 
 
+def test_a_wrong_gold_is_called_gold(prompts: Path, tiny_llama: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^--gold nobody is none of number"):
+        improve(prompts, model=tiny_llama, out=tmp_path / "out", reward="length", gold="nobody", **QUICK)
+
+
 def test_no_gold_may_be_said_as_none(prompts: Path, tiny_llama: Path, tmp_path: Path) -> None:
     result = improve(prompts, model=tiny_llama, out=tmp_path / "out", reward=letters, gold=None, **QUICK)
     assert "gold" not in result.after

@@ -16,8 +16,9 @@ from valence.rewards.functions import RewardFunction, ready_rewards, text_of
 
 
 def load_reward(
-    name: str, *, device: str = "cpu", timeout: float = 60.0, kept: Path | None = None, template: str = "helpful"
-) -> Any:
+    name: str, *, device: str = "cpu", timeout: float = 60.0, kept: Path | None = None, template: str = "helpful",
+    option: str = "--reward",
+) -> Any:  # fmt: skip
     """A reward by its name on the command line.
 
     Args:
@@ -27,11 +28,19 @@ def load_reward(
             second) that gives P(first is better).
         kept: a file for a judge's answers.
         template: the judge's.
+        option: what the user calls it, for messages.
     Returns:
         a callable as `RewardFunction`, with its `name` and `failures`.
     Raises:
         UserError: there is none of that name.
     """
+    try:
+        return _load(name, device, timeout, kept, template)
+    except UserError as error:
+        raise UserError(str(error).replace("--reward", option, 1)) from error
+
+
+def _load(name: str, device: str, timeout: float, kept: Path | None, template: str) -> Any:
     ready = ready_rewards()
     if name in ready:
         return RewardFunction(ready[name], name=name, timeout=timeout)

@@ -85,7 +85,9 @@ def compare(config: CompareConfig, *, say: Say = print) -> WinRate:
         raise UserError(f"{out} already holds a comparison: give another --out")
     out.mkdir(parents=True, exist_ok=True)
     device = config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    judge = load_reward(config.judge, device=device, kept=out / "judge.sqlite", template=config.judge_template)
+    judge = load_reward(
+        config.judge, device=device, kept=out / "judge.sqlite", template=config.judge_template, option="--judge"
+    )
     loaded = load_feedback([config.prompts], columns=parse_columns(config.columns))
     say_problems(loaded.problems, say)
     order = torch.randperm(len(loaded.records), generator=torch.Generator().manual_seed(config.seed)).tolist()

@@ -101,8 +101,8 @@ def run_improvement(
     encoded = _encode(config, policy, heldout, say, wanted=0)
     if not train:
         raise UserError(f"no prompt fits --max-length {config.data.max_length}: raise it")
-    judge = judge or _load_judge(online.reward, online, policy, out)
-    gold = gold or (_load_judge(online.gold, online, policy, out) if online.gold else None)
+    judge = judge or _load_judge(online.reward, online, policy, out, "--reward")
+    gold = gold or (_load_judge(online.gold, online, policy, out, "--gold") if online.gold else None)
     objective = make_online_objective(online)
     start = start_reference(policy, config.network)
     learner, source, schedule = _wire(config, policy, objective, start, train, judge)
@@ -134,10 +134,10 @@ def run_improvement(
     return done
 
 
-def _load_judge(name: str, online: OnlineConfig, policy: LanguagePolicy, out: Path) -> Any:
+def _load_judge(name: str, online: OnlineConfig, policy: LanguagePolicy, out: Path, option: str) -> Any:
     return load_reward(
         name, device=str(policy.device), timeout=online.reward_timeout, kept=out / "judge.sqlite",
-        template=online.judge_template,
+        template=online.judge_template, option=option,
     )  # fmt: skip
 
 
