@@ -20,6 +20,7 @@ from valence.evaluation.statistics import mean_interval
 from valence.evaluation.win_rate import win_rate
 from valence.reproduce.results import commit
 from valence.reproduce.sentences import KL_WEIGHT, MAX_NEW_TOKENS, Gold, Task
+from valence.sources.prompts import higher_wins
 
 
 @dataclass(frozen=True)
@@ -178,7 +179,7 @@ def _judged(look: Mapping[str, Any], out: Path, task: Task) -> dict[str, Any]:
     prompts = [row["prompt"].strip() for row in rows]
     ours = gold(prompts, [row["after"] for row in rows])
     theirs = gold(prompts, [rests[prompt] for prompt in prompts])
-    verdicts = [0.5 + 0.5 * ((a > b) - (a < b)) for a, b in zip(ours, theirs, strict=True)]
+    verdicts = [verdict for verdict in higher_wins(ours, theirs) if verdict is not None]
     lengths = [
         (len(row["after"].split()), len(rests[prompt].split())) for row, prompt in zip(rows, prompts, strict=True)
     ]

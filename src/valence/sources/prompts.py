@@ -38,8 +38,14 @@ def verdicts(
     """P(first is better) of each pair: as a pairwise judge says, or by which reward is higher; None where unknown."""
     if isinstance(judge, SelfPlay):
         return judge.judge([_told(row) for row in rows], _answers(rows, first), _answers(rows, second))
-    one, two = ask(judge, rows, first), ask(judge, rows, second)
-    return [None if a is None or b is None else 0.5 + 0.5 * ((a > b) - (a < b)) for a, b in zip(one, two, strict=True)]
+    return higher_wins(ask(judge, rows, first), ask(judge, rows, second))
+
+
+def higher_wins(first: Sequence[float | None], second: Sequence[float | None]) -> list[float | None]:
+    """1 where the first is higher, 0 where the second is, 1/2 for a tie; None where one of them is."""
+    return [
+        None if a is None or b is None else 0.5 + 0.5 * ((a > b) - (a < b)) for a, b in zip(first, second, strict=True)
+    ]
 
 
 def _told(row: EncodedPrompt) -> Any:
