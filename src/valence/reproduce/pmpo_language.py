@@ -24,7 +24,7 @@ class Size:
     """How large the experiment is.
 
     Args:
-        batches: of the runs that are reported, 32 prompts each.
+        batches: of the runs that are reported, `batch` prompts each.
         short: of tuning and of the sweep over beta.
     """
 
@@ -37,10 +37,11 @@ class Size:
     tune: bool
     methods: tuple[str, ...] = ()
     betas: tuple[float, ...] = ()
+    batch: int = 32
 
 
 SIZES = {
-    "smoke": Size(TaskSize(1, 8), (0,), 1, 1, 0, 8, False, ("PMPO-AR", "PMPO-R")),
+    "smoke": Size(TaskSize(1, 8), (0,), 1, 1, 0, 8, False, ("PMPO-AR", "PMPO-R"), batch=4),
     "quick": Size(TaskSize(25, 96), (0,), 6, 2, 1, 96, False),
     "full": Size(TaskSize(200, 256), (0, 1), 40, 8, 8, 192, True, betas=(0.0, 0.5, 1.0, 1.5, 2.0)),
 }
@@ -77,7 +78,10 @@ def run(out: Path, size_name: str, workers: int | None = None) -> Path:
     tried = run_all(candidates, task, out / "tuning", count) if size.tune else []
     chosen = tune(tried, grids)
     settings = [
-        Setting(name, METHODS[name] | chosen[name], seed, batches=size.batches, looks=size.looks, samples=size.samples)
+        Setting(
+            name, METHODS[name] | {"batch_size": size.batch} | chosen[name], seed, batches=size.batches,
+            looks=size.looks, samples=size.samples,
+        )
         for seed in size.seeds for name in names
     ]  # fmt: skip
     rows = run_all(settings, task, out / "runs", count)

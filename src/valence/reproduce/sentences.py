@@ -8,6 +8,7 @@ own rests are the human references of win rates.
 
 from __future__ import annotations
 
+import functools
 import json
 import random
 from collections.abc import Mapping, Sequence
@@ -74,12 +75,15 @@ class Gold:
 
     __name__ = "separate judge"
 
-    def __init__(self) -> None:
-        self.judge = Judge(split_sentences(read_sentences()).judge)
-
     def __call__(self, prompts: Sequence[str], completions: Sequence[str], **_: Any) -> list[float]:
         texts = [prompt + completion for prompt, completion in zip(prompts, completions, strict=True)]
-        return [float(value) for value in self.judge.model.decision_function(texts)]
+        return [float(value) for value in separate_judge().model.decision_function(texts)]
+
+
+@functools.cache
+def separate_judge() -> Judge:
+    """Fitted once a process."""
+    return Judge(split_sentences(read_sentences()).judge)
 
 
 def prepare(folder: Path, size: TaskSize) -> Task:
@@ -95,7 +99,7 @@ def prepare(folder: Path, size: TaskSize) -> Task:
     _write(task.heldout, [{"prompt": prompt, "rest": rest} for prompt, rest in held.items()])
     _write(task.pairs, _pairs(halves.feedback))
     figures = _fit_reward_model(task, size)
-    accuracy = Judge(halves.judge).accuracy(halves.heldout)
+    accuracy = separate_judge().accuracy(halves.heldout)
     facts = {"size": wanted, "reward_model": figures, "judge_accuracy": accuracy, "prompts": len(_cut(halves.feedback))}
     (folder / "task.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     return task

@@ -24,8 +24,8 @@ class Size:
     """How large the experiment is.
 
     Args:
-        batches: collected by each online method, 32 prompts each.
-        pair_steps: of DPO, 32 human pairs each.
+        batches: collected by each online method, of `batch` prompts.
+        pair_steps: of DPO, as many human pairs each.
     """
 
     task: TaskSize
@@ -38,10 +38,11 @@ class Size:
     methods: tuple[str, ...] = ()
     etas: tuple[float, ...] = ()
     costs: bool = True
+    batch: int = 32
 
 
 SIZES = {
-    "smoke": Size(TaskSize(1, 8), (0,), 1, 1, 0, 8, False, ("REBEL", "RLOO k=2"), costs=False),
+    "smoke": Size(TaskSize(1, 8), (0,), 1, 1, 0, 8, False, ("REBEL", "RLOO k=2"), costs=False, batch=4),
     "quick": Size(TaskSize(25, 96), (0,), 5, 10, 1, 96, False, costs=False),
     "full": Size(TaskSize(200, 256), (0, 1, 2), 24, 48, 3, 256, True, etas=(0.3, 0.7, 2.0)),
 }
@@ -67,7 +68,8 @@ def settings_of(names: Sequence[str], size: Size, seed: int, more: Mapping[str, 
     """One run of each method; `more` holds what was tuned."""
     return [
         Setting(
-            name, METHODS[name] | dict(more[name]), seed, job="align" if name == "DPO" else "improve",
+            name, METHODS[name] | {"batch_size": size.batch} | dict(more[name]), seed,
+            job="align" if name == "DPO" else "improve",
             batches=size.pair_steps if name == "DPO" else size.batches, looks=size.looks, samples=size.samples,
         )
         for name in names
