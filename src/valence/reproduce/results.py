@@ -71,6 +71,8 @@ def write_page(path: Path, title: str, text: str, *pictures: str) -> None:
     made = (
         f"Made by `{result['command']}` at commit {result['commit']}, seeds {result['seeds']}, on {result['machine']}."
     )
+    if result.get("commits"):
+        made += f" Its runs were made at {', '.join(result['commits'])}."
     path.write_text("\n".join([*lines, "", made, ""]), encoding="utf-8")
 
 
