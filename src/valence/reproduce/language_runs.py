@@ -22,6 +22,8 @@ from valence.reproduce.results import commit
 from valence.reproduce.sentences import KL_WEIGHT, MAX_NEW_TOKENS, Gold, Task
 from valence.sources.prompts import higher_wins
 
+STATUS = Path("/proc/self/status")
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -227,7 +229,8 @@ def cost(setting: Setting, task: Task, folder: Path) -> dict[str, float]:
     load_reward(str(task.reward))
     before = _memory("VmRSS")
     # From here on the peak is this run's own: a process begins with its parent's.
-    Path("/proc/self/clear_refs").write_text("5")
+    if STATUS.exists():
+        Path("/proc/self/clear_refs").write_text("5")
     out = folder / f"cost-{setting.key}"
     shutil.rmtree(out, ignore_errors=True)
     (_align if setting.job == "align" else _improve)(setting, task, out)
@@ -237,8 +240,10 @@ def cost(setting: Setting, task: Task, folder: Path) -> dict[str, float]:
 
 
 def _memory(name: str) -> float:
-    """A figure of this process from Linux's own account, MiB."""
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{name}:"))
+    """A figure of this process from Linux's own account, MiB; NaN elsewhere."""
+    if not STATUS.exists():
+        return math.nan
+    (line,) = (line for line in STATUS.read_text().splitlines() if line.startswith(f"{name}:"))
     return int(line.split()[1]) / 1024
 
 
