@@ -198,7 +198,7 @@ def _judged(look: Mapping[str, Any], out: Path, task: Task) -> dict[str, Any]:
 
 
 def run_all(settings: Sequence[Setting], task: Task, folder: Path, workers: int) -> list[dict[str, Any]]:
-    """All settings, each in a process of its own; each row is printed when it is there."""
+    """All settings, in processes side by side; each row is printed when it is there."""
     folder.mkdir(parents=True, exist_ok=True)
     tasks = (settings, [task] * len(settings), [folder] * len(settings))
     if workers == 1:
@@ -216,8 +216,8 @@ def _said(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def cost(setting: Setting, task: Task, folder: Path) -> dict[str, float]:
-    """Seconds to collect and to update, and MiB at the peak beyond what the loaded process holds, of a batch; to be
-    called in a process of its own."""
+    """Seconds to collect and to update a batch, and MiB at the peak of a short run beyond what the process held before
+    it (libraries and models are in it); to be called in a process of its own."""
     kept = folder / f"cost-{setting.key}.json"
     if kept.is_file():
         return json.loads(kept.read_text())

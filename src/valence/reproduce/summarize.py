@@ -151,9 +151,7 @@ Every method was tuned over three learning rates (3e-4, 6e-4, 1e-3 where a batch
 {KL_LIMIT:g} nats a completion, or else by the least KL. (The paper's 29 nats over 53 tokens are 11 over our 20.)
 
 `reward_sd` and `win_sd` are over seeds; `collect` and `update` are seconds a batch, `mib` the peak of a process beyond
-what it held before the run (libraries and models, some 390 MiB in a run of four prompts, are in it: compare
-differences),
-of single runs one after another on a machine that was not quiet; `ordinary_nll` is nats a token of prose, a
-rise is capability lost; `win_at_length` is the win rate at equal lengths. The paper's columns are its 2.8B model's,
-for REINFORCE and RLOO its 6.9B model's. Reward models of this size are gamed early: read `judge` and `distinct_2`
-beside the reward."""
+what it held before the run (libraries and models are in it: compare differences), of single runs one after another on
+a machine that was not quiet; `ordinary_nll` is nats a token of prose, a rise is capability lost; `win_at_length` is the
+win rate at equal lengths. The paper's columns are its 2.8B model's, for REINFORCE and RLOO its 6.9B model's. Reward
+models of this size are gamed early: read `judge` and `distinct_2` beside the reward."""

@@ -92,6 +92,36 @@ def compare(config: CompareConfig, *, say: Say = print) -> WinRate:
     say_problems(loaded.problems, say)
     order = torch.randperm(len(loaded.records), generator=torch.Generator().manual_seed(config.seed)).tolist()
     records = [loaded.records[place] for place in order[: config.max_prompts]]
+    texts, kept = _completions(config, records, say)
+    rows = [EncodedPrompt([], records[place].prompt, records[place].columns) for place in sorted(kept)]
+    first, second = ([part[place] for place in sorted(kept)] for part in texts)
+    said = verdicts(judge, rows, first, second)
+    known = [place for place, verdict in enumerate(said) if verdict is not None]
+    if not known:
+        raise UserError(f"{config.judge} judged none of the {len(rows)} pairs")
+    if len(known) < len(rows):
+        say(f"{len(rows) - len(known):,} pairs had no clear verdict and are left out")
+    lengths = [(len(first[place].split()), len(second[place].split())) for place in known]
+    found = win_rate([float(said[place] or 0.0) for place in known], lengths)
+    samples = [
+        {"prompt": plain_prompt(rows[place]), "first": first[place], "second": second[place], "verdict": said[place]}
+        for place in known
+    ]  # fmt: skip
+    _write(out, config, found, samples)
+    control = "" if found.length_controlled is None else f", {found.length_controlled:.1%} at equal length"
+    say(
+        f"{config.models[0]} beats {config.models[1]}: {found.rate:.1%} [{found.low:.1%}, {found.high:.1%}] of "
+        f"{found.judged:,}, ties {found.ties:.1%}{control}\nwritten: {out}/compare.html, results.json, samples.jsonl"
+    )
+    return found
+
+
+def _completions(config: CompareConfig, records: list[Record], say: Say) -> tuple[list[list[str]], set[int]]:
+    """(each model's completion of every prompt, places of the prompts that both could be given).
+
+    Raises:
+        UserError: no prompt is left.
+    """
     texts, kept = [], set(range(len(records)))
     for model in config.models:
         policy = load_policy(model, ModelConfig(device=config.device, temperature=config.temperature))
@@ -114,27 +144,7 @@ def compare(config: CompareConfig, *, say: Say = print) -> WinRate:
         raise UserError(
             f"none of the {len(records):,} prompts can be given to both models: shorten them, or --max-new-tokens"
         )
-    rows = [EncodedPrompt([], records[place].prompt, records[place].columns) for place in sorted(kept)]
-    first, second = ([part[place] for place in sorted(kept)] for part in texts)
-    said = verdicts(judge, rows, first, second)
-    known = [place for place, verdict in enumerate(said) if verdict is not None]
-    if not known:
-        raise UserError(f"{config.judge} judged none of the {len(rows)} pairs")
-    if len(known) < len(rows):
-        say(f"{len(rows) - len(known):,} pairs had no clear verdict and are left out")
-    lengths = [(len(first[place].split()), len(second[place].split())) for place in known]
-    found = win_rate([float(said[place] or 0.0) for place in known], lengths)
-    samples = [
-        {"prompt": plain_prompt(rows[place]), "first": first[place], "second": second[place], "verdict": said[place]}
-        for place in known
-    ]  # fmt: skip
-    _write(out, config, found, samples)
-    control = "" if found.length_controlled is None else f", {found.length_controlled:.1%} at equal length"
-    say(
-        f"{config.models[0]} beats {config.models[1]}: {found.rate:.1%} [{found.low:.1%}, {found.high:.1%}] of "
-        f"{found.judged:,}, ties {found.ties:.1%}{control}\nwritten: {out}/compare.html, results.json, samples.jsonl"
-    )
-    return found
+    return texts, kept
 
 
 def _prompt(encoder: Encoder, record: Record) -> list[int] | None:
