@@ -620,6 +620,26 @@ def test_make_optimizer() -> None:
         make_optimizer(policy.frozen_copy(), kind="adamw", lr=0.01, weight_decay=0.0)
 
 
+def test_adafactor_moves_weights_that_start_at_zero_as_if_they_had_a_usual_size() -> None:
+    lr, features = 0.01, 16
+    head = torch.nn.Linear(features, 1)
+    torch.nn.init.zeros_(head.weight)
+    torch.nn.init.zeros_(head.bias)
+    optimizer = make_optimizer(head, kind="adafactor", lr=lr, weight_decay=0.0)
+    head(torch.ones(4, features)).sum().backward()
+    optimizer.step()
+    # The first step of a constant gradient is the rate times the size.
+    assert head.weight.abs().mean().item() == pytest.approx(lr * features**-0.5, rel=1e-3)
+    assert head.bias.abs().item() == pytest.approx(lr, rel=1e-3)
+    # What has a size of its own is stepped relative to it, beside the rest.
+    policy = helpers.policy("llama", lora=True)
+    mixed = make_optimizer(policy, kind="adafactor", lr=lr, weight_decay=0.0)
+    names = {id(part): name for name, part in policy.trainable().items()}
+    kept, *others = [{names[id(part)] for part in group["params"]} for group in mixed.param_groups]
+    assert kept == {name for name in names.values() if "lora_A" in name}
+    assert set().union(*others) == {name for name in names.values() if "lora_B" in name}
+
+
 def dual_learner(*, dual_lr: float = 0.5, **options: Any) -> tuple[Learner, Batch]:
     """MPO on two equally likely actions worth 1 and 0; the policy has not moved, so its KL is 0 and flat."""
     policy = Table(EVEN)

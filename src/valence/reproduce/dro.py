@@ -38,8 +38,6 @@ from valence.reproduce.thumbs_data import read_sentences, split_sentences
 
 DEFAULT = Setting("dro")
 """The paper's: tau 1, both learning rates 1e-4, two networks, a value for each token."""
-BEYOND = 2.5e-3
-"""A value's learning rate past the paper's four: its head starts at zero, and Adafactor's steps are then small."""
 SHARING = (("prompt", "separate"), ("token", "head"), ("prompt", "head"), ("batch", "separate"))
 UNTUNED, TUNED = ("DRO-V", "KTO"), ("DRO-V, best of 6", "KTO, best of 6")
 Rows = list[dict[str, Any]]
@@ -52,7 +50,6 @@ def sweeps() -> dict[str, list[Setting]]:
         "3 value": [replace(DEFAULT, value_lr=lr) for lr in PAPER_LRS],
         "4 DRO-V": [replace(DEFAULT, tau=tau) for tau in TAUS],
         "4 KTO": [Setting("kto", tau=tau) for tau in TAUS],
-        "3 value, beyond": [replace(DEFAULT, value_lr=BEYOND)],
         "5": [DEFAULT, *(replace(DEFAULT, value=value, network=network) for value, network in SHARING)],
     }
 

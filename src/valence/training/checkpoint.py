@@ -128,7 +128,13 @@ def load_checkpoint(path: Path, learner: Learner, source: Any) -> dict[str, Any]
             for key, part in mine.items():
                 part.copy_(theirs[key])
     for name, optimizer in learner.optimizers.items():
-        optimizer.load_state_dict(tree["optimizers"][name])
+        try:
+            optimizer.load_state_dict(tree["optimizers"][name])
+        except ValueError as error:
+            raise UserError(
+                f"the checkpoint {path} was written by another version of valence, whose {name} optimizer groups weights "
+                "otherwise: resume with that version, or begin anew from its weights with another --out"
+            ) from error
     state = learner.objective.state()
     if state is not None:
         state.load_state_dict(tree["objective"])

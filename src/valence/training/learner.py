@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -297,6 +297,10 @@ def make_optimizer(
 ) -> torch.optim.Optimizer:
     """AdamW, or Adafactor with the DRO paper's decay of 0.8.
 
+    Adafactor's steps are relative to the size of each weight, and one of size 0 would hardly leave it (torch steps it
+    by a thousandth of the rate). Weights that are all zero when this is called (a value head, LoRA's B) move instead
+    as if they had the usual size of a fresh one, 1 / sqrt(fan-in).
+
     Args:
         eps: AdamW's; to be small against the gradients of a loss of a small scale.
     Raises:
@@ -308,5 +312,19 @@ def make_optimizer(
     if kind == "adamw":
         return torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, eps=eps)
     if kind == "adafactor":
-        return torch.optim.Adafactor(parameters, lr=lr, beta2_decay=-0.8, weight_decay=weight_decay)
+        return torch.optim.Adafactor(_by_size(parameters), lr=lr, beta2_decay=-0.8, weight_decay=weight_decay)
     raise ValueError(f"optimizer is {kind!r}, and must be adamw or adafactor")
+
+
+def _by_size(parameters: Sequence[torch.nn.Parameter]) -> list[dict[str, Any]]:
+    """Adafactor's groups: what has a size, and what starts at zero with the size that it is to be taken for."""
+    sized: list[torch.nn.Parameter] = []
+    zero: dict[float, list[torch.nn.Parameter]] = {}
+    for part in parameters:
+        if bool(part.detach().any()):
+            sized.append(part)
+        else:
+            # A bias adds to its output whole: its fan-in is 1.
+            zero.setdefault(part.shape[-1] ** -0.5 if part.dim() > 1 else 1.0, []).append(part)
+    groups: list[dict[str, Any]] = [{"params": sized}] if sized else []
+    return groups + [{"params": parts, "eps": (None, size)} for size, parts in zero.items()]
