@@ -143,10 +143,10 @@ def test_claims_hold_on_the_papers_figures_and_fail_on_their_negatives() -> None
     names = [*UNTUNED, *TUNED]
     good = {name: [result(Setting("dro"), win, better=better)] for name, win, better in
             zip(names, (78.9, 67.5, 79.0, 68.0), (700, 400, 700, 400), strict=True)}  # fmt: skip
-    assert all(claim.holds for claim in check_claims(good, papers()))
+    assert all(claim.holds for claim in check_claims(good, good, papers()))
     bad = {name: [result(Setting("dro"), 40.0, better=better)] for name, better in
            zip(names, (400, 700, 400, 700), strict=True)}  # fmt: skip
-    upside_down = check_claims(bad, papers(-1.0))
+    upside_down = check_claims(bad, bad, papers(-1.0))
     # Ranges do not know up from down.
     kept = [claim.claim for claim in upside_down if claim.holds]
     assert [text.partition(" ")[0] for text in kept] == ["the", "stable"]
@@ -156,8 +156,11 @@ def test_lines_have_the_papers_figures_beside_ours() -> None:
     compared = {name: [result(Setting("dro", seed=seed), win) for seed in (1, 2)] for name, win in
                 zip(UNTUNED, (60.0, 55.0), strict=True)}  # fmt: skip
     base = [{key: row[key] for key in row if key != "win"} for row in compared["KTO"]]
-    lines = compare_lines(compared, base)
-    assert [(line["paper"], line["win"]) for line in lines] == [("", 50.0), (78.9, 60.0), (67.5, 55.0), (63.4, 50.0)]
+    for figure, told in (("1", (78.9, 67.5, 63.4)), ("2", (81.5, 78.2, 57.5))):
+        lines = compare_lines({"SFT": base, **compared}, figure)
+        assert [line["paper"] for line in lines] == ["", *told]
+        assert [line["win"] for line in lines] == [50.0, 60.0, 55.0, 50.0]
+        assert {line["figure"] for line in lines} == {figure}
     assert [line["paper"] for line in sweep_lines(papers()) if line["figure"] == "5"] == [76.6, "", 55.5, "", 72.1]
 
 
@@ -184,11 +187,34 @@ def test_both_methods_are_tuned_alike_and_the_best_is_compared(monkeypatch: pyte
         tried = {Setting(**row["setting"]) for row in [*found[f"4 {name}"], *found[f"{name} lr"]]}
         assert len(tried) == 6
     lines = sweep_lines(found)
-    assert len(lines) == 4 + 4 + 3 + 3 + 1 + 5 + 4 + 4
-    plot(compare_lines({name: [result(one, 55.0)] for name, one in chosen.items()}, [result(Setting("sft"), 50.0)]),
-         found, tmp_path / "all.png")  # fmt: skip
+    assert len(lines) == 4 + 4 + 3 + 3 + 5 + 4 + 4
+    compared = {"SFT": [result(Setting("sft"), 50.0)]} | {name: [result(one, 55.0)] for name, one in chosen.items()}
+    plot(compare_lines(compared), found, tmp_path / "all.png")
     assert (tmp_path / "all.png").stat().st_size > 1000
     assert {one.method for one in asked} == {"dro", "kto"}
+
+
+def test_the_larger_model_is_compared_as_the_first_and_nothing_is_chosen_for_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The whole of `run`, with runs that are not made."""
+    asked: list[tuple[str, int, Setting]] = []
+
+    def fake(settings: list[Setting], size: Any, folder: Path, workers: int) -> list[dict[str, Any]]:
+        asked.extend((folder.name, size.layers, setting) for setting in settings)
+        return [result(one, 55.0) for one in settings]
+
+    monkeypatch.setattr(dro, "run_all", fake)
+    monkeypatch.setattr(dro, "describe", lambda folder, size: {"parameters": float(size.layers)})
+    reported: list[Any] = []
+    monkeypatch.setattr(dro, "report", lambda out, *told: reported.extend(told) or out)
+    run(tmp_path, "full")
+    _, larger, _, _, more = reported
+    assert list(larger) == ["SFT", *UNTUNED] and more["data"] == {"parameters": 2.0, "parameters_larger": 6.0}
+    mine = [(layers, setting) for name, layers, setting in asked if name == "larger"]
+    best_tau = next(setting.tau for name, _, setting in asked if name == "parts" and setting.method == "kto")
+    plan = [Setting("sft"), Setting("dro"), Setting("kto", tau=best_tau)]
+    assert mine == [(6, replace(one, seed=seed)) for seed in (1, 2) for one in plan]
 
 
 def test_smoke(tmp_path: Path) -> None:

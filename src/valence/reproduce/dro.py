@@ -1,12 +1,12 @@
 """`valence reproduce dro`: DRO-V against KTO on scored samples, and DRO-V's ablations, with an encoder-decoder.
 
-DRO paper, Figures 1 and 3 to 5, at the size of this machine (Figure 2 is Figure 1 with a larger model, and is not
-done). Every training run is `valence.align` itself. `dro_data` says what stands for what, `dro_runs` is one run,
-`dro_claims` what is said of them.
+DRO paper, Figures 1 to 5, at the size of this machine. Every training run is `valence.align` itself. `dro_data` says
+what stands for what, `dro_runs` is one run, `dro_claims` what is said of them.
 
 Protocol. One seed sweeps: temperatures, joint and value-only learning rates, sharing; KTO's temperatures and learning
 rates. Every choice is made by win rate over SFT on prompts of their own. Two other seeds compare: DRO-V untuned against
-KTO with its best temperature, as the paper does, and both after six tried settings each.
+KTO with its best temperature, as the paper does, and both after six tried settings each. Figure 2 is the first of
+these comparisons with a larger model, settings unchanged, as in the paper.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from valence.reproduce.dro_claims import check_claims, compare_lines, page, plot, sweep_lines
-from valence.reproduce.dro_data import Stranger
+from valence.reproduce.dro_data import Stranger, split_prompts
 from valence.reproduce.dro_runs import (
     BATCH,
     LR_FACTOR,
@@ -81,7 +81,6 @@ def run(out: Path, size_name: str, workers: int | None = None) -> Path:
     """
     size, folder = SIZES[size_name], out / "parts"
     workers = 1 if size_name == "smoke" else workers or os.cpu_count() or 1
-    folder.mkdir(parents=True, exist_ok=True)
     data = describe(folder, size)
     print("data:", ", ".join(f"{name} {figure:,.4g}" for name, figure in data.items()))
     found: dict[str, Rows] = {}
@@ -90,15 +89,29 @@ def run(out: Path, size_name: str, workers: int | None = None) -> Path:
         print(f"sweeps, seed {SWEEP_SEED}:")
         found, chosen = sweep(size, folder, workers)
     print("comparison:")
+    compared, base = compare(chosen, size, folder, workers)
+    larger: dict[str, Rows] = {}
+    if size.sweeps:
+        print(f"comparison with the larger model, {size.larger.layers} layers a side:")
+        data["parameters_larger"] = describe(out / "larger", size.larger)["parameters"]
+        larger, over = compare({name: chosen[name] for name in UNTUNED}, size.larger, out / "larger", workers)
+        larger = {"SFT": over, **larger}
+    return report(out, {"SFT": base, **compared}, larger, found, size, {"data": data})
+
+
+def compare(
+    chosen: Mapping[str, Setting], size: Size, folder: Path, workers: int
+) -> tuple[dict[str, Rows], Rows]:  # fmt: skip
+    """(name -> rows of its setting, a seed each; SFT's rows)."""
     plan = [replace(setting, seed=seed) for seed in size.seeds for setting in [Setting("sft"), *chosen.values()]]
     done = {Setting(**row["setting"]): row for row in run_all(list(dict.fromkeys(plan)), size, folder, workers)}
     compared = {name: [done[replace(setting, seed=seed)] for seed in size.seeds] for name, setting in chosen.items()}
-    base = [done[Setting("sft", seed=seed)] for seed in size.seeds]
-    return report(out, compared, base, found, size, {"data": data})
+    return compared, [done[Setting("sft", seed=seed)] for seed in size.seeds]
 
 
 def describe(folder: Path, size: Size) -> dict[str, float]:
     """What the data are, and how far scorer and judge can be trusted."""
+    folder.mkdir(parents=True, exist_ok=True)
     bench, heldout = open_bench(str(folder), size), split_sentences(read_sentences()).heldout
     texts, marks = [row["completion"] for row in heldout], [bool(row["accept"]) for row in heldout]
     spaces = [""] * len(texts)
@@ -117,27 +130,41 @@ def describe(folder: Path, size: Size) -> dict[str, float]:
 
 
 def report(
-    out: Path, compared: Mapping[str, Rows], base: Rows, found: Mapping[str, Rows], size: Size, more: Mapping[str, Any]
+    out: Path,
+    compared: Mapping[str, Rows],
+    larger: Mapping[str, Rows],
+    found: Mapping[str, Rows],
+    size: Size,
+    more: Mapping[str, Any],
 ) -> Path:
-    """Print the tables and claims, and write everything down; completions go to `out/samples`."""
-    lines = compare_lines(compared, base)
+    """Print the tables and claims, and write everything down; completions go to `out/samples`.
+
+    Args:
+        compared, larger: Figure 1's rows by name and Figure 2's, SFT's among them; `larger` may be empty.
+        found: the sweeps' rows by figure.
+    """
+    lines = compare_lines(compared) + (compare_lines(larger, "2") if larger else [])
     swept = sweep_lines(found)
-    claims = check_claims(compared, found)
+    claims = check_claims(compared, larger, found)
     print_table("Win rate on held-out prompts, percent", [*lines, *swept])
     print_claims(claims)
     samples = out / "samples"
     samples.mkdir(parents=True, exist_ok=True)
-    prompts = open_bench(str(out / "parts"), size).prompts.evaluate
-    for name, rows in {"SFT": base, **compared}.items():
+    prompts = split_prompts(size.select, size.evaluate).evaluate
+    for kind, rows in [*compared.items(), *((f"larger {name}", rows) for name, rows in larger.items())]:
         texts = [prompt + text for prompt, text in zip(prompts, rows[0]["texts"], strict=True)]
-        (samples / f"{name.replace(', ', '-').replace(' ', '-')}.txt").write_text("\n".join(texts) + "\n", "utf-8")
+        (samples / f"{kind.replace(', ', '-').replace(' ', '-')}.txt").write_text("\n".join(texts) + "\n", "utf-8")
     plot(lines, found, out / "dro.png")
-    runs = [row for rows in [base, *compared.values(), *found.values()] for row in rows]
-    brief = {id(row): {key: value for key, value in row.items() if key not in ("texts", "judged")} for row in runs}
+    runs = {str(row["setting"]): row for rows in [*compared.values(), *found.values()] for row in rows}
     extra = {
-        "runs": list({str(row["setting"]): row for row in brief.values()}.values()), "size": asdict(size),
+        "runs": [_brief(row) for row in runs.values()],
+        "runs_larger": [_brief(row) for rows in larger.values() for row in rows], "size": asdict(size),
         "batch_size": BATCH, "lr_factor": LR_FACTOR, "sweep_seed": SWEEP_SEED, **more,
     }  # fmt: skip
     path = write_results(out, "dro", [*lines, *swept], claims, size.seeds, **extra)
     write_page(out / "README.md", "DRO-V against KTO", page(size), "dro.png")
     return path
+
+
+def _brief(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in row.items() if key not in ("texts", "judged")}

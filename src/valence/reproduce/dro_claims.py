@@ -13,14 +13,14 @@ from valence.reproduce.dro_runs import BATCH, FOLDS, LR_FACTOR, PAPER_LRS, TAUS,
 from valence.reproduce.results import Claim
 
 Rows = Sequence[Mapping[str, Any]]
-DRO, KTO = "DRO-V", "KTO"
+SFT, DRO, KTO = "SFT", "DRO-V", "KTO"
+PAPER_COMPARED = {"1": {DRO: 78.9, KTO: 67.5, (DRO, KTO): 63.4}, "2": {DRO: 81.5, KTO: 78.2, (DRO, KTO): 57.5}}
+"""Win rates over SFT, and side by side: Figure 1 with T5-L, Figure 2 with T5-XL."""
 PAPER = {
-    "compare": {DRO: 78.9, KTO: 67.5},
     "3 joint": (73.7, 78.7, 78.9, 78.4), "3 value": (76.8, 78.0, 78.9, 79.1),
     "4 DRO-V": (70.5, 78.9, 76.6), "4 KTO": (63.5, 61.9, 67.5), "5": (76.6, None, 55.5, None, 72.1),
 }  # fmt: skip
-"""Win rates over SFT with T5-L, in the order of the settings (Figures 1, 3, 4, 5)."""
-SIDE_BY_SIDE = 63.4
+"""Win rates over SFT with T5-L, in the order of the settings (Figures 3, 4, 5)."""
 NOISE = 3.2
 """Points: two standard errors of one win rate over 1,000 prompts near 50%."""
 SHOWN = ("reward", "judge", "kl_policy_ref", "distinct_2", "words")
@@ -40,16 +40,17 @@ def _line(what: str, name: str, rows: Rows, paper: float | None) -> dict[str, An
     return line | {"value": statistics.fmean(values) if values else ""}
 
 
-def compare_lines(compared: Mapping[str, Rows], base: Rows) -> list[dict[str, Any]]:
-    """Figure 1: SFT, each method over SFT, and side by side."""
-    lines = [_line("1", "SFT", base, None) | {"win": 50.0}]
-    for name, rows in compared.items():
+def compare_lines(compared: Mapping[str, Rows], figure: str = "1") -> list[dict[str, Any]]:
+    """Figure 1 or 2: SFT, each method over SFT, and side by side."""
+    told = PAPER_COMPARED[figure]
+    lines = [_line(figure, SFT, compared[SFT], None) | {"win": 50.0}]
+    for name, rows in _methods(compared).items():
         setting = label(Setting(**rows[0]["setting"])).partition(" ")[2]
-        lines.append(_line("1", f"{name} ({setting})", rows, PAPER["compare"].get(name)))
+        lines.append(_line(figure, f"{name} ({setting})", rows, told.get(name)))
     for first, second in _pairs(compared):
         wins = faced(compared[first], compared[second])
-        line: dict[str, Any] = {"figure": "1", "run": f"{first} over {second}"}
-        line["paper"] = SIDE_BY_SIDE if (first, second) == (DRO, KTO) else ""
+        line: dict[str, Any] = {"figure": figure, "run": f"{first} over {second}"}
+        line["paper"] = told.get((first, second), "")
         line["win"] = statistics.fmean(win["win"] for win in wins)
         line["sd_folds"] = statistics.fmean(statistics.stdev(win["folds"]) for win in wins)
         lengths = [win["win_same_length"] for win in wins]
@@ -60,8 +61,12 @@ def compare_lines(compared: Mapping[str, Rows], base: Rows) -> list[dict[str, An
     return [{name: line.get(name, "") for name in names} for line in lines]
 
 
+def _methods(compared: Mapping[str, Rows]) -> dict[str, Rows]:
+    return {name: rows for name, rows in compared.items() if name != SFT}
+
+
 def _pairs(compared: Mapping[str, Rows]) -> list[tuple[str, str]]:
-    names = list(compared)
+    names = list(_methods(compared))
     return list(zip(names[::2], names[1::2], strict=True))
 
 
@@ -87,15 +92,21 @@ def interval(wins: Rows) -> tuple[float, float, float]:
     return mean, mean - half, mean + half
 
 
-def check_claims(compared: Mapping[str, Rows], found: Mapping[str, Rows]) -> list[Claim]:
+def check_claims(compared: Mapping[str, Rows], larger: Mapping[str, Rows], found: Mapping[str, Rows]) -> list[Claim]:
     """The paper's claims. A win rate is above 50% where its 95% interval is; sweeps are one seed."""
-    claims = [_above(f"{name} beats SFT", f"{PAPER['compare'][name]}%", compared[name]) for name in (DRO, KTO)]
-    for first, second in _pairs(compared):
-        title = f"{first} beats {second}, side by side"
-        paper = f"{SIDE_BY_SIDE}% (T5-XL: 57.5%)" if first == DRO else "DRO-V beats KTO"
-        claims.append(_above(title, paper, faced(compared[first], compared[second])))
+    claims = _compare_claims(compared, "1") + (_compare_claims(larger, "2") if larger else [])
     wins = {name: [row["win"] for row in rows] for name, rows in found.items()}
     return claims + (_sweep_claims(wins) if wins else [])
+
+
+def _compare_claims(compared: Mapping[str, Rows], figure: str) -> list[Claim]:
+    told = PAPER_COMPARED[figure]
+    claims = [_above(f"{name} beats SFT (Fig. {figure})", f"{told[name]}%", compared[name]) for name in (DRO, KTO)]
+    for first, second in _pairs(compared):
+        paper = f"{told[first, second]}%" if (first, second) in told else "DRO-V beats KTO"
+        title = f"{first} beats {second}, side by side (Fig. {figure})"
+        claims.append(_above(title, paper, faced(compared[first], compared[second])))
+    return claims
 
 
 def _above(title: str, paper: str, wins: Rows) -> Claim:
@@ -136,20 +147,21 @@ def plot(lines: Rows, found: Mapping[str, Rows], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    shape, size = ((2, 3), (13, 8)) if found else ((1, 1), (5, 4.2))
+    shape, size = ((2, 3), (16, 8)) if found else ((1, 1), (5, 4.2))
     figure, grid = plt.subplots(*shape, figsize=size, sharey=True, squeeze=False)
     axes = list(grid.flat)
     first = axes[0]
-    shown = [line for line in lines if line["run"] != "SFT"]
+    shown = [line for line in lines if line["run"] != SFT]
     first.errorbar(
         range(len(shown)), [line["win"] for line in shown], yerr=[line["sd_folds"] for line in shown], fmt="o",
         capsize=3, label="ours (bars: sd of folds)",
     )  # fmt: skip
     told = [(place, line["paper"]) for place, line in enumerate(shown) if line["paper"] != ""]
-    first.plot(*zip(*told, strict=True), "x", color="gray", label="paper, T5-L")
+    first.plot(*zip(*told, strict=True), "x", color="gray", label="paper, T5-L; T5-XL in Fig. 2")
     names = [line["run"].partition(" (")[0].replace(", best of 6", "*").replace(" over ", "\nover ") for line in shown]
-    first.set_xticks(range(len(shown)), names, fontsize=7)
-    first.set_title("Fig. 1: over SFT, and side by side (*: best of 6)", fontsize=9)
+    marks = [f"{name}\nFig. 2" if line["figure"] == "2" else name for name, line in zip(names, shown, strict=True)]
+    first.set_xticks(range(len(shown)), marks, fontsize=6)
+    first.set_title("Figs. 1, 2: over SFT, and side by side (*: best of 6)", fontsize=9)
     first.set_ylabel("win rate, %")
     wins = [line["win"] for line in shown] + [row["win"] for rows in found.values() for row in rows]
     first.set_ylim(min(45.0, *wins) - 5, max(80.0, *wins) + 5)

@@ -37,6 +37,8 @@ LR_FACTOR = 30
 """Our learning rates over the paper's: Adafactor's are relative to each weight's size, and we take far fewer steps."""
 PAPER_LRS = (1e-5, 5e-5, 1e-4, 5e-4)
 TAUS = (0.1, 1.0, 5.0)
+LARGER = 3
+"""Layers of Figure 2's model over Figure 1's."""
 KL_SAMPLES = 256
 
 
@@ -50,7 +52,7 @@ class Size:
         sft_steps, layers: of the SFT model.
         select, evaluate: prompts.
         seeds: of the comparison; the sweeps have a seed of their own.
-        sweeps: whether there are any.
+        sweeps: whether there are any, and the comparison again with a larger model.
     """
 
     steps: int
@@ -65,6 +67,11 @@ class Size:
     @property
     def rows(self) -> int:
         return BATCH * self.steps
+
+    @property
+    def larger(self) -> Size:
+        """The same comparison with the larger model (Figure 2)."""
+        return replace(self, layers=LARGER * self.layers, sweeps=False)
 
 
 SIZES = {

@@ -132,8 +132,8 @@ def load_checkpoint(path: Path, learner: Learner, source: Any) -> dict[str, Any]
             optimizer.load_state_dict(tree["optimizers"][name])
         except ValueError as error:
             raise UserError(
-                f"the checkpoint {path} was written by another version of valence, whose {name} optimizer groups weights "
-                "otherwise: resume with that version, or begin anew from its weights with another --out"
+                f"the checkpoint {path} is of another version of valence, whose {name} optimizer groups weights "
+                "otherwise: resume with that version, or begin anew with another --out"
             ) from error
     state = learner.objective.state()
     if state is not None:
