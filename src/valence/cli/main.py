@@ -11,6 +11,7 @@ COMMANDS = {
     "align": "make a language model better from a file of feedback",
     "control": "make a control policy better by acting in an environment",
     "improve": "make a language model better on prompts, from a reward of its own completions",
+    "improve-images": "make an image pipeline better on prompts, from a reward of its own images",
     "compare": "tell whose completions are better, of two models",
     "reward-model": "train a judge for improve from comparisons or scores",
     "demo": "align the small model that Valence carries with real human thumbs, in minutes",
@@ -60,6 +61,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _extra(command: str, rest: Sequence[str]) -> str:
     about = rest[0] if command == "reproduce" and rest else command
+    if about in ("improve-images", "image"):
+        return "images"
     return "control" if about in ("control", "offline-control", "search", "bandit") else "language"
 
 

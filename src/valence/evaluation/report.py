@@ -21,7 +21,9 @@ CURVES = (
     ("Log-likelihood drift from the reference, nats", ("accepted_drift", "rejected_drift")),
     ("Held-out accuracy of the implicit reward", ("eval/implicit_reward_accuracy",)),
     ("Ordinary text, nats a token (a rise is capability lost)", ("eval/ordinary_text_nll",)),
+    ("How much images of one prompt differ", ("eval/pixel_spread",)),
     ("Tokens a second", ("tokens_per_second",)),
+    ("Images a second", ("images_per_second",)),
 )
 
 EXPLAIN = {
@@ -36,6 +38,7 @@ EXPLAIN = {
     "gold_win_rate": "how often gold finds the sample better than the start's",
     "gold_win_rate_95_half_width": "half the width of that share's 95% interval",
     "distinct_2": "share of different word pairs in the samples",
+    "pixel_spread": "how much images of one prompt differ, 0 to 1: near 0 it draws one image over and over",
     "mean_words": "words a sample",
     "truncated": "share of samples cut at the length limit",
 }
@@ -103,7 +106,10 @@ def _samples_table(samples: Sequence[Mapping[str, str]], most: int) -> str:
         "<tr>" + "".join(f"<td>{html.escape(row[key])}</td>" for key in ("prompt", "before", "after")) + "</tr>"
         for row in samples[:most]
     ]
-    return f"<table class=samples><tr><th>prompt</th><th>before</th><th>after</th></tr>{''.join(rows)}</table>"
+    if not rows:
+        return ""
+    head = "<tr><th>prompt</th><th>before</th><th>after</th></tr>"
+    return f"<h2>Samples</h2><table class=samples>{head}{''.join(rows)}</table>"
 
 
 def write_report(
@@ -130,9 +136,9 @@ def write_report(
     page = (
         "<!doctype html><html lang=en><head><meta charset=utf-8><title>Valence run</title>"
         f"<style>{STYLE}</style></head><body><h1>Valence: {html.escape(facts.get('method', ''))} on "
-        f"{html.escape(facts.get('feedback', ''))}</h1>{_facts_table(facts)}"
+        f"{html.escape(facts.get('feedback') or facts.get('prompts', ''))}</h1>{_facts_table(facts)}"
         f"<h2>Before and after</h2>{_figures_table(before, after)}"
         f'<h2>Curves</h2><img alt="curves of the run" src="data:image/png;base64,{picture}">'
-        f"{section}<h2>Samples</h2>{_samples_table(samples, most_samples)}</body></html>"
+        f"{section}{_samples_table(samples, most_samples)}</body></html>"
     )
     path.write_text(page, encoding="utf-8")

@@ -26,8 +26,10 @@ from valence.feedback.labelling import (
     label_top_k,
 )
 from valence.feedback.pairs import preferences_to_pairs, rankings_to_pairs, rewards_to_pairs
+from valence.feedback.running import RunningStandard
 
 __all__ = [
+    "RunningStandard",
     "dropped",
     "episode_advantages",
     "has_spread",

@@ -18,7 +18,9 @@ from valence.objectives.pmpo import (
 )
 from valence.objectives.policy_gradient import REINFORCE, RLOO, CoPG, copg_loss, leave_one_out
 from valence.objectives.ppo import PPO, clipped_loss, clipped_value_loss, step_advantages
+from valence.objectives.ppo_without_critic import PPOWithoutCritic
 from valence.objectives.rebel import REBEL, rebel_loss
+from valence.objectives.scaled import ScaledLogProb
 from valence.objectives.supervised import Supervised, supervised_loss
 
 __all__ = [
@@ -36,6 +38,8 @@ __all__ = [
     "RPO",
     "CoPG",
     "IPOAppendixE",
+    "PPOWithoutCritic",
+    "ScaledLogProb",
     "Supervised",
     "apa_loss",
     "class_fractions",

@@ -30,13 +30,14 @@ class RewardFunction:
         judge: the function.
         name: to say what failed.
         timeout: seconds that a call may take; a call that takes longer is left behind in its thread.
+        what: what it judges, for messages.
 
     `failures` counts rows without a number by why; `repeated` counts the batches that failed as a whole and were asked
     for again row by row.
     """
 
-    def __init__(self, judge: Any, *, name: str = "", timeout: float = 60.0) -> None:
-        self.judge, self.timeout = judge, timeout
+    def __init__(self, judge: Any, *, name: str = "", timeout: float = 60.0, what: str = "completions") -> None:
+        self.judge, self.timeout, self.what = judge, timeout, what
         self.name = name or getattr(judge, "__name__", type(judge).__name__)
         self.failures: dict[str, int] = {}
         self.calls = self.repeated = 0
@@ -61,7 +62,7 @@ class RewardFunction:
             self._count("no finite number", empty)
         if self.calls == 1 and completions and empty == len(found):
             reason = why or "none of its numbers is finite"
-            raise UserError(f"the reward {self.name} judged none of the first {len(found)} completions: {reason}")
+            raise UserError(f"the reward {self.name} judged none of the first {len(found)} {self.what}: {reason}")
         return found
 
     def _taken(self, columns: Mapping[str, Any]) -> dict[str, Any]:
@@ -92,7 +93,7 @@ class RewardFunction:
         except queue.Empty:
             return None, f"no answer in {self.timeout:g} s"
         if given is not None and len(given) != len(completions):
-            return None, f"{len(given)} numbers for {len(completions)} completions"
+            return None, f"{len(given)} numbers for {len(completions)} {self.what}"
         return given, why
 
     def _one_by_one(

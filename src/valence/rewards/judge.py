@@ -187,7 +187,7 @@ class PairFunction:
     `RewardFunction`.
     """
 
-    def __init__(self, function: Any, *, name: str = "", timeout: float = 60.0) -> None:
+    def __init__(self, function: Any, *, name: str = "", timeout: float = 60.0, what: str = "completions") -> None:
         def judge(prompts: Sequence[Any], completions: Sequence[Any], second: Sequence[Any]) -> list[Any]:
             found = list(function(prompts, completions, second))
             for value in found:
@@ -195,7 +195,8 @@ class PairFunction:
                     raise ValueError(f"{value} is no probability that the first is better")
             return found
 
-        self._safe = RewardFunction(judge, name=name or getattr(function, "__name__", "pairwise"), timeout=timeout)
+        name = name or getattr(function, "__name__", "pairwise")
+        self._safe = RewardFunction(judge, name=name, timeout=timeout, what=what)
 
     @property
     def failures(self) -> dict[str, int]:

@@ -58,7 +58,7 @@ def _load(name: str, device: str, timeout: float, kept: Path | None, template: s
 
         # It runs on the trainer's own device and is not a stranger's code: a slow one is waited for.
         return RewardFunction(RewardModel(name, device=device), name=name, timeout=math.inf)
-    return RewardFunction(_function(name), name=name, timeout=timeout)
+    return RewardFunction(load_function(name), name=name, timeout=timeout)
 
 
 def _ensemble(name: str, way: str, members: str, device: str, timeout: float) -> Ensemble:
@@ -88,7 +88,7 @@ def _pair_judge(name: str, device: str, timeout: float, kept: Path | None, templ
     from valence.rewards.judge import PairFunction, PairJudge
 
     if name.startswith("pairwise:"):
-        return PairFunction(_function(name.removeprefix("pairwise:")), name=name, timeout=timeout)
+        return PairFunction(load_function(name.removeprefix("pairwise:")), name=name, timeout=timeout)
     if not name.startswith("judge:"):
         from valence.rewards.preference_model import PreferenceModel
 
@@ -108,32 +108,39 @@ def _pattern(expression: str) -> Judge:
     return lambda completions, **_: [float(bool(compiled.search(text_of(text)))) for text in completions]
 
 
-def _function(name: str) -> Any:
-    """module:function or file.py:function."""
+def load_function(name: str, *, option: str = "--reward", others: str | None = None) -> Any:
+    """module:function or file.py:function.
+
+    Args:
+        option: what the user calls it, for messages.
+        others: what else it could have been and is not, for messages.
+    Raises:
+        UserError: there is no such function.
+    """
     place, found, function = name.rpartition(":")
     if not found or not place or not function:
         kinds = ", ".join(ready_rewards())
+        others = others or f"none of {kinds}, no folder, and not regex:EXPRESSION, judge:MODEL@URL"
         raise UserError(
-            f"--reward {name} is none of {kinds}, no folder, and not regex:EXPRESSION, judge:MODEL@URL, "
-            "module:function, file.py:function, or one of these two behind pairwise:"
+            f"{option} {name} is {others}, module:function, file.py:function, or one of these two behind pairwise:"
         )
     try:
-        judge: Any = getattr(_module(place), function)
+        judge: Any = getattr(_module(place, option), function)
     except UserError:
         raise
     except Exception as error:  # importing a user's file may fail in any way
-        raise UserError(f"--reward {name} cannot be loaded: {type(error).__name__}: {error}") from error
+        raise UserError(f"{option} {name} cannot be loaded: {type(error).__name__}: {error}") from error
     if not callable(judge):
-        raise UserError(f"--reward {name} is a {type(judge).__name__}, and must be a function")
+        raise UserError(f"{option} {name} is a {type(judge).__name__}, and must be a function")
     return judge
 
 
-def _module(place: str) -> Any:
+def _module(place: str, option: str) -> Any:
     if not place.endswith(".py"):
         return importlib.import_module(place)
     path = Path(place).resolve()
     if not path.is_file():
-        raise UserError(f"--reward {place} is not there: give file.py:function")
+        raise UserError(f"{option} {place} is not there: give file.py:function")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

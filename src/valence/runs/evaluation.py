@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from valence.data.collate import EncodedGroup
 from valence.evaluation import language as measures
@@ -19,15 +20,15 @@ class Sampled:
 
     Args:
         picked: which prompt each is of.
-        texts: the completions.
+        texts: the completions, or images.
         before: those of the policy as it began, of the same prompts.
         kl: KL(pi || pi_ref) along each, nats.
     """
 
     step: int
     picked: Sequence[int]
-    texts: Sequence[str]
-    before: Sequence[str]
+    texts: Sequence[Any]
+    before: Sequence[Any]
     kl: Sequence[float]
 
 
@@ -42,6 +43,8 @@ class Evaluation:
         rows: the first of the prompts with their held-out feedback, where there is any.
         judge: samples -> figures, for a run that has a reward.
     """
+
+    card = "transformers"
 
     def __init__(
         self, policy: LanguagePolicy, reference: Reference | None, prompts: Sequence[list[int]], *, config: RunConfig,

@@ -19,7 +19,6 @@ from valence.policies.language import LanguagePolicy
 from valence.policies.loading import DTYPES, check_device, load_language_policy
 from valence.runs.config import ModelConfig, RunConfig, TrainConfig
 from valence.runs.data import Say
-from valence.runs.evaluation import Evaluation
 from valence.runs.profiling import Profiler
 from valence.runs.progress import Progress
 from valence.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
@@ -95,7 +94,7 @@ def learning_rate(options: TrainConfig, network: ModelConfig, policy: LanguagePo
 
 
 def make_optimizers(
-    options: TrainConfig, policy: LanguagePolicy, critic: Any, lr: float, *, eps: float = 1e-8
+    options: TrainConfig, policy: Any, critic: Any, lr: float, *, eps: float = 1e-8
 ) -> dict[str, torch.optim.Optimizer]:
     """The policy's, and where there is a critic with parameters of its own that one's."""
     if options.value_lr is not None and critic is None:
@@ -147,7 +146,7 @@ class RunResult:
 
 def run_session(
     out: Path, run: RunConfig, settings: Mapping[str, Any], method: str, facts: Mapping[str, str], learner: Learner,
-    source: Any, schedule: Schedule, evaluation: Evaluation, say: Say, *, show: bool,
+    source: Any, schedule: Schedule, evaluation: Any, say: Say, *, show: bool,
     before_batch: Callable[[Learner], None] | None = None, section: Callable[[], str] | None = None,
 ) -> RunResult:  # fmt: skip
     """Train, and write model, samples, figures, card and report to `out`.
@@ -155,6 +154,7 @@ def run_session(
     Args:
         settings: what trackers are told of the run.
         facts: what the report says of it.
+        evaluation: an `Evaluation`, or an `ImageEvaluation`.
         show: a progress bar.
         before_batch: see `train`.
         section: a part of the report, as HTML, made at the end.
@@ -200,22 +200,24 @@ def run_session(
 
 
 def _write(
-    out: Path, run: RunConfig, method: str, facts: Mapping[str, str], evaluation: Evaluation, outcome: Outcome,
+    out: Path, run: RunConfig, method: str, facts: Mapping[str, str], evaluation: Any, outcome: Outcome,
     say: Say, section: str,
 ) -> RunResult:  # fmt: skip
     samples = evaluation.samples()
-    (out / "samples.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in samples))
+    if samples:
+        (out / "samples.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in samples))
     rows = read_metrics(out / "metrics.jsonl")
     looks = [{key[5:]: value for key, value in row.items() if key.startswith("eval/")} for row in rows]
     looks = [look for look in looks if look]
     before, after = looks[0], looks[-1]
     told = {"method": method} | dict(facts) | {"steps": str(outcome.steps), "stopped early": outcome.stopped or "no"}
-    write_model_card(out / "model", told, before, after)
+    write_model_card(out / "model", told, before, after, library=evaluation.card)
     write_report(out / "report.html", told, rows, samples, before, after, section=section)
     for name in after:
         say(f"  {name:26} {before.get(name, math.nan):9.3f} -> {after[name]:9.3f}")
     if outcome.stopped:
         say(f"stopped: {outcome.stopped}; the model kept is the last within it")
     more = ", profile.json, profile.txt" if run.profile else ""
-    say(f"written: {out}/model, report.html, samples.jsonl, metrics.jsonl, config.yaml{more}")
+    kept = "samples.jsonl" if samples else "grids"
+    say(f"written: {out}/model, report.html, {kept}, metrics.jsonl, config.yaml{more}")
     return RunResult(out, method, outcome.steps, outcome.stopped, before, after)

@@ -11,7 +11,6 @@ from typing import Any
 
 from valence.evaluation.overoptimization import Look, audit
 from valence.evaluation.statistics import mean_interval
-from valence.policies.language import LanguagePolicy
 from valence.rewards.judge import SelfPlay
 from valence.runs.evaluation import Sampled
 from valence.sources.prompts import EncodedPrompt, ask, verdicts
@@ -32,7 +31,7 @@ class Watch:
     """
 
     def __init__(
-        self, policy: LanguagePolicy, rows: Sequence[EncodedPrompt], reward: Any, gold: Any | None, out: Path, *,
+        self, policy: Any, rows: Sequence[EncodedPrompt], reward: Any, gold: Any | None, out: Path, *,
         resumed_at: int = 0,
     ) -> None:  # fmt: skip
         self.policy, self.rows, self.reward, self.gold, self.out = policy, rows, reward, gold, out

@@ -29,7 +29,6 @@ from torch import Tensor
 from valence.data.collate import move, pad_actions, pad_left
 from valence.errors import UserError
 from valence.feedback import has_spread, on_last_step, reward_statistics
-from valence.policies.rows import TokenContext
 from valence.protocols import Reference
 from valence.rewards.ensemble import Judge
 from valence.sources.prompts import EncodedPrompt, ask
@@ -117,7 +116,7 @@ class OnlineSource:
 
     def _next(self, policy: Any) -> Batch:
         chosen = self._prompts()
-        context = move(pad_left([row.ids for row in chosen], self.pad), self.device)
+        context = self._context(policy, chosen)
         action = self._act(policy, context, chosen)
         values = self._judged(chosen, action)
         ended = self._ended(policy, action)
@@ -126,7 +125,7 @@ class OnlineSource:
         present = ~values.isnan() & action.mask.any(-1)
         found = self._measure(policy, context, action)
         score = torch.where(present, values, 0.0)
-        batch = self._shaped(context, action, score, present, found)
+        batch = self._shaped(context, action, self._advantage(chosen, score, present), present, found)
         own = torch.arange(present.shape[1], device=present.device) < self.settings.num_samples
         self._report(score, present & own, ended, batch, found)
         if self.convert is not None:
@@ -135,6 +134,14 @@ class OnlineSource:
         # What nothing is learned from is not measured either.
         kept = dataclasses.replace(batch.action, mask=batch.action.mask & batch.present[..., None])
         return dataclasses.replace(batch, action=kept)
+
+    def _context(self, policy: Any, chosen: Sequence[EncodedPrompt]) -> Any:
+        """The prompts as the policy reads them."""
+        return move(pad_left([row.ids for row in chosen], self.pad), self.device)
+
+    def _advantage(self, chosen: Sequence[EncodedPrompt], score: Tensor, present: Tensor) -> Tensor:
+        """What is learned from, of each score: here the score itself."""
+        return score
 
     def _prompts(self) -> list[EncodedPrompt]:
         picked: list[EncodedPrompt] = []
@@ -154,7 +161,7 @@ class OnlineSource:
         return [slice(start, min(start + size, contexts)) for start in range(0, contexts, size)]
 
     @torch.no_grad()
-    def _act(self, policy: Any, context: TokenContext, chosen: Sequence[EncodedPrompt]) -> Action:
+    def _act(self, policy: Any, context: Any, chosen: Sequence[EncodedPrompt]) -> Action:
         drawn = [self._draw(policy, context.select(part)) for part in self._parts(len(chosen))]
         if len(drawn) == 1 and not self.settings.given:
             return drawn[0]
@@ -169,7 +176,7 @@ class OnlineSource:
         output = [row + [""] * (widest - len(row)) for row in output]
         return dataclasses.replace(move(pad_actions(rows, self.pad), self.device), output=output)
 
-    def _draw(self, policy: Any, context: TokenContext) -> Action:
+    def _draw(self, policy: Any, context: Any) -> Action:
         with self._drawer(policy) as drawer:
             return drawer.sample(context, self.settings.num_samples, self.generator)
 
@@ -200,7 +207,7 @@ class OnlineSource:
         return (torch.isin(action.steps, ends) & action.mask).any(-1)
 
     @torch.no_grad()
-    def _measure(self, policy: Any, context: TokenContext, action: Action) -> Likelihood:
+    def _measure(self, policy: Any, context: Any, action: Action) -> Likelihood:
         """log pi_t of whoever drew, and log pi_0 where the KL weighs, by the training model."""
         there = action.mask.any(-1)
         batch = Batch(context, action, Labels(torch.zeros_like(there, dtype=torch.long), there))
@@ -214,9 +221,7 @@ class OnlineSource:
             return found[0].detach()
         return Likelihood(**{name: torch.cat([getattr(part, name) for part in found]) for name in sorted(needs)})
 
-    def _shaped(
-        self, context: TokenContext, action: Action, score: Tensor, present: Tensor, found: Likelihood
-    ) -> Batch:
+    def _shaped(self, context: Any, action: Action, score: Tensor, present: Tensor, found: Likelihood) -> Batch:
         """The collected batch, with the KL's price taken off its rewards."""
         mask = action.mask
         steps = on_last_step(score, mask)

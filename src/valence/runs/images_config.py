@@ -1,0 +1,205 @@
+"""The fields of a run on images; each group validated when made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from valence.errors import UserError
+from valence.policies.image_pipelines import DTYPES, SamplerSettings
+from valence.runs.config import RunConfig, TrainConfig, build, check, check_numbers, is_number
+from valence.runs.improve_config import OnlineConfig
+
+IMAGE_METHODS = (
+    "rebel", "pmpo", "spo", "ppo", "rloo", "reinforce", "dpo", "iterative-dpo", "grpo", "copg",
+)  # fmt: skip
+PAPER_CLIP, PAPER_LR, PAPER_GRAD_NORM = 1e-4, {"rebel": 3e-4, "ppo": 1e-4}, 5.0
+
+
+@dataclass(frozen=True)
+class ImageMethodConfig:
+    """What is asked, and what is made of the answers. A field left out takes the method's own default."""
+
+    method: str = "rebel"
+    """rebel, pmpo, spo, ppo (without a critic), rloo, reinforce, dpo, iterative-dpo, grpo or copg."""
+    reward: str = "default"
+    """default (for small-digits: file size and a classifier), jpeg-small, jpeg-large, digit, classifier:FOLDER,
+    aesthetic:FOLDER, sum:W*A,W*B, pairwise:file.py:function, module:function or file.py:function; (images, prompts,
+    metadata) -> list of numbers."""
+    judge: str = "auto"
+    """Another reward, which is only watched: auto (digit-judge for small-digits, else none), none, or a name."""
+    reward_timeout: float = 60.0
+    """Seconds that a call of a reward function may take."""
+    preset: str | None = None
+    """PMPO: ar, a or r. rebel, ppo: paper, for the REBEL paper's settings (log-prob-scale 1/D, its rates and clip)."""
+    num_samples: int = 4
+    """Images drawn for each prompt."""
+    log_prob_scale: str | None = None
+    """A number that multiplies log pi within the objective, or 1/D, D the latent's dimensions; 1 where not given."""
+    eta: str = "1"
+    """REBEL, SPO: step size, nats (times log-prob-scale) for each standard deviation of reward."""
+    beta: str | None = None
+    """PMPO: KL weight, a number or auto (auto). DPO (0.05), CoPG (0.1): inverse temperature. GRPO: KL penalty (0)."""
+    alpha: float | None = None
+    """PMPO: weight of accepted against rejected (0.5)."""
+    labels: str = "halves"
+    """PMPO: halves, best-worst, group-mean, batch-mean or threshold."""
+    threshold: float = 0.0
+    """PMPO with labels threshold: the standardised reward that is just accepted."""
+    refresh_every: int = 4
+    """PMPO: optimizer steps between copies of the policy into the reference that is sampled from; 0 never."""
+    pairs: str = "all"
+    """rebel, spo, dpo: all pairs of a prompt's images, or best-worst alone."""
+    clip: float | None = None
+    """PPO (0.01; the paper's 1e-4), GRPO (0.2): of the ratio at each step."""
+    inner_epochs: int | None = None
+    """How often each collected batch is learned from: 2 for ppo, else 1."""
+    minibatch_size: int = 0
+    """Prompts an optimizer step; 0 takes the collected batch whole."""
+    kl_weight: float = 0.0
+    """Standardised reward taken off for each nat of log pi_t / pi_0."""
+    statistics_size: int = 32
+    """Rewards remembered for each prompt, by which they are standardised; 0 leaves rewards as they are."""
+    statistics_least: int = 16
+    """From so many on, a prompt's own statistics are used; the batch's before."""
+    advantage_clip: float = 10.0
+    """Standardised rewards are clipped to it."""
+
+    def __post_init__(self) -> None:
+        check(self.method in IMAGE_METHODS, "method", self.method, f"one of {', '.join(IMAGE_METHODS)}")
+        paper = self.preset == "paper"
+        check(not paper or self.method in PAPER_LR, "preset", self.preset, "left out: only rebel and ppo have one")
+        check(self.clip is None or self.method in ("ppo", "grpo"), "clip", self.clip, "left out but for ppo and grpo")
+        check_numbers(self, "clip", "reward_timeout", "advantage_clip", above=0)
+        check_numbers(self, "statistics_size", least=0)
+        check_numbers(self, "statistics_least", least=2)
+        fits = self.statistics_size == 0 or self.statistics_least <= self.statistics_size
+        check(fits, "statistics_least", self.statistics_least, "at most --statistics-size")
+        scale = self.log_prob_scale
+        good = scale in (None, "1/D") or (is_number(scale) and float(str(scale)) > 0)
+        check(good, "log_prob_scale", scale, "a number above 0, or 1/D")
+        fresh = self.method in ("rloo", "reinforce") and (self.epochs > 1 or self.minibatch_size > 0)
+        check(not fresh, "inner_epochs", self.epochs, f"1, and --minibatch-size left out: {self.method} is on-policy")
+        check(self.method == "pmpo" or self.refresh_every == 4, "refresh_every", self.refresh_every, "left out: PMPO's")
+        # What both read is checked there.
+        self.online()
+
+    def online(self) -> OnlineConfig:
+        """What the online job makes objectives and conversions from. REINFORCE stands there for PPO without a critic,
+        which takes the same rewards."""
+        method = {"ppo": "reinforce", "dpo": "iterative-dpo"}.get(self.method, self.method)
+        more: dict[str, Any] = {"clip": self.clip} if self.method == "grpo" and self.clip else {}
+        if self.method == "pmpo":
+            more["refresh_every"] = self.refresh_every
+        beta = "0" if self.method == "grpo" and self.beta is None else self.beta
+        return OnlineConfig(
+            method=method, reward=self.reward, num_samples=self.num_samples, kl_weight=self.kl_weight, eta=self.eta,
+            beta=beta, preset=None if self.preset == "paper" else self.preset, alpha=self.alpha, labels=self.labels,
+            threshold=self.threshold, pairs=self.pairs, reward_timeout=self.reward_timeout, **more,
+        )  # fmt: skip
+
+    @property
+    def epochs(self) -> int:
+        """The inner epochs in force."""
+        return self.inner_epochs if self.inner_epochs is not None else 2 if self.method == "ppo" else 1
+
+    def scale(self, dimensions: int) -> float:
+        """The log-prob scale in force, for a latent of so many dimensions."""
+        text = self.log_prob_scale or ("1/D" if self.preset == "paper" else "1")
+        return 1 / dimensions if text == "1/D" else float(text)
+
+
+@dataclass(frozen=True)
+class PipelineConfig:
+    """How images are drawn, and what of the pipeline learns."""
+
+    num_steps: int = 8
+    """Steps from noise to image: the horizon."""
+    guidance: float = 1.0
+    """How strongly the prompt is followed; 1 does not strengthen it."""
+    stochasticity: float = 1.0
+    """DDIM: noise in each step, above 0; 1 as much as DDPM."""
+    lora_rank: int = 8
+    """Rank of adapters on the attention's projections; 0 trains the whole network."""
+    lora_alpha: int = 8
+    """LoRA's scale, over the rank."""
+    dtype: str = "float32"
+    """Of frozen weights and matrix products: float32, bfloat16 or float16."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, …"""
+    gradient_checkpointing: bool = False
+    """Store less in the pull-back, compute more."""
+
+    def __post_init__(self) -> None:
+        check_numbers(self, "num_steps", least=2)
+        check_numbers(self, "lora_rank", least=0)
+        check_numbers(self, "lora_alpha", least=1)
+        check_numbers(self, "guidance", least=0)
+        check_numbers(self, "stochasticity", above=0, most=1)
+        check(self.dtype in DTYPES, "dtype", self.dtype, f"one of {', '.join(DTYPES)}")
+
+    def sampler(self) -> SamplerSettings:
+        return SamplerSettings(
+            self.num_steps, self.guidance, self.stochasticity, self.lora_rank, self.lora_alpha, self.dtype,
+            self.gradient_checkpointing,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ImageTrainConfig(TrainConfig):
+    """How it learns."""
+
+    batch_size: int = 8
+    """Prompts a collected batch."""
+    epochs: float = 20.0
+    """Passes over the prompts, where max-steps is not given."""
+
+
+@dataclass(frozen=True)
+class ImageRunConfig(RunConfig):
+    """What is watched, kept and when it stops."""
+
+    eval_every: int = 10
+    """Steps between evaluations; 0 evaluates before and after only."""
+    save_every: int = 10
+    """Steps between checkpoints; 0 keeps none."""
+
+
+@dataclass(frozen=True)
+class ImprovementConfig:
+    """One run on images."""
+
+    prompts: str = ""
+    """A file of prompts (one a line, or JSON lines with "prompt"; other fields go to the reward as metadata); left out
+    for small-digits: its ten."""
+    pipeline: str = ""
+    """A folder that diffusers can load, a hub id, or small-digits for the one that Valence carries."""
+    out: str = ""
+    """Folder to write into."""
+    images: ImageMethodConfig = field(default_factory=ImageMethodConfig)
+    network: PipelineConfig = field(default_factory=PipelineConfig)
+    train: ImageTrainConfig = field(default_factory=ImageTrainConfig)
+    run: ImageRunConfig = field(default_factory=ImageRunConfig)
+
+
+GROUPS: dict[str, type] = {
+    "images": ImageMethodConfig, "network": PipelineConfig, "train": ImageTrainConfig, "run": ImageRunConfig,
+}  # fmt: skip
+
+
+def images_config(**options: Any) -> ImprovementConfig:
+    """An `ImprovementConfig` from flat names, as in config.yaml and on the command line.
+
+    Raises:
+        UserError: an unknown name or a wrong value.
+    """
+    return build(ImprovementConfig, GROUPS, options, paths=(), command="improve-images")
+
+
+def check_complete(config: ImprovementConfig) -> None:
+    """Raises UserError where pipeline or out is missing."""
+    missing = [name for name in ("pipeline", "out") if not getattr(config, name)]
+    if missing:
+        raise UserError(
+            f"{', '.join(missing)} missing: valence improve-images --pipeline P --prompts FILE --reward R --out DIR"
+        )
