@@ -361,3 +361,13 @@ def test_what_cannot_be_a_policy_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="reference"):
         policy = denoiser()
         policy.likelihood(drawn(policy), None, frozenset({"ref_kl"}))
+
+
+def test_the_density_known_from_drawing_is_the_measured_one() -> None:
+    policy = moved(denoiser())
+    context = policy.context(["a", "b"])
+    action, told = policy.draw(context, 3, torch.Generator().manual_seed(0))
+    present = torch.ones(2, 3, dtype=torch.bool)
+    found = policy.likelihood(Batch(context, action, Labels(present.long(), present)), None, frozenset({"log_prob"}))
+    torch.testing.assert_close(told, found.log_prob, rtol=1e-5, atol=1e-4)
+    assert float(told[..., -1].abs().max()) == 0

@@ -22,13 +22,15 @@ EXPERIMENTS = {
     "pmpo-language": "valence.reproduce.pmpo_language",
     "dro": "valence.reproduce.dro",
     "general-preference": "valence.reproduce.general_preference",
+    "image": "valence.reproduce.image",
 }
 
 
 @dataclass(frozen=True)
 class Reproduce:
     """Rerun an experiment and print the paper's figures beside ours. Experiments: thumbs, bandit, control,
-    offline-control, summarize, best-worst, pmpo-language, dro, general-preference."""
+    offline-control, summarize, best-worst, pmpo-language, dro, general-preference,
+    image."""
 
     name: tyro.conf.Positional[str]
     """Which experiment."""

@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 
-SMALLEST = 64
-"""Pixels a side that a small image is shown at."""
+SMALLEST, LARGEST = 64, 192
+"""Pixels a side that small and large images are shown at: a grid of forty photographs must fit a page, and a mail."""
 
 
 def image_grid(images: Sequence[Any], columns: int) -> Any:
-    """Images row by row on white, two pixels apart; small ones enlarged by a whole factor, pixels kept sharp.
+    """Images row by row on white, two pixels apart; small ones enlarged by a whole factor, pixels kept sharp, and large
+    ones shrunk.
 
     Args:
         images: PIL images of one size, at least one.
@@ -24,14 +25,18 @@ def image_grid(images: Sequence[Any], columns: int) -> Any:
     from PIL import Image
 
     width, height = images[0].size
-    factor = max(1, -(-SMALLEST // max(width, height)))
-    width, height = width * factor, height * factor
+    longer = max(width, height)
+    if longer > LARGEST:
+        width, height = max(1, width * LARGEST // longer), max(1, height * LARGEST // longer)
+    else:
+        factor = -(-SMALLEST // longer)
+        width, height = width * factor, height * factor
+    way = Image.Resampling.LANCZOS if longer > LARGEST else Image.Resampling.NEAREST
     rows = -(-len(images) // columns)
     grid = Image.new("RGB", (columns * (width + 2) - 2, rows * (height + 2) - 2), "white")
     for place, image in enumerate(images):
         row, column = divmod(place, columns)
-        big = image.resize((width, height), Image.Resampling.NEAREST)
-        grid.paste(big, (column * (width + 2), row * (height + 2)))
+        grid.paste(image.resize((width, height), way), (column * (width + 2), row * (height + 2)))
     return grid
 
 

@@ -47,13 +47,16 @@ class RunningStandard:
         for prompt, row, there in zip(prompts, value.tolist(), present.tolist(), strict=True):
             known = self.known.setdefault(prompt, deque(maxlen=self.size))
             known.extend(reward for reward, known_here in zip(row, there, strict=True) if known_here)
-        whole = value[present]
+        # In double precision: the rounding of a mean of equal rewards would else be as large as the 1e-6 below it.
+        exact = value.to("cpu", torch.float64)
+        whole = exact[present.cpu()]
         rows = []
-        for prompt, row in zip(prompts, value, strict=True):
+        for prompt, row in zip(prompts, exact, strict=True):
             own = self.known[prompt]
-            of = torch.tensor(list(own), dtype=value.dtype, device=value.device) if len(own) >= self.least else whole
+            of = torch.tensor(list(own), dtype=exact.dtype) if len(own) >= self.least else whole
             rows.append((row - of.mean()) / (of.std(correction=0) + 1e-6) if len(of) else row)
-        return torch.where(present, torch.stack(rows).clamp(-self.clip, self.clip), 0.0)
+        scaled = torch.stack(rows).clamp(-self.clip, self.clip).to(value)
+        return torch.where(present, scaled, 0.0)
 
     def state_dict(self) -> dict[str, Any]:
         return {"known": {prompt: list(values) for prompt, values in self.known.items()}}

@@ -139,21 +139,29 @@ class Denoiser:
         """Prompts as the network reads them."""
         return ImageContext(tuple(prompts), self.read(prompts))
 
-    @torch.no_grad()
     def sample(self, context: ImageContext, num_samples: int, generator: torch.Generator) -> Action:
         """Draw and decode `num_samples` images for each prompt. The generator is the CPU's, whatever the device."""
+        return self.draw(context, num_samples, generator)[0]
+
+    @torch.no_grad()
+    def draw(
+        self, context: ImageContext, num_samples: int, generator: torch.Generator
+    ) -> tuple[Action, Float[Tensor, "N K T"]]:
+        """As `sample`, with log pi of every step, which costs nothing on the way: sampler and policy are one here."""
         shape = (len(context.prompts), num_samples, *self.shape)
         # All noise is drawn first: what is drawn does not depend on how many images go through the network together.
         noise = torch.randn(shape[0], num_samples, 1 + len(self.steps), *self.shape, generator=generator)
         noise = noise.to(self.device)
-        x, drawn = noise[:, :, 0], []
+        x, drawn, densities = noise[:, :, 0], [], []
         for place, step in enumerate(self.steps):
-            x = self.mean(context, x, step) + step.scale * noise[:, :, place + 1]
+            mean = self.mean(context, x, step)
+            x = mean + step.scale * noise[:, :, place + 1]
             drawn.append(x)
+            densities.append(log_density(x, mean, step.scale) if step.scale else torch.zeros_like(x[:, :, 0, 0, 0]))
         images = [image for part in x.flatten(0, 1).split(TOGETHER) for image in self.decode(part)]
         output = [images[row : row + num_samples] for row in range(0, len(images), num_samples)]
         steps = torch.stack(drawn, dim=2)
-        return Action(steps, self._mask(steps), start=noise[:, :, 0], output=output)
+        return Action(steps, self._mask(steps), start=noise[:, :, 0], output=output), torch.stack(densities, dim=-1)
 
     def _mask(self, steps: Tensor) -> Tensor:
         live = torch.tensor([step.scale > 0 for step in self.steps], device=steps.device)
@@ -273,6 +281,12 @@ class Denoiser:
             return other.mean(context, x, step)
 
 
+def log_density(x: Float[Tensor, "N K C H W"], mean: Float[Tensor, "N K C H W"], scale: float) -> Float[Tensor, "N K"]:
+    """log N(x; mean, scale^2 I), summed over the latent's dimensions, nats."""
+    away = (x - mean).flatten(2).square().sum(-1) / (2 * scale**2)
+    return -away - mean[0, 0].numel() * (math.log(scale) + math.log(2 * math.pi) / 2)
+
+
 def _at_step(grads: Mapping[str, Tensor]) -> Callable[[int], Mapping[str, Tensor]]:
     return lambda place: {name: grad[..., place] for name, grad in grads.items()}
 
@@ -286,8 +300,7 @@ def _measure(
         if name in ("log_prob", "ref_log_prob"):
             middle = mean if name == "log_prob" else reference_mean
             assert middle is not None
-            away = (drawn - middle).flatten(2).square().sum(-1) / (2 * scale**2)
-            found[name] = -away - mean[0, 0].numel() * (math.log(scale) + math.log(2 * math.pi) / 2)
+            found[name] = log_density(drawn, middle, scale)
         else:
             assert reference_mean is not None
             found[name] = (mean - reference_mean).flatten(2).square().sum(-1) / (2 * scale**2)

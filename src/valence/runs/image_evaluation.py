@@ -38,7 +38,7 @@ class ImageEvaluation:
         self.policy, self.reference, self.judge, self.out = policy, reference, judge, out
         self.picked = [place % len(prompts) for place in range(samples)]
         self.prompts = [str(prompts[place].prompt) for place in self.picked]
-        self.columns = min(len(prompts), 10)
+        self.columns = min(len(prompts), samples, 10)
         self.context = policy.context(self.prompts)
         self.seed = seed + 7919
         with reference.active() as base:
@@ -88,6 +88,9 @@ class ImageEvaluation:
         # A first, a last, and a few between: a report is for reading.
         kept = [(step, path) for step, path in found if step <= last]
         shown = kept if len(kept) <= 6 else [kept[round(place * (len(kept) - 1) / 5)] for place in range(6)]
-        told = ", ".join(dict.fromkeys(self.prompts[: self.columns]))
         titles = [(f"step {step}" if step else "before (step 0)", path) for step, path in shown]
-        return grids_section(titles, f"The same noise at every look; a column each for: {told}.")
+        # Prompts are drawn in turn: up to ten have a column each, more go on in the next row.
+        aligned = max(self.picked) < self.columns
+        told = self.prompts[: self.columns] if aligned else list(dict.fromkeys(self.prompts[:SHOWN]))
+        way = "a column each for" if aligned else "row by row, in turn"
+        return grids_section(titles, f"The same noise at every look; {way}: {'; '.join(told)}.")

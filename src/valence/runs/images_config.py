@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from valence.errors import UserError
-from valence.policies.image_pipelines import DTYPES, SamplerSettings
-from valence.runs.config import RunConfig, TrainConfig, build, check, check_numbers, is_number
+from valence.runs.config import PRESET_ALPHA, RunConfig, TrainConfig, build, check, check_numbers, is_number
 from valence.runs.improve_config import OnlineConfig
+
+if TYPE_CHECKING:
+    from valence.policies.image_pipelines import SamplerSettings
 
 IMAGE_METHODS = (
     "rebel", "pmpo", "spo", "ppo", "rloo", "reinforce", "dpo", "iterative-dpo", "grpo", "copg",
 )  # fmt: skip
+ONLINE_NAME = {"ppo": "reinforce", "dpo": "iterative-dpo"}
+"""What the online job calls methods that read the same settings."""
+DTYPES = ("float32", "bfloat16", "float16")
 PAPER_CLIP, PAPER_LR, PAPER_GRAD_NORM = 1e-4, {"rebel": 3e-4, "ppo": 1e-4}, 5.0
 
 
@@ -68,6 +73,8 @@ class ImageMethodConfig:
     def __post_init__(self) -> None:
         check(self.method in IMAGE_METHODS, "method", self.method, f"one of {', '.join(IMAGE_METHODS)}")
         paper = self.preset == "paper"
+        known = self.preset in (None, "paper", *PRESET_ALPHA)
+        check(known, "preset", self.preset, f"one of {', '.join(PRESET_ALPHA)} for pmpo, or paper for rebel and ppo")
         check(not paper or self.method in PAPER_LR, "preset", self.preset, "left out: only rebel and ppo have one")
         check(self.clip is None or self.method in ("ppo", "grpo"), "clip", self.clip, "left out but for ppo and grpo")
         check_numbers(self, "clip", "reward_timeout", "advantage_clip", above=0)
@@ -81,13 +88,16 @@ class ImageMethodConfig:
         fresh = self.method in ("rloo", "reinforce") and (self.epochs > 1 or self.minibatch_size > 0)
         check(not fresh, "inner_epochs", self.epochs, f"1, and --minibatch-size left out: {self.method} is on-policy")
         check(self.method == "pmpo" or self.refresh_every == 4, "refresh_every", self.refresh_every, "left out: PMPO's")
-        # What both read is checked there.
-        self.online()
+        # What both read is checked there, under the name that the user gave.
+        try:
+            self.online()
+        except UserError as error:
+            raise UserError(str(error).replace(ONLINE_NAME.get(self.method, self.method), self.method)) from error
 
     def online(self) -> OnlineConfig:
         """What the online job makes objectives and conversions from. REINFORCE stands there for PPO without a critic,
         which takes the same rewards."""
-        method = {"ppo": "reinforce", "dpo": "iterative-dpo"}.get(self.method, self.method)
+        method = ONLINE_NAME.get(self.method, self.method)
         more: dict[str, Any] = {"clip": self.clip} if self.method == "grpo" and self.clip else {}
         if self.method == "pmpo":
             more["refresh_every"] = self.refresh_every
@@ -131,7 +141,9 @@ class PipelineConfig:
     """Store less in the pull-back, compute more."""
 
     def __post_init__(self) -> None:
-        check_numbers(self, "num_steps", least=2)
+        check_numbers(self, "num_steps", least=1)
+        one = "at least 2: a sampler's last step adds no noise, so that one step in all has no density to learn from"
+        check(self.num_steps > 1, "num_steps", self.num_steps, one)
         check_numbers(self, "lora_rank", least=0)
         check_numbers(self, "lora_alpha", least=1)
         check_numbers(self, "guidance", least=0)
@@ -139,6 +151,9 @@ class PipelineConfig:
         check(self.dtype in DTYPES, "dtype", self.dtype, f"one of {', '.join(DTYPES)}")
 
     def sampler(self) -> SamplerSettings:
+        """As the policies' loader takes it."""
+        from valence.policies.image_pipelines import SamplerSettings
+
         return SamplerSettings(
             self.num_steps, self.guidance, self.stochasticity, self.lora_rank, self.lora_alpha, self.dtype,
             self.gradient_checkpointing,
@@ -149,10 +164,25 @@ class PipelineConfig:
 class ImageTrainConfig(TrainConfig):
     """How it learns."""
 
+    lr: float | None = None
+    """Learning rate (3e-4; PPO with preset paper 1e-4)."""
+    value_lr: float | None = None
+    """Left out: no method here has a value network."""
     batch_size: int = 8
     """Prompts a collected batch."""
+    micro_batch_size: int = 0
+    """Prompts measured at a time; 0 takes the batch whole. The gradient is the same."""
+    micro_batch_tokens: int = 0
+    """Left out: images are not made of tokens."""
     epochs: float = 20.0
     """Passes over the prompts, where max-steps is not given."""
+    warmup_steps: int | None = None
+    """Linear warm-up (none)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        tokens = self.micro_batch_tokens
+        check(not tokens, "micro_batch_tokens", tokens, "left out: images are not made of tokens")
 
 
 @dataclass(frozen=True)
@@ -161,6 +191,8 @@ class ImageRunConfig(RunConfig):
 
     eval_every: int = 10
     """Steps between evaluations; 0 evaluates before and after only."""
+    eval_samples: int = 64
+    """Images of a look, by which KL, reward and judge are measured; the first 40 are the grid."""
     save_every: int = 10
     """Steps between checkpoints; 0 keeps none."""
 

@@ -21,6 +21,7 @@ from valence.policies.denoiser import Denoiser
 from valence.policies.image_pipelines import SMALL, load_denoiser
 from valence.protocols import Objective
 from valence.rewards import RewardFunction
+from valence.rewards.digits import digit_named
 from valence.rewards.image_loading import load_image_reward
 from valence.rewards.images import DEFAULT_REWARD, JUDGE
 from valence.rewards.judge import SelfPlay
@@ -64,14 +65,15 @@ def improve_images(
         out: a folder to write into.
         prompts: a file, or the prompts themselves; left out for small-digits: its ten.
         reward: a function `(images, prompts, metadata) -> list[float | None]`, or its name on the command line.
-        judge: another one, which is only watched; "none" for none.
+        judge: another one, which is only watched; None or "none" for none.
         quiet: print nothing.
         options: any field of the run, as on the command line: method, eta, num_samples, log_prob_scale, …
     Raises:
         UserError: bad input, in one line that says what, where and what to do.
     """
     given = None if isinstance(prompts, str | Path) else [Record("prompt", prompt) for prompt in prompts]
-    names = [getattr(each, "__name__", "reward") if callable(each) else str(each) for each in (reward, judge)]
+    judge = "none" if judge is None else judge
+    names = [_name(each) for each in (reward, judge)]
     config = images_config(
         pipeline=str(pipeline), out=str(out), prompts="" if given is not None else str(prompts), reward=names[0],
         judge=names[1], **options,
@@ -82,13 +84,20 @@ def improve_images(
     return run_image_improvement(config, records=given, reward=own[0], judge=own[1], say=say, show=not quiet)
 
 
+def _name(judge: Any) -> str:
+    if not callable(judge):
+        return str(judge)
+    return str(getattr(judge, "name", getattr(judge, "__name__", type(judge).__name__)))
+
+
 def _own(judge: Any, name: str, images: ImageMethodConfig) -> Any:
     """A caller's own function, made unable to break a run; None for a name, which is loaded later."""
-    if not callable(judge) or isinstance(judge, SelfPlay):
+    if not callable(judge) or isinstance(judge, SelfPlay | RewardFunction):
         return judge if callable(judge) else None
 
     def as_judge(prompts: Sequence[str], completions: Sequence[Any], metadata: Sequence[Any]) -> Any:
-        return judge(completions, prompts, metadata)
+        # Copies: what a reward does to its images stays with it.
+        return judge([image.convert("RGB") for image in completions], list(prompts), [dict(row) for row in metadata])
 
     return RewardFunction(as_judge, name=name, timeout=images.reward_timeout, what="images")
 
@@ -100,18 +109,21 @@ def run_image_improvement(
     """Run what `config` says; see `improve_images`."""
     if config.run.threads:
         torch.set_num_threads(config.run.threads)
-    torch.manual_seed(config.train.seed)
-    config, images = _settled(config), config.images
+    config = _settled(config)
+    images = config.images
     settings = flat(replace(config, run=replace(config.run, resume=False)))
     out = claim(Path(config.out), settings, resume=config.run.resume)
     prompts = _prompts(config, records, say)
     device = config.network.device
     device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    # A wrong name is told before a large pipeline is fetched.
+    names = _judges(config, prompts)
+    reward = reward or load_image_reward(names[0], device=device, timeout=images.reward_timeout)
+    if judge is None and names[1]:
+        judge = load_image_reward(names[1], device=device, timeout=images.reward_timeout, option="--judge")
+    torch.manual_seed(config.train.seed)
     policy = load_denoiser(config.pipeline, config.network.sampler(), device=device)
     _say_cut(policy, prompts, say)
-    names = _judges(config)
-    reward = reward or load_image_reward(names[0], device=device, timeout=images.reward_timeout)
-    judge = judge or (names[1] and load_image_reward(names[1], device=device, option="--judge")) or None
     objective = make_image_objective(images, policy.dimensions)
     start = AdaptersOff(policy) if policy.adapters else FrozenCopy(policy)
     learner, source, schedule = _wire(config, policy, objective, start, prompts, reward)
@@ -153,12 +165,14 @@ def _settled(config: ImprovementConfig) -> ImprovementConfig:
     return replace(config, images=images, train=train)
 
 
-def _judges(config: ImprovementConfig) -> tuple[str, str]:
-    """(reward, judge) by name; the carried pipeline has both, another has neither."""
+def _judges(config: ImprovementConfig, prompts: Sequence[EncodedPrompt]) -> tuple[str, str]:
+    """(reward, judge) by name; the carried pipeline has both, another has neither. Where no prompt names a digit, its
+    judge has nothing to say."""
     small, images = config.pipeline == SMALL, config.images
     if images.reward == "default" and not small:
         raise UserError(f"--reward is missing: only {SMALL} has a default one")
-    judge = {"auto": JUDGE if small else "", "none": ""}.get(images.judge, images.judge)
+    named = small and any(digit_named(str(row.prompt)) is not None for row in prompts)
+    judge = {"auto": JUDGE if named else "", "none": ""}.get(images.judge, images.judge)
     return DEFAULT_REWARD if images.reward == "default" else images.reward, judge
 
 

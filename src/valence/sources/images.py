@@ -45,7 +45,15 @@ class ImageSource(OnlineSource):
         return policy.context([str(row.prompt) for row in chosen])
 
     def _act(self, policy: Any, context: Any, chosen: Sequence[EncodedPrompt]) -> Action:
-        return self._draw(policy, context)
+        with self._drawer(policy) as drawer:
+            action, self._log_prob = drawer.draw(context, self.settings.num_samples, self.generator)
+        return action
+
+    def _measure(self, policy: Any, context: Any, action: Action) -> Likelihood:
+        """log pi_t is known from drawing; what it is under pi_0 is only worth a pass where the KL weighs."""
+        if self.settings.kl_weight:
+            return super()._measure(policy, context, action)
+        return Likelihood(log_prob=self._log_prob)
 
     def _ended(self, policy: Any, action: Action) -> Tensor:
         return torch.ones(action.mask.shape[:2], dtype=torch.bool, device=action.mask.device)

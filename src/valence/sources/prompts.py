@@ -25,7 +25,7 @@ class EncodedPrompt:
     given: tuple[list[int], ...] = ()
 
 
-def ask(judge: Judge, rows: Sequence[EncodedPrompt], texts: Sequence[str]) -> Sequence[float | None]:
+def ask(judge: Judge, rows: Sequence[EncodedPrompt], texts: Sequence[Any]) -> Sequence[float | None]:
     """What a judge says of one completion for each row: messages where the prompt is messages, columns as lists."""
     names = dict.fromkeys(name for row in rows for name in row.columns if name not in ("prompts", "completions"))
     columns = {name: [row.columns.get(name) for row in rows] for name in names}
@@ -33,7 +33,7 @@ def ask(judge: Judge, rows: Sequence[EncodedPrompt], texts: Sequence[str]) -> Se
 
 
 def verdicts(
-    judge: Any, rows: Sequence[EncodedPrompt], first: Sequence[str], second: Sequence[str]
+    judge: Any, rows: Sequence[EncodedPrompt], first: Sequence[Any], second: Sequence[Any]
 ) -> list[float | None]:
     """P(first is better) of each pair: as a pairwise judge says, or by which reward is higher; None where unknown."""
     if isinstance(judge, SelfPlay):
@@ -53,7 +53,7 @@ def _told(row: EncodedPrompt) -> Any:
     return row.prompt if isinstance(row.prompt, str) else [turn._asdict() for turn in row.prompt]
 
 
-def _answers(rows: Sequence[EncodedPrompt], texts: Sequence[str]) -> list[Any]:
+def _answers(rows: Sequence[EncodedPrompt], texts: Sequence[Any]) -> list[Any]:
     """Completions in the form of their prompts."""
     return [
         text if isinstance(row.prompt, str) else [{"role": "assistant", "content": text}]
