@@ -35,8 +35,8 @@ def tiny_pipeline(scheduler: Any = None, *, embedded_guidance: bool = True, seed
         network = UNet2DConditionModel(
             sample_size=size, in_channels=4, out_channels=4, block_out_channels=(8, 16), layers_per_block=1,
             down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"), cross_attention_dim=16, attention_head_dim=4, norm_num_groups=4,
-            time_cond_proj_dim=8 if embedded_guidance else None,
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"), cross_attention_dim=16, attention_head_dim=4,
+            norm_num_groups=4, time_cond_proj_dim=8 if embedded_guidance else None,
         )  # fmt: skip
         vae = AutoencoderKL(
             in_channels=3, out_channels=3, latent_channels=4, block_out_channels=(8, 8), norm_num_groups=4,

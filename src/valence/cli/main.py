@@ -45,7 +45,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         fail(str(error))
     except KeyboardInterrupt:
         print(
-            "interrupted; align, control and search go on with --resume from the last checkpoint in --out",
+            "interrupted; align, improve, improve-images, control and search go on with --resume from the last "
+            "checkpoint in --out",
             file=sys.stderr,
         )
         sys.exit(130)

@@ -9,10 +9,8 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +26,7 @@ from valence.reproduce.dro_data import (
     split_prompts,
     write_feedback,
 )
+from valence.reproduce.pool import run_each
 from valence.reproduce.thumbs_data import read_sentences, split_sentences
 
 BATCH = 32
@@ -263,19 +262,14 @@ def run_all(settings: Sequence[Setting], size: Size, folder: Path, workers: int)
     """All settings, in processes side by side; each row is printed when it is there."""
     folder.mkdir(parents=True, exist_ok=True)
     open_bench(str(folder), size)
-    tasks = (settings, [size] * len(settings), [str(folder)] * len(settings))
-    if workers == 1 or len(settings) == 1:
-        return [_said(row) for row in map(run_setting, *tasks)]
-    with ProcessPoolExecutor(max_workers=workers, mp_context=get_context("spawn")) as pool:
-        return [_said(row) for row in pool.map(run_setting, *tasks)]
+    return run_each(run_setting, settings, size, str(folder), workers=workers, say=_say)
 
 
-def _said(row: dict[str, Any]) -> dict[str, Any]:
+def _say(row: dict[str, Any]) -> None:
     setting = Setting(**row["setting"])
     win = f"win {row['win']:5.1f}% (select {row['select']:5.1f}%, step {row['best_step']})" if "win" in row else ""
     figures = f"reward {row['reward']:+.2f}, KL(π‖ref) {row['kl_policy_ref']:6.2f}, distinct-2 {row['distinct_2']:.2f}"
     print(f"  {label(setting):58} seed {setting.seed} {win} {figures}, {row['seconds']:.0f} s", flush=True)
-    return row
 
 
 def label(setting: Setting) -> str:

@@ -31,7 +31,7 @@ from valence.reproduce.language_runs import workers_for
 from valence.reproduce.pool import Row, run_each
 from valence.reproduce.results import print_claims, print_table, write_page, write_results
 
-UNTUNED = RATES[1]
+UNTUNED = RATES[2]
 
 
 def run(out: Path, size_name: str, workers: int | None = None) -> Path:
@@ -75,7 +75,7 @@ def run(out: Path, size_name: str, workers: int | None = None) -> Path:
 
 def _setting(size: Size, name: str, rate: float, seed: int, *, tuning: bool = False) -> Setting:
     batches = size.tuning_batches if tuning else size.batches
-    return Setting(name, rate, seed, batches, batches if tuning else size.every, size.images)
+    return Setting(name, rate, seed, batches, batches if tuning else size.every, size.images, size.reward)
 
 
 def _brief(row: Row) -> dict[str, Any]:

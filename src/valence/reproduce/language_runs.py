@@ -18,6 +18,7 @@ from typing import Any
 from valence.evaluation.overoptimization import by_decile
 from valence.evaluation.statistics import mean_interval
 from valence.evaluation.win_rate import win_rate
+from valence.reproduce.pool import run_each
 from valence.reproduce.results import commit
 from valence.reproduce.sentences import KL_WEIGHT, MAX_NEW_TOKENS, Gold, Task
 from valence.sources.prompts import higher_wins
@@ -200,19 +201,14 @@ def _judged(look: Mapping[str, Any], out: Path, task: Task) -> dict[str, Any]:
 def run_all(settings: Sequence[Setting], task: Task, folder: Path, workers: int) -> list[dict[str, Any]]:
     """All settings, in processes side by side; each row is printed when it is there."""
     folder.mkdir(parents=True, exist_ok=True)
-    tasks = (settings, [task] * len(settings), [folder] * len(settings))
-    if workers == 1:
-        return [_said(row) for row in map(run_setting, *tasks)]
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        return [_said(row) for row in pool.map(run_setting, *tasks)]
+    return run_each(run_setting, settings, task, folder, workers=workers, say=_say)
 
 
-def _said(row: dict[str, Any]) -> dict[str, Any]:
+def _say(row: dict[str, Any]) -> None:
     print(
         f"  {row['name']:16} seed {row['seed']:<4} reward {row['reward']:+.3f}, judged {row['judge']:+.3f}, wins "
         f"{row['win']:.0f}%, KL(π‖π_0) {row['kl']:.2f}  {row['options']}", flush=True,
     )  # fmt: skip
-    return row
 
 
 def cost(setting: Setting, task: Task, folder: Path) -> dict[str, float]:

@@ -17,8 +17,8 @@ from valence.rewards.ensemble import Judge
 
 ImageReward = Callable[[Sequence[Any], Sequence[str], Sequence[Any]], Sequence[float | None]]
 DEFAULT_REWARD = "sum:digit,10*jpeg-small"
-"""Small files that still show the digit asked for. A flat 32 x 32 image saves about 0.5 kB of a sample of the small
-model, 5 units at this weight, and loses about 11 nats of `digit`: making the digit vanish does not pay. Weights that
+"""Small files that still show the digit asked for. A flat 32 x 32 image saves about 0.4 kB of a sample of the small
+model, 4 units at this weight, and loses about 12 nats of `digit`: making the digit vanish does not pay. Weights that
 give both parts the same standard deviation over that model's samples are several times as large, and there it does."""
 JUDGE = "digit-judge"
 """Watches the default reward: `valence.rewards.digits` says what sets it apart."""
