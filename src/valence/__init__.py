@@ -16,15 +16,26 @@ if TYPE_CHECKING:
     from valence.runs.align import align
     from valence.runs.control import control
     from valence.runs.improve import improve
+    from valence.runs.improve_images import improve_images
     from valence.search.search import PreferenceSearch
 
-__all__ = ["PolicyRunner", "PreferenceSearch", "UserError", "align", "control", "improve", "load_feedback"]
+__all__ = [
+    "PolicyRunner",
+    "PreferenceSearch",
+    "UserError",
+    "align",
+    "control",
+    "improve",
+    "improve_images",
+    "load_feedback",
+]
 __version__ = "0.1.0"
 
 _HOMES = {
     "align": "valence.runs.align",
     "control": "valence.runs.control",
     "improve": "valence.runs.improve",
+    "improve_images": "valence.runs.improve_images",
     "load_feedback": "valence.data.formats",
     "PolicyRunner": "valence.policies.runner",
     "PreferenceSearch": "valence.search.search",

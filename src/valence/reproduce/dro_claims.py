@@ -9,7 +9,18 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from valence.reproduce.dro_runs import BATCH, FOLDS, LR_FACTOR, PAPER_LRS, TAUS, Setting, Size, label, side_by_side
+from valence.reproduce.dro_runs import (
+    BATCH,
+    FOLDS,
+    LARGER,
+    LR_FACTOR,
+    PAPER_LRS,
+    TAUS,
+    Setting,
+    Size,
+    label,
+    side_by_side,
+)
 from valence.reproduce.results import Claim
 
 Rows = Sequence[Mapping[str, Any]]
@@ -212,21 +223,19 @@ def _plot_distance(axis: Any, found: Mapping[str, Rows]) -> None:
 
 READING = """
 
-How to read it. The paper's order does not show here: KTO wins, and DRO-V with τ = 1 gains a few points over SFT in the
-sweeps' seed, at any learning rate, which the two seeds of the comparison do not confirm. We take it (and have not
-tested it) that after so few steps the squared log-ratio of one sample says more about noise in the policy's move than
-about the target: a smaller τ weighs it less, and DRO-V's best τ is the smallest. In the sweeps' seed τ = 0.1 comes
-close to KTO, and in the last panel those runs win about as much as KTO's for the same KL. Of six settings it was then
-the highest learning rate that looked best, far from the reference, and on the two seeds of the comparison it won much
-less: one seed and so few prompts to choose by pick what is unstable. KTO's choice held, but it too is far from the
-reference.
+How to read it. The paper's order does not show here: KTO wins, with either model. DRO-V with τ = 1 gains a few points
+over SFT whatever the learning rates, of which the two seeds of the comparison confirm part. It is not V that holds it
+back: V learns (column `value`, its mean over the last steps), faster with a faster rate, and Figure 5's settings, whose
+V differ, win alike within noise. It is τ: at τ = 0.1 the same algorithm wins far more, and in the last panel those runs
+win about as much as KTO's for the same KL. We take it (and have not tested it) that after so few steps the squared
+log-ratio of one sample says more about noise in the policy's move than about the target, and a smaller τ weighs it
+less. KTO goes further from the reference for the same number of steps, and its samples say less that differs.
 
-V is what this size cannot test. Its head starts at zero, and Adafactor steps a weight near zero by a thousandth of the
-rate, so that at the default rate V (column `value`, its mean over the last steps) hardly leaves zero, with one network
-or two: Figure 5's settings are then nearly the same algorithm. The line "beyond" has 25 times the rate: there V moves,
-and the win rate is within noise of the others. Runs of one seed complete the evaluation prompts with the same random
-numbers, SFT with others: the luck of that draw is common to a whole sweep, and the run of least KL(π‖π_ref), which has
-hardly moved, shows how large it may be."""
+Weights that start at zero, such as V's head, are stepped here as if they had a usual size. torch's Adafactor would step
+them by a thousandth of the rate: with it V stayed near zero, τ = 1 won no more, and the best of six settings less.
+
+Runs of one seed complete the evaluation prompts with the same random numbers, SFT with others: the luck of that draw is
+common to a whole sweep, and the run of least KL(π‖π_ref), which has hardly moved, shows how large it may be."""
 
 
 def page(size: Size) -> str:
@@ -240,13 +249,13 @@ mean 0 and variance 1. Another model (words, the other half) is the judge: of tw
 one of higher log-odds wins. How often judge and scorer order two samples alike, and how often each is right on real
 sentences, stands in `results.json` under `data`.
 
-`paper` is the paper's win rate with T5-L (770M, UltraFeedback, PaLM 2 as judge); `win` is ours, percent, over SFT or,
-in the lines that say over, side by side; `sd_folds` is the standard deviation over {FOLDS} folds of
-{size.evaluate // FOLDS} prompts; `win_same_length` is the win rate at equal lengths; `step` is the checkpoint that was
-best by win rate over SFT on {size.select} other prompts. `reward` is the scorer's mean in standard units, `judge` its
-mean probability of fresh, percent; `kl_policy_ref` is KL(π‖π_ref), nats a completion. Figure 1's lines are means over
-{len(size.seeds)} seeds; the sweeps are one other seed, where two standard errors of a win rate are {NOISE} points, so
-small differences within a sweep are noise.
+`paper` is the paper's win rate with T5-L (770M; in Figure 2 T5-XL, 3B; UltraFeedback, PaLM 2 as judge); `win` is
+ours, percent, over SFT or, in the lines that say over, side by side; `sd_folds` is the standard deviation over
+{FOLDS} folds of {size.evaluate // FOLDS} prompts; `win_same_length` is the win rate at equal lengths; `step` is the
+checkpoint that was best by win rate over SFT on {size.select} other prompts. `reward` is the scorer's mean in
+standard units, `judge` its mean probability of fresh, percent; `kl_policy_ref` is KL(π‖π_ref), nats a completion.
+Lines of Figures 1 and 2 are means over {len(size.seeds)} seeds; the sweeps are one other seed, where two standard
+errors of a win rate are {NOISE} points, so small differences within a sweep are noise.
 
 Protocol. As in the paper: KTO accepts what is above its mini-batch's mean reward, unweighted, with the KL estimated on
 the batch; KTO's τ is the best of three, DRO-V has τ = 1 and the default rates; Adafactor (decay 0.8), {BATCH} rows a
@@ -255,8 +264,9 @@ them, chosen by the same {size.select} prompts. Learning rates are named as in t
 that: {size.steps} steps stand for 40,000. The factor is from a first look at both methods with τ = 1, on the sweeps'
 seed: at 100 times, KTO's samples fell apart, and DRO-V won less than at {LR_FACTOR} times.
 
-Smaller or other than in the paper: the model; the data (one pass, one row a prompt); the judge; {size.checkpoints}
-checkpoints instead of twenty; Figure 2, a second model size, is left out. Figure 5 is read so: a value for each token
-or each prompt, from a network of its own or a head on the policy, and one learned number for all, which has no network
-to share (the paper does not say how its one value a batch leaves a network). Every run is `valence.align`."""
+Smaller or other than in the paper: the models (Figure 2's has {LARGER} times the layers, {size.larger.layers} a side,
+is taught and sampled anew, and takes the settings of Figure 1 as they are, as in the paper); the data (one pass, one
+row a prompt); the judge; {size.checkpoints} checkpoints instead of twenty. Figure 5 is read so: a value for each
+token or each prompt, from a network of its own or a head on the policy, and one learned number for all, which has no
+network to share (the paper does not say how its one value a batch leaves a network). Every run is `valence.align`."""
     return text + READING if size.sweeps else text

@@ -100,9 +100,10 @@ def _run(setting: Setting, folder: Path) -> Row:
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as name:
         done = improve_images(
-            pipeline=PIPELINE, out=Path(name) / "run", quiet=True, reward=setting.reward, seed=setting.seed, lr=setting.lr,
-            batch_size=BATCH, num_samples=SAMPLES, max_steps=setting.batches * per_batch, eval_every=setting.every * per_batch,
-            eval_samples=setting.images, save_every=0, log_every=10**6, tracker="none", threads=1, **options,
+            pipeline=PIPELINE, out=Path(name) / "run", quiet=True, reward=setting.reward, seed=setting.seed,
+            lr=setting.lr, batch_size=BATCH, num_samples=SAMPLES, max_steps=setting.batches * per_batch,
+            eval_every=setting.every * per_batch, eval_samples=setting.images, save_every=0, log_every=10**6,
+            tracker="none", threads=1, **options,
         )  # fmt: skip
         looks = json.loads((done.out / "watch.json").read_text())
         grids = folder / "grids"
