@@ -28,6 +28,8 @@ from valence.objectives import (
     RPO,
     CoPG,
     IPOAppendixE,
+    PPOWithoutCritic,
+    ScaledLogProb,
     Supervised,
     pmpo_a,
     pmpo_ar,
@@ -67,12 +69,17 @@ OBJECTIVES = {
     "rloo": RLOO(),
     "copg": CoPG(beta=0.4),
     "ppo": PPO(clip=0.5),
+    "ppo-without-critic": PPOWithoutCritic(clip=0.5),
     "apa": APA(temperature=0.5),
     "grpo": GRPO(clip=0.5),
     "grpo-free": GRPO(beta=0.0),
     "supervised": Supervised(),
     "mpo": MPO(),
     "mpo-whole": MPO(decoupled=False),
+    "scaled-rebel-old": ScaledLogProb(objective=REBEL(eta=0.7, anchor="old"), log_prob_scale=0.3),
+    "scaled-ppo-without-critic": ScaledLogProb(objective=PPOWithoutCritic(clip=0.2), log_prob_scale=0.3),
+    "scaled-pmpo": ScaledLogProb(objective=PMPO(), log_prob_scale=0.3),
+    "scaled-kto": ScaledLogProb(objective=KTO(beta=0.4), log_prob_scale=0.3),
 }
 
 

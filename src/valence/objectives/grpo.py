@@ -71,11 +71,15 @@ class GRPO:
     def state(self) -> None:
         return None
 
+    def advantages(self, reward: Float[Tensor, "N K"], present: Bool[Tensor, "N K"]) -> Float[Tensor, "N K"]:
+        """A of each action, from its reward."""
+        return group_advantages(reward, present)
+
     def prepare(self, batch: Batch, frozen: Likelihood | None) -> Target:
         require_feedback(self, batch.feedback)
         assert isinstance(batch.feedback, Rewards)
-        present, old = batch.present, old_log_prob(batch, "GRPO")
-        advantage = group_advantages(batch.feedback.value, present)[..., None] * batch.action.mask
+        present, old = batch.present, old_log_prob(batch, type(self).__name__)
+        advantage = self.advantages(batch.feedback.value, present)[..., None] * batch.action.mask
         return Target(
             present=present, size=count(present), old_log_prob=old, advantage=advantage,
             reward=zero_absent(batch.feedback.value, present),
@@ -83,7 +87,7 @@ class GRPO:
 
     def __call__(self, likelihood: Likelihood, target: Target, state: Any = None) -> Loss:
         assert target.old_log_prob is not None and target.advantage is not None and target.reward is not None
-        mask = step_mask(likelihood, "GRPO") & target.present[..., None]
+        mask = step_mask(likelihood, type(self).__name__) & target.present[..., None]
         ratio = torch.where(mask, likelihood.log_prob - target.old_log_prob, 0.0).exp()
         loss = clipped_loss(ratio, target.advantage.to(ratio.dtype), clip=self.clip)
         values = {

@@ -6,7 +6,6 @@ import contextlib
 import io
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -18,33 +17,10 @@ from valence.errors import UserError
 from valence.policies.denoiser import Denoiser, Guidance
 from valence.policies.denoising_steps import make_steps
 from valence.policies.loading import check_device
+from valence.policies.sampler_settings import DEFAULTS, PRECISIONS, SMALL, SamplerSettings
 
-SMALL = "small-digits"
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-@dataclass(frozen=True)
-class SamplerSettings:
-    """How a pipeline is sampled and what of it learns.
-
-    Args:
-        num_steps: T, the horizon.
-        guidance: how strongly the prompt is followed; see `Guidance`. 1 does not strengthen it.
-        stochasticity: of DDIM; 1 draws as much noise as DDPM.
-        lora_rank: of adapters on the attention's projections; 0 trains the whole network.
-        lora_alpha: their scale, over the rank.
-        dtype: of the frozen weights and of matrix products: float32, bfloat16 or float16. What learns is float32.
-        gradient_checkpointing: store less in the pull-back, compute more.
-    """
-
-    num_steps: int = 8
-    guidance: float = 1.0
-    stochasticity: float = 1.0
-    lora_rank: int = 8
-    lora_alpha: int = 8
-    dtype: str = "float32"
-    gradient_checkpointing: bool = False
+DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in PRECISIONS}
 
 
 def small_pipeline_folder() -> Path:
@@ -93,7 +69,7 @@ def _quiet() -> Iterator[None]:
         theirs.enable_progress_bar()
 
 
-def load_denoiser(name: str, settings: SamplerSettings = SamplerSettings(), *, device: str = "cpu") -> Denoiser:
+def load_denoiser(name: str, settings: SamplerSettings = DEFAULTS, *, device: str = "cpu") -> Denoiser:
     """A pipeline as a policy.
 
     Raises:
@@ -102,7 +78,7 @@ def load_denoiser(name: str, settings: SamplerSettings = SamplerSettings(), *, d
     return make_denoiser(load_pipeline(name, device=device, dtype=settings.dtype), settings)
 
 
-def make_denoiser(pipeline: Any, settings: SamplerSettings = SamplerSettings()) -> Denoiser:
+def make_denoiser(pipeline: Any, settings: SamplerSettings = DEFAULTS) -> Denoiser:
     """A pipeline object as a policy. Its network is given adapters in place; nothing else of it changes.
 
     Raises:

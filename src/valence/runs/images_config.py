@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from valence.errors import UserError
+from valence.policies.sampler_settings import PRECISIONS, SamplerSettings
 from valence.runs.config import PRESET_ALPHA, RunConfig, TrainConfig, build, check, check_numbers, is_number
 from valence.runs.improve_config import OnlineConfig
-
-if TYPE_CHECKING:
-    from valence.policies.image_pipelines import SamplerSettings
 
 IMAGE_METHODS = (
     "rebel", "pmpo", "spo", "ppo", "rloo", "reinforce", "dpo", "iterative-dpo", "grpo", "copg",
 )  # fmt: skip
 ONLINE_NAME = {"ppo": "reinforce", "dpo": "iterative-dpo"}
 """What the online job calls methods that read the same settings."""
-DTYPES = ("float32", "bfloat16", "float16")
 PAPER_CLIP, PAPER_LR, PAPER_GRAD_NORM = 1e-4, {"rebel": 3e-4, "ppo": 1e-4}, 5.0
 
 
@@ -120,25 +117,11 @@ class ImageMethodConfig:
 
 
 @dataclass(frozen=True)
-class PipelineConfig:
+class PipelineConfig(SamplerSettings):
     """How images are drawn, and what of the pipeline learns."""
 
-    num_steps: int = 8
-    """Steps from noise to image: the horizon."""
-    guidance: float = 1.0
-    """How strongly the prompt is followed; 1 does not strengthen it."""
-    stochasticity: float = 1.0
-    """DDIM: noise in each step, above 0; 1 as much as DDPM."""
-    lora_rank: int = 8
-    """Rank of adapters on the attention's projections; 0 trains the whole network."""
-    lora_alpha: int = 8
-    """LoRA's scale, over the rank."""
-    dtype: str = "float32"
-    """Of frozen weights and matrix products: float32, bfloat16 or float16."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, …"""
-    gradient_checkpointing: bool = False
-    """Store less in the pull-back, compute more."""
 
     def __post_init__(self) -> None:
         check_numbers(self, "num_steps", least=1)
@@ -148,16 +131,7 @@ class PipelineConfig:
         check_numbers(self, "lora_alpha", least=1)
         check_numbers(self, "guidance", least=0)
         check_numbers(self, "stochasticity", above=0, most=1)
-        check(self.dtype in DTYPES, "dtype", self.dtype, f"one of {', '.join(DTYPES)}")
-
-    def sampler(self) -> SamplerSettings:
-        """As the policies' loader takes it."""
-        from valence.policies.image_pipelines import SamplerSettings
-
-        return SamplerSettings(
-            self.num_steps, self.guidance, self.stochasticity, self.lora_rank, self.lora_alpha, self.dtype,
-            self.gradient_checkpointing,
-        )  # fmt: skip
+        check(self.dtype in PRECISIONS, "dtype", self.dtype, f"one of {', '.join(PRECISIONS)}")
 
 
 @dataclass(frozen=True)

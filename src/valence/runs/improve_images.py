@@ -122,7 +122,7 @@ def run_image_improvement(
     if judge is None and names[1]:
         judge = load_image_reward(names[1], device=device, timeout=images.reward_timeout, option="--judge")
     torch.manual_seed(config.train.seed)
-    policy = load_denoiser(config.pipeline, config.network.sampler(), device=device)
+    policy = load_denoiser(config.pipeline, config.network, device=device)
     _say_cut(policy, prompts, say)
     objective = make_image_objective(images, policy.dimensions)
     start = AdaptersOff(policy) if policy.adapters else FrozenCopy(policy)
@@ -144,6 +144,7 @@ def run_image_improvement(
     facts = {
         "objective": describe(objective), "pipeline": config.pipeline, "reward": reward.name,
         "judge": judge.name if judge else "none", "prompts": config.prompts or f"{len(prompts)} given",
+        "sampled with": f"num_inference_steps={config.network.num_steps}, guidance_scale={config.network.guidance:g}",
     }  # fmt: skip
     done = run_session(
         out, config.run, settings, images.method, facts, learner, source, schedule, evaluation, say, show=show,
