@@ -42,12 +42,16 @@ def test_the_papers_claims_hold_where_they_should_and_fail_where_not() -> None:
     assert early(paper["REBEL"]) == 1
     claims = check_claims(paper)
     assert [claim.holds for claim in claims] == [True] * 4
-    assert verdict(claims).startswith("The paper's claim holds")
+    assert verdict(claims).endswith("the paper's claim holds here.")
     swapped = check_claims(found((0.0, 0.3, 0.8, 0.5), (0.0, 0.6, 0.9, 1.0)))
     assert [claim.holds for claim in swapped] == [True, True, False, False]
-    assert verdict(swapped).startswith("The paper's claim does not hold")
-    assert "level at the end" in verdict(check_claims(found((0.0, 0.3, 0.8, 1.0), (0.0, 0.6, 0.9, 1.0))))
-    assert "at the end they are apart" in verdict(check_claims(found((0.0, 0.6, 0.8, 2.0), (0.0, 0.3, 0.9, 1.0))))
+    assert verdict(swapped).endswith("the paper's claim does not hold here.")
+    half = verdict(check_claims(found((0.0, 0.3, 0.8, 1.0), (0.0, 0.6, 0.9, 1.0))))
+    assert "not faster than PPO at first, and at the end the two are level: the paper's claim half holds" in half
+    other = verdict(check_claims(found((0.0, 0.6, 0.8, 2.0), (0.0, 0.3, 0.9, 1.0))))
+    assert "is faster than PPO at first, and at the end the two are apart" in other
+    both = paper | {"REBEL, two epochs": paper["REBEL"]}
+    assert verdict(check_claims(both)).count("the paper's claim holds here.") == 2
 
 
 def test_a_rise_within_the_interval_or_without_the_digits_is_no_success() -> None:
@@ -68,7 +72,8 @@ def test_intervals_are_of_images_drawn_anew_within_each_seed() -> None:
 
 def test_the_best_rate_keeps_the_digits() -> None:
     rows = [result("PPO", (0.0, reward), lr=lr, judge=judge) for lr, reward, judge in
-            ((1e-3, 0.5, 1.0), (3e-3, 0.7, 0.95), (1e-2, 2.0, 0.4))]  # fmt: skip
+            ((1e-3, 0.5, 1.0), (3e-3, 0.7, 1.0), (1e-2, 2.0, 0.95))]  # fmt: skip
+    # Of twenty images 95% is not surely nine in ten.
     assert best_rate(rows) == 3e-3
     assert best_rate([*rows[2:], result("PPO", (0.0, 0.1), lr=6e-3, judge=0.8)]) == 6e-3
 

@@ -22,6 +22,7 @@ from valence.reproduce.image_runs import (
     Setting,
     Size,
     accuracy,
+    before_name,
     best_rate,
     grid_name,
     rewards,
@@ -60,7 +61,7 @@ def run(out: Path, size_name: str, workers: int | None = None) -> Path:
     said = verdict(claims)
     print(said)
     plot_curves(found, out / "image.png")
-    grids = {"before": folder / "grids" / f"before-{size.images}.png"}
+    grids = {"before": folder / "grids" / before_name(size.seeds[0], size.images)}
     grids |= {name: folder / "grids" / grid_name(Setting(**some[0]["setting"])) for name, some in found.items()}
     plot_grids(grids, out / "grids.png")
     extra = {

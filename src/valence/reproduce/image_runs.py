@@ -22,10 +22,12 @@ ENOUGH = 0.9
 """Share of images that the judge must still name right."""
 METHODS: dict[str, dict[str, Any]] = {
     "REBEL": {"method": "rebel", "preset": "paper"},
+    "REBEL, two epochs": {"method": "rebel", "preset": "paper", "inner_epochs": 2},
     "PPO": {"method": "ppo", "preset": "paper"},
     "PMPO-AR": {"method": "pmpo", "preset": "ar"},
 }
-"""REBEL's and PPO's settings are the paper's for images, but for the learning rate; PMPO's alpha and beta its own."""
+"""REBEL's and PPO's settings are the paper's for images, but for the learning rate; PMPO's alpha and beta its own. PPO
+learns twice from each batch, and REBEL, in the paper's table, once: twice is as many updates as PPO's."""
 RATES = (3e-4, 6e-4, 1e-3, 3e-3)
 """The REBEL paper's four, but for 3e-3 in place of 1e-4: we take fewer updates."""
 
@@ -81,7 +83,7 @@ class Setting:
 
 def run_setting(setting: Setting, folder: str) -> Row:
     """One row of figures; from an earlier start of the same experiment where it is there."""
-    name = f"{setting.name}-{setting.seed}"
+    name = f"{_plain(setting.name)}-{setting.seed}"
     of = [asdict(setting), METHODS[setting.name]]
     return kept_row(Path(folder), name, of, lambda: _run(setting, Path(folder)))
 
@@ -95,7 +97,7 @@ def _run(setting: Setting, folder: Path) -> Row:
     from valence.runs.improve_images import improve_images
 
     options = METHODS[setting.name]
-    # PPO takes two updates from each batch; a look counts batches.
+    # Some take two updates from each batch; a look counts batches.
     per_batch = ImageMethodConfig(**options).epochs
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as name:
@@ -109,7 +111,7 @@ def _run(setting: Setting, folder: Path) -> Row:
         grids = folder / "grids"
         grids.mkdir(exist_ok=True)
         first, last = (sorted((done.out / "grids").iterdir())[place] for place in (0, -1))
-        shutil.copy(first, grids / f"before-{setting.images}.png")
+        shutil.copy(first, grids / before_name(setting.seed, setting.images))
         shutil.copy(last, grids / grid_name(setting))
     return {
         "setting": asdict(setting), "seconds": time.perf_counter() - began,
@@ -123,7 +125,16 @@ def _run(setting: Setting, folder: Path) -> Row:
 
 def grid_name(setting: Setting) -> str:
     """The picture of a run's last look."""
-    return f"{setting.name}-{setting.lr:g}-{setting.batches}-seed-{setting.seed}.png"
+    return f"{_plain(setting.name)}-{setting.lr:g}-{setting.batches}-seed-{setting.seed}.png"
+
+
+def before_name(seed: int, images: int) -> str:
+    """The picture of the first look of a seed's runs: the same for all."""
+    return f"before-{images}-seed-{seed}.png"
+
+
+def _plain(name: str) -> str:
+    return name.replace(", ", "-").replace(" ", "-")
 
 
 def accuracy(look: Mapping[str, Any]) -> float:
