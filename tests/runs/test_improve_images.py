@@ -34,7 +34,7 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 QUICK: dict[str, Any] = {
     "quiet": True, "max_steps": 2, "batch_size": 2, "num_samples": 2, "eval_every": 0, "eval_samples": 4, "lr": 1e-2,
-    "num_steps": 2, "lora_rank": 2, "tracker": "none", "save_every": 0, "judge": "none",
+    "num_steps": 2, "lora_rank": 2, "tracker": "none", "save_every": 0, "gold": "none",
 }  # fmt: skip
 PROMPTS = ["a", "b", "c"]
 LORA = "pytorch_lora_weights.safetensors"
@@ -125,7 +125,7 @@ def test_every_method_runs_and_moves_the_pipeline(method: str, tiny: Path, tmp_p
 
 
 def test_the_report_shows_the_grids(tiny: Path, tmp_path: Path) -> None:
-    result = run(tiny, tmp_path / "out", eval_samples=6, eval_every=1)
+    result = run(tiny, tmp_path / "out", eval_samples=6, eval_every=1, inner_epochs=1)
     page = (result.out / "report.html").read_text()
     assert page.count("data:image/png") == 2 + 3 and "a column each for: a; b; c." in page
     grids = [grid_of(result, step) for step in (0, 1, 2)]
@@ -170,10 +170,10 @@ def test_a_run_goes_on_bit_for_bit(
 ) -> None:
     """Cut in the last batch, with a checkpoint after the third: PMPO's reference is then the policy after the second,
     and prompts have statistics of their own."""
-    each = 2 if more["method"] == "ppo" else 1
+    each = 1 if more["method"] == "pmpo" else 2
     options = more | {
         "max_steps": last * each, "save_every": 3 * each, "eval_every": 3 * each, "statistics_size": 8,
-        "statistics_least": 4, "judge": dark,
+        "statistics_least": 4, "gold": dark,
     }  # fmt: skip
     whole = run(tiny, tmp_path / "whole", **options)
     update, calls = Learner.update, []
@@ -231,7 +231,7 @@ def test_the_first_update_gets_what_was_asked_for(tiny: Path, tmp_path: Path, mo
 
     batch, learner, asked = first("rebel", method="rebel", pairs="best-worst", num_samples=3, eta=0.3)
     objective: Any = learner.objective
-    assert objective.eta == 0.3 and objective.anchor == "old" and asked["epochs"] == 1
+    assert objective.eta == 0.3 and objective.anchor == "old" and asked["epochs"] == 2
     assert isinstance(batch.feedback, Rewards) and batch.present.sum(-1).tolist() == [2, 2]
     assert abs(float(batch.feedback.value.mean())) < 1, "standardised, not of 0 to 255"
     batch, learner, _ = first("pmpo", method="pmpo", preset="a")
@@ -251,7 +251,7 @@ def test_the_reward_rises_and_the_best_by_the_judge_is_kept(
     """Brighter images; the judge likes dark ones, and so the policy as it began."""
     options = {
         "max_steps": 16, "eval_every": 8, "eval_samples": 24, "batch_size": 3, "num_samples": 8, "lora_rank": 0,
-        "judge": dark, "quiet": False,
+        "gold": dark, "quiet": False, "inner_epochs": 1,
     }  # fmt: skip
     out = tmp_path / "out"
     result = run(tiny, out, **options)
@@ -262,12 +262,12 @@ def test_the_reward_rises_and_the_best_by_the_judge_is_kept(
     start, best = map(load_file, files)
     assert start.keys() == best.keys() and all(torch.equal(best[name], part) for name, part in start.items())
     said = capsys.readouterr().out
-    assert "reward: bright; judge, only watched: dark" in said
+    assert "reward: bright; gold, only watched: dark" in said
     assert "PARTED" in said and "best-by-gold" in said and "PARTED" in (out / "report.html").read_text()
 
 
 def test_without_a_judge_none_is_watched(tiny: Path, tmp_path: Path) -> None:
-    result = run(tiny, tmp_path / "out", judge=None)
+    result = run(tiny, tmp_path / "out", gold=None)
     assert "gold" not in result.after and not (tmp_path / "out" / "best-by-gold").exists()
 
 
@@ -338,7 +338,7 @@ def test_rewards_of_every_form_in_python(tiny: Path, tmp_path: Path) -> None:
 
     # What a reward does to its images stays with it: the judge sees them as they were.
     short = {"max_steps": 1, "eval_samples": 2}
-    result = run(tiny, tmp_path / "spoils", reward=spoils, judge=bright, **short)
+    result = run(tiny, tmp_path / "spoils", reward=spoils, gold=bright, **short)
     assert result.before["gold"] == pytest.approx(result.before["reward"]) and result.before["gold"] > 0
     result = run(tiny, tmp_path / "safe", reward=RewardFunction(own, name="mine", what="images"), **short)
     assert yaml.safe_load((result.out / "config.yaml").read_text())["reward"] == "mine"
@@ -365,7 +365,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"prompts": ""}, "--prompts is missing"),
     ({"reward": "default"}, "--reward is missing: only small-digits has a default one"),
     ({"reward": "beauty"}, "--reward beauty is none of jpeg-small"),
-    ({"judge": "beauty"}, "--judge beauty is none of jpeg-small"),
+    ({"gold": "beauty"}, "--gold beauty is none of jpeg-small"),
     ({"method": "kto"}, "--method is 'kto', and must be one of rebel, pmpo"),
     ({"preset": "ar"}, "--preset is 'ar', and must be left out: --method rebel does not read it"),
     ({"preset": "ar", "method": "ppo"}, "left out: --method ppo does not read it"),
@@ -445,18 +445,18 @@ def test_small_digits_has_a_reward_and_a_judge_where_they_can_judge() -> None:
 
     assert chosen(DIGIT_PROMPTS) == (DEFAULT_REWARD, JUDGE)
     assert chosen(["a cat"], reward="jpeg-small") == ("jpeg-small", "")
-    assert chosen(DIGIT_PROMPTS, judge="none") == (DEFAULT_REWARD, "")
-    assert chosen(DIGIT_PROMPTS, reward="jpeg-large", judge="jpeg-small") == ("jpeg-large", "jpeg-small")
+    assert chosen(DIGIT_PROMPTS, gold="none") == (DEFAULT_REWARD, "")
+    assert chosen(DIGIT_PROMPTS, reward="jpeg-large", gold="jpeg-small") == ("jpeg-large", "jpeg-small")
 
 
 def test_the_command_runs(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "prompts.txt").write_text("a\nb\n")
     words = ["--prompts", str(tmp_path / "prompts.txt"), "--reward", "jpeg-small", "--out", str(tmp_path / "out")]
-    options = {name: value for name, value in QUICK.items() if name not in ("quiet", "judge")}
+    options = {name: value for name, value in QUICK.items() if name not in ("quiet", "gold")}
     words += [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
     main(["improve-images", "--pipeline", str(tiny), *words])
     said = capsys.readouterr().out
-    assert "2 steps of which 1 draw, D = 64" in said and "reward: jpeg-small; judge, only watched: none" in said
+    assert "2 steps of which 1 draw, D = 64" in said and "reward: jpeg-small; gold, only watched: none" in said
     assert f"written: {tmp_path}/out/model, report.html, grids" in said
     # Its own config.yaml is a config, and what is given beside it wins.
     main(["improve-images", "--config", str(tmp_path / "out" / "config.yaml"), "--out", str(tmp_path / "again")])

@@ -11,6 +11,14 @@ LANGUAGE = [
     "often log π/π_ref ranks better held-out feedback above worse.",
     "",
 ]
+LOAD = """\
+```python
+from diffusers import DiffusionPipeline
+
+pipeline = DiffusionPipeline.from_pretrained("{start}", safety_checker=None)
+{adapters}images = pipeline(["{prompt}"], {sampled}).images
+```"""
+"""How the images of a run are drawn again; diffusers' own defaults of steps and guidance draw others."""
 IMAGES = [
     "`pixel_spread` is how much images of one prompt differ, from 0 to 1; `gold` the judge that was only watched.",
     "A run with adapters holds them alone, for the pipeline's `load_lora_weights`.",
@@ -37,5 +45,10 @@ def write_model_card(
         "the first-named policy.",
         "",
     ]
+    if library == "diffusers":
+        adapters = facts["learned"] == "adapters"
+        start, more = facts["folder"] if adapters else ".", 'pipeline.load_lora_weights(".")\n' if adapters else ""
+        told = LOAD.format(start=start, adapters=more, prompt=facts["a prompt"], sampled=facts["sampled with"])
+        lines += ["In this folder:", "", told, ""]
     lines += LANGUAGE if library == "transformers" else IMAGES
     (folder / "README.md").write_text("\n".join(lines), encoding="utf-8")

@@ -84,7 +84,8 @@ def audit(looks: Sequence[Look]) -> Audit | None:
     seen = [look for look in looks if look.gold is not None and not math.isnan(mean_interval(look.gold)[0])]
     if not seen:
         return None
-    best, last = max(seen, key=lambda look: mean_interval(look.gold or ())[0]), seen[-1]
+    # Of looks that gold likes as well, the later one: what was learned since cost nothing.
+    best, last = max(seen, key=lambda look: (mean_interval(look.gold or ())[0], look.step)), seen[-1]
     level = 0.95 ** (1 / max(1, len(seen) - 1))
     lost = _paired(best.gold or (), last.gold or (), z=NormalDist().inv_cdf(0.5 + level / 2))
     gained = _paired(last.proxy, best.proxy)

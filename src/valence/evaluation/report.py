@@ -17,7 +17,7 @@ CURVES = (
     ("Reward of what it learns from, after the KL's price", ("shaped_reward",)),
     ("Reward of fresh samples", ("eval/reward", "eval/gold")),
     ("Regression error beside the reward gaps' own size", ("regression_error", "reward_gap_variance")),
-    ("KL on fresh samples, nats a sequence", ("eval/kl_policy_ref", "eval/kl_ref_policy")),
+    ("KL on fresh samples, nats a sample", ("eval/kl_policy_ref", "eval/kl_ref_policy")),
     ("Log-likelihood drift from the reference, nats", ("accepted_drift", "rejected_drift")),
     ("Held-out accuracy of the implicit reward", ("eval/implicit_reward_accuracy",)),
     ("Ordinary text, nats a token (a rise is capability lost)", ("eval/ordinary_text_nll",)),
@@ -27,8 +27,8 @@ CURVES = (
 )
 
 EXPLAIN = {
-    "kl_policy_ref": "KL(π‖π_ref), nats a sequence, on the policy's samples",
-    "kl_ref_policy": "KL(π_ref‖π), nats a sequence, on the reference's samples",
+    "kl_policy_ref": "KL(π‖π_ref), nats a sample, on the policy's samples",
+    "kl_ref_policy": "KL(π_ref‖π), nats a sample, on the reference's samples",
     "ordinary_text_nll": "plain prose, nats a token: a rise is capability lost",
     "implicit_reward_accuracy": "how often log π/π_ref ranks better held-out feedback above worse",
     "reward": "mean reward of the samples",

@@ -100,7 +100,9 @@ def make_denoiser(pipeline: Any, settings: SamplerSettings = DEFAULTS) -> Denois
     if settings.lora_rank:
         _add_adapters(network, settings)
     else:
-        network.float().requires_grad_(True)
+        for part in network.parameters():
+            part.data = part.data.float()
+            part.requires_grad_(True)
     if settings.gradient_checkpointing:
         network.enable_gradient_checkpointing()
     mixed = None if settings.dtype == "float32" else DTYPES[settings.dtype]
@@ -179,7 +181,7 @@ class _Reader:
         """Whether the encoder would cut it."""
         if getattr(self.pipeline, "text_encoder", None) is None:
             return False
-        return len(self.pipeline.tokenizer(prompt).input_ids) > self.pipeline.tokenizer.model_max_length
+        return len(self.pipeline.tokenizer(prompt, verbose=False).input_ids) > self.pipeline.tokenizer.model_max_length
 
 
 class _Decoder:

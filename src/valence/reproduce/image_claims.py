@@ -164,6 +164,7 @@ def plot_grids(grids: Mapping[str, Path], path: Path) -> None:
     plt.close(figure)
 
 
+TRIED = ", ".join(f"{rate:g}" for rate in RATES)
 PAGE = f"""\
 What stands for what. The policy is `small-digits`, the consistency model of handwritten digits that Valence carries
 (32 × 32 pixels, latents of D = 256, 8 steps of which 7 draw), for the latent consistency model of Dreamshaper; adapters
@@ -171,16 +172,16 @@ of rank 8 learn, as in the paper. Ten prompts, one a digit, for 45 animals. The 
 of the digit asked for plus ten times minus the size as JPEG in kB, for the aesthetic score; another classifier, of
 another half of the scans and of other features, is the judge, which no one learns from.
 
-REBEL and PPO have the paper's settings for images: log π is divided by D (`log_prob_scale`), η = 1, clip 1e-4, rewards
-standardised prompt by prompt over the last 32 (from 16 on), clipped at 10, gradient norm 5, horizon 8; PPO, without a
-critic, learns twice from each batch and REBEL once, so PPO takes twice as many updates; as the paper compares equal
-numbers of updates too, REBEL is also run with two epochs. (One update of a batch, at π = π_t and under Adam, is RLOO's:
-REBEL's gradient there is a multiple of it, whatever η. Its regression begins with the second.) PMPO-AR has α = 0.5, β = 0.5,
-the better half of each prompt's images accepted, its reference copied every four updates. A batch is {BATCH} prompts ×
-{SAMPLES} images. Each method's learning rate is the best of the same four, {", ".join(f"{rate:g}" for rate in RATES)}
-(the paper's, but for 0.003 in place of 0.0001), by the reward at the end of as long a run on a seed not reported,
-among those where the judge surely (by the lower end of its 95% interval) still names nine images in ten. A first look
-at REBEL and PPO with 0.006 and 0.01 on that seed lost the digits.
+REBEL and PPO have the paper's settings for images: log π is divided by D (`log_prob_scale`), η = 1, clip 1e-4,
+rewards standardised prompt by prompt over the last 32 (from 16 on), clipped at 10, gradient norm 5, horizon 8; PPO,
+without a critic, learns twice from each batch and REBEL once, so PPO takes twice as many updates; as the paper
+compares equal numbers of updates too, REBEL is also run with two epochs. (One update of a batch, at π = π_t and under
+Adam, is RLOO's: REBEL's gradient there is a multiple of it, whatever η. Its regression begins with the second.)
+PMPO-AR has α = 0.5, β = 0.5, the better half of each prompt's images accepted, its reference copied every four
+updates. A batch is {BATCH} prompts × {SAMPLES} images. Each method's learning rate is the best of the same four,
+{TRIED} (the paper's, but for 0.003 in place of 0.0001), by the reward at the end of as long a run on a seed not
+reported, among those where the judge surely (by the lower end of its 95% interval) still names nine images in ten. A
+first look at REBEL and PPO with 0.006 and 0.01 on that seed lost the digits.
 
 `reward_iqm` is the interquartile mean of the reward of fresh images over all seeds, `low` and `high` its 95% bootstrap
 interval stratified by seed; `judge_percent` how many images the judge names right; `kl_policy_ref` KL(π‖π_ref), exact

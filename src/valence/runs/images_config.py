@@ -15,6 +15,9 @@ IMAGE_METHODS = (
 )  # fmt: skip
 ONLINE_NAME = {"ppo": "reinforce", "dpo": "iterative-dpo"}
 """What the online job calls methods that read the same settings."""
+SEVERAL = ("rebel", "spo", "dpo", "iterative-dpo", "ppo")
+"""Methods that learn twice from what they collect by default: in the first update log pi is log pi_t still, and REBEL's
+gradient a multiple of RLOO's; its regression begins with the second."""
 PAPER_CLIP, PAPER_LR, PAPER_GRAD_NORM = 1e-4, {"rebel": 3e-4, "ppo": 1e-4}, 5.0
 
 
@@ -28,8 +31,8 @@ class ImageMethodConfig:
     """default (for small-digits: file size and a classifier), jpeg-small, jpeg-large, digit, classifier:FOLDER,
     aesthetic:FOLDER, sum:W*A,W*B, pairwise:file.py:function, module:function or file.py:function; (images, prompts,
     metadata) -> list of numbers."""
-    judge: str = "auto"
-    """Another reward, which is only watched: auto (digit-judge for small-digits, else none), none, or a name."""
+    gold: str = "auto"
+    """Another reward, watched and never learned from: auto (digit-judge for small-digits, else none), none, a name."""
     reward_timeout: float = 60.0
     """Seconds that a call of a reward function may take."""
     preset: str | None = None
@@ -55,7 +58,8 @@ class ImageMethodConfig:
     clip: float | None = None
     """PPO (0.01; the paper's 1e-4), GRPO (0.2): of the ratio at each step."""
     inner_epochs: int | None = None
-    """How often each collected batch is learned from: 2 for ppo, else 1."""
+    """How often each collected batch is learned from: 2 for rebel, spo, dpo, iterative-dpo and ppo, else 1 (rebel with
+    preset paper too)."""
     minibatch_size: int = 0
     """Prompts an optimizer step; 0 takes the collected batch whole."""
     kl_weight: float = 0.0
@@ -108,7 +112,9 @@ class ImageMethodConfig:
     @property
     def epochs(self) -> int:
         """The inner epochs in force."""
-        return self.inner_epochs if self.inner_epochs is not None else 2 if self.method == "ppo" else 1
+        if self.inner_epochs is not None:
+            return self.inner_epochs
+        return 2 if self.method in SEVERAL and (self.method, self.preset) != ("rebel", "paper") else 1
 
     def scale(self, dimensions: int) -> float:
         """The log-prob scale in force, for a latent of so many dimensions."""
@@ -139,7 +145,7 @@ class ImageTrainConfig(TrainConfig):
     """How it learns."""
 
     lr: float | None = None
-    """Learning rate (3e-4; PPO with preset paper 1e-4)."""
+    """Learning rate; 1e-3 below 100M parameters, else 3e-4; with preset paper 3e-4 for rebel and 1e-4 for ppo."""
     value_lr: float | None = None
     """Left out: no method here has a value network."""
     batch_size: int = 8
@@ -148,7 +154,7 @@ class ImageTrainConfig(TrainConfig):
     """Prompts measured at a time; 0 takes the batch whole. The gradient is the same."""
     micro_batch_tokens: int = 0
     """Left out: images are not made of tokens."""
-    epochs: float = 20.0
+    epochs: float = 40.0
     """Passes over the prompts, where max-steps is not given."""
     warmup_steps: int | None = None
     """Linear warm-up (none)."""
@@ -166,7 +172,7 @@ class ImageRunConfig(RunConfig):
     eval_every: int = 10
     """Steps between evaluations; 0 evaluates before and after only."""
     eval_samples: int = 64
-    """Images of a look, by which KL, reward and judge are measured; the first 40 are the grid."""
+    """Images of a look, by which KL, reward and gold are measured; the first 40 are the grid."""
     save_every: int = 10
     """Steps between checkpoints; 0 keeps none."""
 

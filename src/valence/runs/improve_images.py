@@ -18,7 +18,7 @@ from valence.evaluation.overoptimization import audit, section
 from valence.feedback import RunningStandard
 from valence.objectives import DPO, PPOWithoutCritic, ScaledLogProb
 from valence.policies.denoiser import Denoiser
-from valence.policies.image_pipelines import SMALL, load_denoiser
+from valence.policies.image_pipelines import SMALL, load_denoiser, small_pipeline_folder
 from valence.protocols import Objective
 from valence.rewards import RewardFunction
 from valence.rewards.digits import digit_named
@@ -51,12 +51,12 @@ from valence.training.reference import AdaptersOff, FrozenCopy
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 DIGIT_PROMPTS = tuple(f"a handwritten digit {word}" for word in DIGITS)
 """What small-digits was trained on."""
-LR = 3e-4
+LR, LR_SMALL, SMALL_NETWORK = 3e-4, 1e-3, 100_000_000
 
 
 def improve_images(
     *, pipeline: str | Path, out: str | Path, prompts: str | Path | Sequence[str] = "", reward: Any = "default",
-    judge: Any = "auto", quiet: bool = False, **options: Any,
+    gold: Any = "auto", quiet: bool = False, **options: Any,
 ) -> RunResult:  # fmt: skip
     """Improve an image pipeline from what a reward says of its own images.
 
@@ -65,23 +65,23 @@ def improve_images(
         out: a folder to write into.
         prompts: a file, or the prompts themselves; left out for small-digits: its ten.
         reward: a function `(images, prompts, metadata) -> list[float | None]`, or its name on the command line.
-        judge: another one, which is only watched; None or "none" for none.
+        gold: another one, which is only watched; None or "none" for none.
         quiet: print nothing.
         options: any field of the run, as on the command line: method, eta, num_samples, log_prob_scale, …
     Raises:
         UserError: bad input, in one line that says what, where and what to do.
     """
     given = None if isinstance(prompts, str | Path) else [Record("prompt", prompt) for prompt in prompts]
-    judge = "none" if judge is None else judge
-    names = [_name(each) for each in (reward, judge)]
+    gold = "none" if gold is None else gold
+    names = [_name(each) for each in (reward, gold)]
     config = images_config(
         pipeline=str(pipeline), out=str(out), prompts="" if given is not None else str(prompts), reward=names[0],
-        judge=names[1], **options,
+        gold=names[1], **options,
     )  # fmt: skip
     check_complete(config)
-    own = [_own(each, name, config.images) for each, name in zip((reward, judge), names, strict=True)]
+    own = [_own(each, name, config.images) for each, name in zip((reward, gold), names, strict=True)]
     say: Say = (lambda line: None) if quiet else print
-    return run_image_improvement(config, records=given, reward=own[0], judge=own[1], say=say, show=not quiet)
+    return run_image_improvement(config, records=given, reward=own[0], gold=own[1], say=say, show=not quiet)
 
 
 def _name(judge: Any) -> str:
@@ -103,7 +103,7 @@ def _own(judge: Any, name: str, images: ImageMethodConfig) -> Any:
 
 
 def run_image_improvement(
-    config: ImprovementConfig, *, records: Sequence[Record] | None = None, reward: Any = None, judge: Any = None,
+    config: ImprovementConfig, *, records: Sequence[Record] | None = None, reward: Any = None, gold: Any = None,
     say: Say = print, show: bool = True,
 ) -> RunResult:  # fmt: skip
     """Run what `config` says; see `improve_images`."""
@@ -119,8 +119,8 @@ def run_image_improvement(
     # A wrong name is told before a large pipeline is fetched.
     names = _judges(config, prompts)
     reward = reward or load_image_reward(names[0], device=device, timeout=images.reward_timeout)
-    if judge is None and names[1]:
-        judge = load_image_reward(names[1], device=device, timeout=images.reward_timeout, option="--judge")
+    if gold is None and names[1]:
+        gold = load_image_reward(names[1], device=device, timeout=images.reward_timeout, option="--gold")
     torch.manual_seed(config.train.seed)
     policy = load_denoiser(config.pipeline, config.network, device=device)
     _say_cut(policy, prompts, say)
@@ -132,18 +132,20 @@ def run_image_improvement(
         f"{sum(step.scale > 0 for step in policy.steps)} draw, D = {policy.dimensions:,}\nrun: {schedule.steps} "
         f"optimizer steps, {describe(objective)}, {images.num_samples} images of {config.train.batch_size} prompts at "
         f"a time, each learned from {images.epochs}×, lr {learner.base_lrs['policy']:g}, {len(prompts):,} prompts\n"
-        f"reward: {reward.name}; judge, only watched: {judge.name if judge else 'none'}"
+        f"reward: {reward.name}; gold, only watched: {gold.name if gold else 'none'}"
     )
     if config.run.resume:
         resume(out, learner, source, say)
     (out / CONFIG_FILE).write_text(yaml.safe_dump(settings, sort_keys=False))
-    watch = Watch(policy, prompts, reward, judge, out, resumed_at=learner.step)
+    watch = Watch(policy, prompts, reward, gold, out, resumed_at=learner.step)
     evaluation = ImageEvaluation(
         policy, start, prompts, samples=config.run.eval_samples, seed=config.train.seed, out=out, judge=watch
     )
     facts = {
         "objective": describe(objective), "pipeline": config.pipeline, "reward": reward.name,
-        "judge": judge.name if judge else "none", "prompts": config.prompts or f"{len(prompts)} given",
+        "gold": gold.name if gold else "none", "prompts": config.prompts or f"{len(prompts)} given",
+        "folder": str(small_pipeline_folder()) if config.pipeline == SMALL else config.pipeline,
+        "learned": "adapters" if policy.adapters else "the whole network", "a prompt": str(prompts[0].prompt),
         "sampled with": f"num_inference_steps={config.network.num_steps}, guidance_scale={config.network.guidance:g}",
     }  # fmt: skip
     done = run_session(
@@ -158,7 +160,7 @@ def _settled(config: ImprovementConfig) -> ImprovementConfig:
     """The paper's preset written out: its rates and clip where none is given."""
     images, options = config.images, config.train
     if images.preset != "paper":
-        return replace(config, train=replace(options, lr=options.lr or LR))
+        return config
     if images.method == "ppo":
         images = replace(images, clip=images.clip or PAPER_CLIP)
     norm = PAPER_GRAD_NORM if options.max_grad_norm == type(options).max_grad_norm else options.max_grad_norm
@@ -167,14 +169,14 @@ def _settled(config: ImprovementConfig) -> ImprovementConfig:
 
 
 def _judges(config: ImprovementConfig, prompts: Sequence[EncodedPrompt]) -> tuple[str, str]:
-    """(reward, judge) by name; the carried pipeline has both, another has neither. Where no prompt names a digit, its
+    """(reward, gold) by name; the carried pipeline has both, another has neither. Where no prompt names a digit, its
     judge has nothing to say."""
     small, images = config.pipeline == SMALL, config.images
     if images.reward == "default" and not small:
         raise UserError(f"--reward is missing: only {SMALL} has a default one")
     named = small and any(digit_named(str(row.prompt)) is not None for row in prompts)
-    judge = {"auto": JUDGE if named else "", "none": ""}.get(images.judge, images.judge)
-    return DEFAULT_REWARD if images.reward == "default" else images.reward, judge
+    gold = {"auto": JUDGE if named else "", "none": ""}.get(images.gold, images.gold)
+    return DEFAULT_REWARD if images.reward == "default" else images.reward, gold
 
 
 def _prompts(config: ImprovementConfig, records: Sequence[Record] | None, say: Say) -> list[EncodedPrompt]:
@@ -206,7 +208,7 @@ def _prompts(config: ImprovementConfig, records: Sequence[Record] | None, say: S
 def _say_cut(policy: Denoiser, prompts: Sequence[EncodedPrompt], say: Say) -> None:
     too_long = getattr(policy.read, "too_long", lambda prompt: False)
     if cut := sum(too_long(str(row.prompt)) for row in prompts):
-        say(f"{cut:,} prompts are longer than the text encoder reads: it sees their beginning")
+        say(f"prompts longer than the text encoder reads, which sees their beginning: {cut:,}")
 
 
 def make_image_objective(images: ImageMethodConfig, dimensions: int) -> Objective:
@@ -246,8 +248,8 @@ def _wire(
         standard=standard, start=start, reference=reference, seed=options.seed, device=policy.device,
         convert=make_conversion(images.online(), compared=compared),
     )  # fmt: skip
-    assert options.lr is not None
-    optimizers = make_optimizers(options, policy, None, options.lr)
+    small = sum(part.numel() for part in policy.network.parameters()) < SMALL_NETWORK
+    optimizers = make_optimizers(options, policy, None, options.lr or (LR_SMALL if small else LR))
     learner = Learner(
         policy, objective, reference, optimizers, warmup_steps=options.warmup_steps or 0,
         total_steps=steps if options.lr_schedule == "linear" else None, max_grad_norm=options.max_grad_norm,
@@ -266,7 +268,7 @@ def _warn(watch: Watch, reward: Any, source: ImageSource, say: Say) -> None:
     if found is not None:
         say(("warning: " if found.parted else "") + found.sentence())
         if found.best.step != found.last.step:
-            say(f"the best policy by the judge is in {watch.out / BEST}")
+            say(f"the best policy by gold is in {watch.out / BEST}")
     for why, rows in reward.failures.items():
         say(f"warning: the reward had no number for {rows:,} images: {why}")
     if source.even:
