@@ -14,7 +14,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from valence.reproduce.image_claims import PAGE, check_claims, plot_curves, plot_grids, table, verdict
+from valence.reproduce.image_claims import PAGE, READING, check_claims, plot_curves, plot_grids, table, verdict
 from valence.reproduce.image_runs import (
     RATES,
     SIZES,
@@ -69,7 +69,7 @@ def run(out: Path, size_name: str, workers: int | None = None) -> Path:
         "tuning": [_brief(row) for row in tuned], "runs": [_brief(row) for row in rows],
     }  # fmt: skip
     path = write_results(out, "image", lines, claims, size.seeds, **extra)
-    text = f"{said}\n\n{PAGE}" if said else PAGE
+    text = (f"{said}\n\n{PAGE}" if said else PAGE) + (READING if size_name == "full" else "")
     write_page(out / "README.md", "REBEL against PPO on images", text, "image.png", "grids.png")
     return path
 
