@@ -192,5 +192,5 @@ How to read it. The four lie near one curve of reward against KL: who is ahead i
 and that is who was allowed the largest rate that still keeps the digits. The clip holds PPO at a rate at which REBEL on
 the tuning seed went too far for the judge, and the four rates are a factor of 1.7 to 3 apart. What is learned is to
 lower contrast and colour, which makes files smaller; a larger rate goes on until the classifier that is learned from
-still names the digits and the judge no longer does. Nothing is level yet at the end: 40 batches are the beginning of the
-paper's curves."""
+still names the digits and the judge no longer does. Nothing is level yet at the end: 40 batches are the beginning of
+the paper's curves."""
