@@ -154,7 +154,7 @@ class ImageTrainConfig(TrainConfig):
     """Prompts measured at a time; 0 takes the batch whole. The gradient is the same."""
     micro_batch_tokens: int = 0
     """Left out: images are not made of tokens."""
-    epochs: float = 40.0
+    epochs: float = 20.0
     """Passes over the prompts, where max-steps is not given."""
     warmup_steps: int | None = None
     """Linear warm-up (none)."""
