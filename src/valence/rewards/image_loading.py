@@ -44,8 +44,13 @@ def load_image_reward(
     own = _own(name, kind, rest, device)
     if own is not None:
         # Not a stranger's code: the first call fits or loads a classifier, and a slow machine is waited for.
-        return RewardFunction(_as_judge(own), name=name, timeout=math.inf, what="images")
-    return RewardFunction(_as_judge(_function(name, option)), name=name, timeout=timeout, what="images")
+        return image_reward(own, name=name, timeout=math.inf)
+    return image_reward(_function(name, option), name=name, timeout=timeout)
+
+
+def image_reward(function: Any, *, name: str, timeout: float) -> RewardFunction:
+    """A function of (images, prompts, metadata) as a judge that cannot break a run; it is given copies."""
+    return RewardFunction(_as_judge(function), name=name, timeout=timeout, what="images")
 
 
 def parse_sum(name: str, option: str = "--reward") -> list[tuple[float, str]]:

@@ -21,8 +21,8 @@ from valence.policies.denoiser import Denoiser
 from valence.policies.image_pipelines import SMALL, load_denoiser, small_pipeline_folder
 from valence.protocols import Objective
 from valence.rewards import RewardFunction
-from valence.rewards.digits import digit_named
-from valence.rewards.image_loading import load_image_reward
+from valence.rewards.digits import WORDS, digit_named
+from valence.rewards.image_loading import image_reward, load_image_reward
 from valence.rewards.images import DEFAULT_REWARD, JUDGE
 from valence.rewards.judge import SelfPlay
 from valence.runs.config import flat
@@ -48,8 +48,7 @@ from valence.training.learner import Learner
 from valence.training.loop import Schedule
 from valence.training.reference import AdaptersOff, FrozenCopy
 
-DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-DIGIT_PROMPTS = tuple(f"a handwritten digit {word}" for word in DIGITS)
+DIGIT_PROMPTS = tuple(f"a handwritten digit {word}" for word in WORDS)
 """What small-digits was trained on."""
 LR, LR_SMALL, SMALL_NETWORK = 3e-4, 1e-3, 100_000_000
 
@@ -94,12 +93,7 @@ def _own(judge: Any, name: str, images: ImageMethodConfig) -> Any:
     """A caller's own function, made unable to break a run; None for a name, which is loaded later."""
     if not callable(judge) or isinstance(judge, SelfPlay | RewardFunction):
         return judge if callable(judge) else None
-
-    def as_judge(prompts: Sequence[str], completions: Sequence[Any], metadata: Sequence[Any]) -> Any:
-        # Copies: what a reward does to its images stays with it.
-        return judge([image.convert("RGB") for image in completions], list(prompts), [dict(row) for row in metadata])
-
-    return RewardFunction(as_judge, name=name, timeout=images.reward_timeout, what="images")
+    return image_reward(judge, name=name, timeout=images.reward_timeout)
 
 
 def run_image_improvement(
@@ -141,12 +135,8 @@ def run_image_improvement(
     evaluation = ImageEvaluation(
         policy, start, prompts, samples=config.run.eval_samples, seed=config.train.seed, out=out, judge=watch
     )
-    facts = {
-        "objective": describe(objective), "pipeline": config.pipeline, "reward": reward.name,
-        "gold": gold.name if gold else "none", "prompts": config.prompts or f"{len(prompts)} given",
-        "folder": str(small_pipeline_folder()) if config.pipeline == SMALL else config.pipeline,
-        "learned": "adapters" if policy.adapters else "the whole network", "a prompt": str(prompts[0].prompt),
-        "sampled with": f"num_inference_steps={config.network.num_steps}, guidance_scale={config.network.guidance:g}",
+    facts = _facts(config, policy, prompts) | {
+        "objective": describe(objective), "reward": reward.name, "gold": gold.name if gold else "none",
     }  # fmt: skip
     done = run_session(
         out, config.run, settings, images.method, facts, learner, source, schedule, evaluation, say, show=show,
@@ -154,6 +144,17 @@ def run_image_improvement(
     )  # fmt: skip
     _warn(watch, reward, source, say)
     return done
+
+
+def _facts(config: ImprovementConfig, policy: Denoiser, prompts: Sequence[EncodedPrompt]) -> dict[str, str]:
+    """What report and card say of the pipeline."""
+    network = config.network
+    return {
+        "pipeline": config.pipeline, "prompts": config.prompts or f"{len(prompts)} given",
+        "folder": str(small_pipeline_folder()) if config.pipeline == SMALL else config.pipeline,
+        "learned": "adapters" if policy.adapters else "the whole network", "a prompt": str(prompts[0].prompt),
+        "sampled with": f"num_inference_steps={network.num_steps}, guidance_scale={network.guidance:g}",
+    }  # fmt: skip
 
 
 def _settled(config: ImprovementConfig) -> ImprovementConfig:
