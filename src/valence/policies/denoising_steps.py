@@ -79,8 +79,8 @@ def make_steps(scheduler: Any, num_steps: int, *, stochasticity: float = 1.0) ->
         num_steps: how many.
         stochasticity: z of DDIM, in (0, 1]; 1 adds as much noise as DDPM.
     Raises:
-        UserError: fewer than two stochastic steps would be one or none, or the scheduler is of a kind that has no
-            Normal here.
+        UserError: `num_steps` is below 2 or does not fit the scheduler, no step draws anything, or the scheduler is of
+            a kind that has no Normal here.
     """
     if num_steps < 2:
         raise UserError(

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 import statistics
 import tempfile
 import time
@@ -26,7 +23,7 @@ from valence.reproduce.dro_data import (
     split_prompts,
     write_feedback,
 )
-from valence.reproduce.pool import run_each
+from valence.reproduce.pool import kept_row, run_each
 from valence.reproduce.thumbs_data import read_sentences, split_sentences
 
 BATCH = 32
@@ -136,15 +133,8 @@ def open_bench(folder: str, size: Size) -> Bench:
 
 def run_setting(setting: Setting, size: Size, folder: str) -> dict[str, Any]:
     """One row of figures with its texts; from an earlier start of the same experiment where it is there."""
-    what = json.dumps([asdict(setting), asdict(replace(size, seeds=(), sweeps=False)), LR_FACTOR])
-    path = Path(folder) / f"{setting.method}-{setting.seed}-{hashlib.sha256(what.encode()).hexdigest()[:12]}.json"
-    if not path.exists():
-        row = _run(setting, size, folder)
-        # Whole or not at all: another process may be waiting for it.
-        draft = path.with_suffix(f".{os.getpid()}")
-        draft.write_text(json.dumps(row, ensure_ascii=False), encoding="utf-8")
-        draft.replace(path)
-    return json.loads(path.read_text(encoding="utf-8"))
+    of = [asdict(setting), asdict(replace(size, seeds=(), sweeps=False)), LR_FACTOR]
+    return kept_row(Path(folder), f"{setting.method}-{setting.seed}", of, lambda: _run(setting, size, folder))
 
 
 def _run(setting: Setting, size: Size, folder: str) -> dict[str, Any]:

@@ -21,7 +21,7 @@ def kept_row(folder: Path, name: str, of: Any, make: Callable[[], Row]) -> Row:
         name: what its file's name begins with.
         of: all that the row depends on; JSON values.
     """
-    mark = hashlib.sha256(json.dumps(of, sort_keys=True).encode()).hexdigest()[:12]
+    mark = hashlib.sha256(json.dumps(of).encode()).hexdigest()[:12]
     path = folder / f"{name}-{mark}.json"
     if not path.exists():
         row = make()

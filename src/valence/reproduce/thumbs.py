@@ -12,12 +12,11 @@ import random
 import statistics
 import tempfile
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from valence.reproduce.pool import run_each
 from valence.reproduce.results import Claim, print_claims, print_table, write_page, write_results
 from valence.reproduce.thumbs_data import Judge, read_sentences, split_sentences
 
@@ -79,8 +78,8 @@ SMOKE = ("PMPO-AR",)
 ROWS = {"PMPO-A": "accepted", "PMPO-R": "rejected"}
 
 
-def run_setting(setting: Setting, size: Size, keep: str | None = None) -> dict[str, Any]:
-    """Align, sample, judge: one row of figures. Runs in a process of its own, on one thread."""
+def run_setting(setting: Setting, size: Size, texts_folder: str) -> dict[str, Any]:
+    """Align, sample, judge: one row of figures; the texts are kept. Runs in a process of its own, on one thread."""
     import torch
 
     torch.set_num_threads(1)
@@ -110,8 +109,8 @@ def run_setting(setting: Setting, size: Size, keep: str | None = None) -> dict[s
     texts, chunks = measures.sample_texts(policy, prompts, seed=1000 + setting.seed, pad=pad)
     with reference.active() as base:
         _, ref_chunks = measures.sample_texts(base, prompts[:REF_SAMPLES], seed=2000 + setting.seed, pad=pad)
-    if keep:
-        Path(keep).write_text("\n".join(texts) + "\n", encoding="utf-8")
+    kept = Path(texts_folder) / f"{setting.name.replace(' ', '-')}-{setting.seed}.txt"
+    kept.write_text("\n".join(texts) + "\n", encoding="utf-8")
     return {
         "name": setting.name, "seed": setting.seed, "options": dict(setting.options), "rows": setting.rows,
         "positive": 100 * Judge(halves.judge).positive(texts),
@@ -140,18 +139,12 @@ def _feedback(rows: Sequence[dict[str, Any]], setting: Setting) -> list[dict[str
 def run_all(settings: Sequence[Setting], size: Size, folder: Path, workers: int) -> list[dict[str, Any]]:
     """All settings, in processes side by side; each row is printed when it is there."""
     folder.mkdir(parents=True, exist_ok=True)
-    keep = [str(folder / f"{setting.name.replace(' ', '-')}-{setting.seed}.txt") for setting in settings]
-    tasks = (settings, [size] * len(settings), keep)
-    if workers == 1:
-        return [_said(row) for row in map(run_setting, *tasks)]
-    with ProcessPoolExecutor(max_workers=workers, mp_context=get_context("spawn")) as pool:
-        return [_said(row) for row in pool.map(run_setting, *tasks)]
+    return run_each(run_setting, settings, size, str(folder), workers=workers, say=_say)
 
 
-def _said(row: dict[str, Any]) -> dict[str, Any]:
+def _say(row: dict[str, Any]) -> None:
     figures = f"KL(π‖ref) {row['kl_policy_ref']:7.2f}, distinct-2 {row['distinct_2']:.3f}  {row['options']}"
     print(f"  {row['name']:22} seed {row['seed']:<4} {row['positive']:5.1f}% positive, {figures}", flush=True)
-    return row
 
 
 def choose(rows: Sequence[Mapping[str, Any]], baseline: Mapping[str, Any]) -> Mapping[str, Any]:
