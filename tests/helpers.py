@@ -14,8 +14,7 @@ from torch import Tensor
 from valence.data.collate import pad_actions, pad_left
 from valence.policies.base import likelihood_from_distributions, pull_back
 from valence.policies.language import CausalLM, LanguagePolicy, Seq2SeqLM
-from valence.policies.rows import TokenContext
-from valence.types import Action, Batch, Feedback, Labels, Likelihood, Preferences, Rewards
+from valence.types import Action, Batch, Feedback, Labels, Likelihood, Preferences, Rewards, TokenContext
 
 PAD, END, START, UNKNOWN = 0, 1, 2, 3
 SPECIAL = ("<pad>", "</s>", "<s>", "<unk>")

@@ -33,17 +33,29 @@ class Action:
     Args:
         steps: tokens, vectors or latents, `[N, K, T, ...]`.
         mask: which steps are part of the action, `[N, K, T]`.
-        start: a denoiser's initial latent, `[N, K, ...]`; None elsewhere.
+        initial_latent: the noise that a denoiser's path starts from, `[N, K, ...]`; None for other policies.
         output: the decoded text or image of each action, `[N][K]`, for reward functions.
     """
 
     steps: Tensor
     mask: Bool[Tensor, "N K T"]
-    start: Tensor | None = None
+    initial_latent: Tensor | None = None
     output: Sequence[Sequence[Any]] | None = None
 
     def select(self, rows: slice) -> Action:
-        return Action(self.steps[rows], self.mask[rows], select_rows(self.start, rows), select_rows(self.output, rows))
+        latent, output = select_rows(self.initial_latent, rows), select_rows(self.output, rows)
+        return Action(self.steps[rows], self.mask[rows], latent, output)
+
+
+@dataclass(frozen=True)
+class TokenContext:
+    """Prompts as token ids, padded on the left: `ids [N, S]`, `mask [N, S]`."""
+
+    ids: Int[Tensor, "N S"]
+    mask: Bool[Tensor, "N S"]
+
+    def select(self, rows: slice) -> TokenContext:
+        return TokenContext(self.ids[rows], self.mask[rows])
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from valence.data.collate import pad_actions, pad_left
 from valence.policies import language, token_head
 from valence.policies.base import likelihood_from_distributions
 from valence.policies.language import CausalLM, Seq2SeqLM
-from valence.policies.rows import TokenContext, present_rows
+from valence.policies.rows import present_rows
 from valence.training.reference import AdaptersOff, FrozenCopy
-from valence.types import Action, Batch, Rewards
+from valence.types import Action, Batch, Rewards, TokenContext
 
 ALL = frozenset({"log_prob", "ref_log_prob", "ref_kl", "policy_kl"})
 LOG_PROB = frozenset({"log_prob"})

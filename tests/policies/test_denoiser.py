@@ -122,8 +122,8 @@ def test_the_step_by_step_pull_back_is_the_full_graphs(lora: int, names: tuple[s
 def doubled(batch: Batch) -> Batch:
     """The same in double precision."""
     action, context = batch.action, batch.context
-    assert action.start is not None
-    twice = replace(action, steps=action.steps.double(), start=action.start.double())
+    assert action.initial_latent is not None
+    twice = replace(action, steps=action.steps.double(), initial_latent=action.initial_latent.double())
     return replace(batch, action=twice, context=replace(context, embedding=context.embedding.double()))
 
 
@@ -223,10 +223,10 @@ def test_samples_are_the_stock_pipelines_where_it_draws_the_same_noise(monkeypat
         monkeypatch.setattr(
             "diffusers.schedulers.scheduling_lcm.randn_tensor", lambda *_, _queue=queue, **__: _queue.pop(0)[None]
         )
-        assert action.start is not None and action.output is not None
+        assert action.initial_latent is not None and action.output is not None
         theirs = pipeline(
-            "a b", num_inference_steps=4, guidance_scale=guidance, latents=action.start[0].clone(), output_type="pil",
-            original_inference_steps=50,
+            "a b", num_inference_steps=4, guidance_scale=guidance, latents=action.initial_latent[0].clone(),
+            output_type="pil", original_inference_steps=50,
         ).images[0]  # fmt: skip
         away = torch.tensor(list(theirs.tobytes())) - torch.tensor(list(action.output[0][0].tobytes()))
         assert int(away.abs().max()) <= 1

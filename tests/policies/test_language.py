@@ -14,10 +14,10 @@ from helpers import assert_close, make_batch
 from valence.errors import UserError
 from valence.policies.language import LanguagePolicy, end_token_ids
 from valence.policies.loading import check_head, disable_dropout, load_language_policy
-from valence.policies.rows import Rows, TokenContext
+from valence.policies.rows import Rows
 from valence.policies.token_head import token_likelihoods
 from valence.training.reference import FrozenCopy
-from valence.types import Batch
+from valence.types import Batch, TokenContext
 
 LOG_PROB = frozenset({"log_prob"})
 ALL = frozenset({"log_prob", "ref_log_prob", "ref_kl", "policy_kl"})

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from valence.data.groups import Group
 from valence.data.records import Message, Problem, Text
-from valence.policies.rows import TokenContext
-from valence.types import Action, Batch, Feedback, Labels, Preferences, Rewards
+from valence.types import Action, Batch, Feedback, Labels, Preferences, Rewards, TokenContext
 
 
 @dataclass(frozen=True)

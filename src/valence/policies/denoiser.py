@@ -1,9 +1,9 @@
 """Denoisers as policies: an action is the path from noise to image, T Normals of which the last may draw nothing.
 
 `Denoiser` holds a diffusers pipeline as it is; `valence.policies.denoising_steps` says what its sampler's steps are.
-The context is an `ImageContext`. An action's `start` is the noise `[N, K, C, H, W]` and `steps[:, :, t]` what step t
-drew, `[N, K, T, C, H, W]`; `mask` is False where a step drew nothing and has no density. log pi is a sum over the
-latent's D = C H W dimensions and over steps, in nats.
+The context is an `ImageContext`. An action's `initial_latent` is the noise `[N, K, C, H, W]` and `steps[:, :, t]` is
+what step t drew, `[N, K, T, C, H, W]`; `mask` is False where a step drew nothing and has no density. log pi is a sum
+over the latent's D = C H W dimensions and over steps, in nats.
 
 Both Normals of a step have one variance, so
 
@@ -161,7 +161,8 @@ class Denoiser:
         images = [image for part in x.flatten(0, 1).split(TOGETHER) for image in self.decode(part)]
         output = [images[row : row + num_samples] for row in range(0, len(images), num_samples)]
         steps = torch.stack(drawn, dim=2)
-        return Action(steps, self._mask(steps), start=noise[:, :, 0], output=output), torch.stack(densities, dim=-1)
+        action = Action(steps, self._mask(steps), initial_latent=noise[:, :, 0], output=output)
+        return action, torch.stack(densities, dim=-1)
 
     def _mask(self, steps: Tensor) -> Tensor:
         live = torch.tensor([step.scale > 0 for step in self.steps], device=steps.device)
@@ -212,8 +213,8 @@ class Denoiser:
 
     def _before(self, action: Action) -> list[Tensor]:
         """Where each step began."""
-        assert action.start is not None
-        return [action.start, *action.steps.unbind(2)[:-1]]
+        assert action.initial_latent is not None
+        return [action.initial_latent, *action.steps.unbind(2)[:-1]]
 
     # Measure and pull back.
 

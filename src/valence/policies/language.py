@@ -28,11 +28,11 @@ from valence.policies.fused import (
     likelihoods_and_gradients,
     linear_head,
 )
-from valence.policies.rows import Rows, TokenContext, pad_right, present_rows
+from valence.policies.rows import Rows, pad_right, present_rows
 from valence.policies.shared_prompt import Trees, make_trees, pack, siblings
 from valence.policies.token_head import HeadFn, LogitHead, token_likelihoods
 from valence.protocols import Reference
-from valence.types import Action, Batch, Likelihood
+from valence.types import Action, Batch, Likelihood, TokenContext
 
 REFERENCED = frozenset({"ref_log_prob", "ref_kl", "policy_kl"})
 TOKENS_TOGETHER = {False: 1024, True: 32768}

@@ -12,18 +12,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from valence.types import Action
-
-
-@dataclass(frozen=True)
-class TokenContext:
-    """Prompts as token ids, padded on the left: `ids [N, S]`, `mask [N, S]`."""
-
-    ids: Int[Tensor, "N S"]
-    mask: Bool[Tensor, "N S"]
-
-    def select(self, rows: slice) -> TokenContext:
-        return TokenContext(self.ids[rows], self.mask[rows])
+from valence.types import Action, TokenContext
 
 
 @dataclass(frozen=True)
