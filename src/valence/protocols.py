@@ -5,7 +5,7 @@ Shape legend: see `valence.types`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, runtime_checkable
 
@@ -50,6 +50,32 @@ class Reference(Protocol):
 
     def active(self) -> AbstractContextManager[Any]:
         """Inside, the value is a policy with the reference's weights; no gradient flows into it."""
+        ...
+
+    def after_step(self, policy: Any, step: int) -> None:
+        """Called by the learner after optimizer step number `step`, counted from 1."""
+        ...
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """The weights that a checkpoint must hold: none where the reference can be made again from the policy."""
+        ...
+
+
+@runtime_checkable
+class LogProbCache(Reference, Protocol):
+    """A reference that stores log pi_ref of the rows that it has measured."""
+
+    def recall_log_probs(self, rows: Any, measure: Callable[[Any], Tensor]) -> Tensor:
+        """log pi_ref of the M real steps of `rows`, row by row, `[M]`; `measure` gives them for rows not yet stored."""
+        ...
+
+
+@runtime_checkable
+class HiddenCache(Reference, Protocol):
+    """A reference that stores its last hidden states of the rows that it has measured."""
+
+    def recall_hidden(self, rows: Any, measure: Callable[[Any], Tensor]) -> Tensor:
+        """The hidden states at the M real steps of `rows`, row by row, `[M, H]`; `measure` gives them for new rows."""
         ...
 
 
