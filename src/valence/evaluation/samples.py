@@ -1,0 +1,137 @@
+"""The evaluation of a language model: the same prompts, held-out rows and seed before, during and after a run."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from valence.data.collate import EncodedGroup
+from valence.evaluation import language as measures
+from valence.policies.language import LanguagePolicy
+from valence.protocols import Reference
+
+
+class RunEvaluation(Protocol):
+    """What a run evaluates its policy with.
+
+    Attributes:
+        policy: the policy that is evaluated.
+        card: the library that loads the saved model, for the model card: "transformers" or "diffusers".
+    """
+
+    policy: Any
+    card: str
+
+    def __call__(self, step: int) -> dict[str, float]:
+        """Figures of the policy after `step` optimizer steps."""
+        ...
+
+    def kl(self, step: int) -> float:
+        """KL(pi || pi_ref) on fresh samples, nats per sample; a KL budget is compared with it."""
+        ...
+
+    def samples(self) -> list[dict[str, str]]:
+        """The last samples as text, `{"prompt", "before", "after"}`; empty where samples are no text."""
+        ...
+
+    def section(self, last_step: int) -> str:
+        """A part of the report, as HTML, about steps up to `last_step`; "" where there is none."""
+        ...
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Fresh samples of the policy after `step` optimizer steps.
+
+    Args:
+        prompt_index: the index of each sample's prompt.
+        outputs: the completions, or images.
+        initial_outputs: those of the initial policy, for the same prompts.
+        kl: KL(pi || pi_ref) along each sample, nats.
+    """
+
+    step: int
+    prompt_index: Sequence[int]
+    outputs: Sequence[Any]
+    initial_outputs: Sequence[Any]
+    kl: Sequence[float]
+
+
+JudgeSamples = Callable[[Samples], dict[str, float]]
+
+
+class Evaluation:
+    """Evaluates a language model; its figures can be compared along a run.
+
+    Args:
+        prompts: token ids of the prompts to choose from.
+        num_samples: completions per evaluation; the prompts are used again where there are fewer.
+        num_rows: held-out rows to measure the accuracy of the implicit reward on, at most.
+        seed: seed of the choice of prompts and of sampling.
+        rows: held-out feedback; row i belongs to prompt i, and there may be fewer rows than prompts.
+        judge: samples -> figures, for a run that has a reward.
+    """
+
+    card = "transformers"
+
+    def __init__(
+        self, policy: LanguagePolicy, reference: Reference, prompts: Sequence[list[int]], *, num_samples: int,
+        num_rows: int, seed: int, rows: Sequence[EncodedGroup] = (), judge: JudgeSamples | None = None,
+    ) -> None:  # fmt: skip
+        self.policy, self.reference, self.judge = policy, reference, judge
+        # A file is often sorted by label: take a random part of it, not the first.
+        order = list(range(len(prompts)))
+        random.Random(seed).shuffle(order)
+        self.rows = [rows[place] for place in order if place < len(rows)][:num_rows]
+        self.prompt_index = [order[place % len(order)] for place in range(num_samples)]
+        self.prompts = [prompts[place] for place in self.prompt_index]
+        self.seed = seed + 7919
+        self.prose = measures.ordinary_text()
+        with self.reference.active() as initial:
+            self.initial_texts, self.initial_chunks = measures.sample_texts(
+                initial, self.prompts, seed=self.seed, pad=policy.pad_token_id
+            )
+        self.texts = self.initial_texts
+
+    def __call__(self, step: int) -> dict[str, float]:
+        pad = self.policy.pad_token_id
+        self.texts, chunks = measures.sample_texts(self.policy, self.prompts, seed=self.seed, pad=pad)
+        kl = measures.sample_kls(self.policy, self.reference, chunks, "policy_kl")
+        figures = {
+            "kl_policy_ref": float(kl.mean()),
+            "kl_ref_policy": measures.sampled_kl(self.policy, self.reference, self.initial_chunks, "ref_kl"),
+            "ordinary_text_nll": measures.text_nll(self.policy, self.prose),
+            "distinct_2": measures.distinct_n(self.texts),
+            "mean_words": measures.mean_words(self.texts),
+            "truncated": measures.truncated_share(chunks, self.policy.end_token_ids),
+        }
+        if self.rows:
+            accuracy = measures.implicit_reward_accuracy(self.policy, self.reference, self.rows, pad=pad)
+            if accuracy is not None:
+                figures["implicit_reward_accuracy"] = accuracy
+        if self.judge is not None:
+            samples = Samples(step, self.prompt_index, self.texts, self.initial_texts, kl.tolist())
+            figures = self.judge(samples) | figures
+        return figures
+
+    def kl(self, step: int) -> float:
+        """KL(pi || pi_ref) on fresh samples, nats per sample."""
+        _, chunks = measures.sample_texts(
+            self.policy, self.prompts, seed=self.seed + step, pad=self.policy.pad_token_id
+        )
+        return measures.sampled_kl(self.policy, self.reference, chunks, "policy_kl")
+
+    def samples(self) -> list[dict[str, str]]:
+        """Each prompt with its completion before training and at the last evaluation."""
+        tokenizer = self.policy.tokenizer
+        prompts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in self.prompts]
+        return [
+            {"prompt": prompt, "before": before, "after": after}
+            for prompt, before, after in zip(prompts, self.initial_texts, self.texts, strict=True)
+        ]
+
+    def section(self, last_step: int) -> str:
+        """Nothing: the report shows `samples()`."""
+        return ""

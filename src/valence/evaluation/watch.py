@@ -1,0 +1,106 @@
+"""Judges the samples of a run's evaluations by its reward and a gold reward, and saves the best policy by gold."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from valence.evaluation import overoptimization
+from valence.evaluation.overoptimization import EvaluationPoint, audit
+from valence.evaluation.samples import Samples
+from valence.evaluation.statistics import mean_interval
+from valence.rewards.functions import RewardFunction
+from valence.rewards.judge import SelfPlay
+from valence.sources.prompts import EncodedPrompt, ask, verdicts
+
+FILE, BEST = "evaluations.json", "best-by-gold"
+
+
+class Watch:
+    """Judges the samples of each evaluation and records them in `out/evaluations.json`.
+
+    Args:
+        policy: saved to `out/best-by-gold` whenever gold is better than at every evaluation before.
+        rows: the prompts that the samples are for.
+        reward: what the run learns from.
+        gold: a judge that the run does not learn from, or None. A pairwise judge compares each sample with the initial
+            policy's completion of the same prompt.
+        out: the run's folder.
+        resumed_at: the step of the checkpoint that the run resumes from; later evaluations in the file are dropped.
+    """
+
+    def __init__(
+        self, policy: Any, rows: Sequence[EncodedPrompt], reward: Any, gold: Any | None, out: Path, *,
+        resumed_at: int = 0,
+    ) -> None:  # fmt: skip
+        self.policy, self.rows, self.reward, self.gold, self.out = policy, rows, reward, gold, out
+        saved = json.loads((out / FILE).read_text()) if resumed_at and (out / FILE).is_file() else []
+        self.evaluations = [EvaluationPoint(**point) for point in saved if point["step"] <= resumed_at]
+
+    def __call__(self, samples: Samples) -> dict[str, float]:
+        """The figures of one evaluation."""
+        rows = [self.rows[place] for place in samples.prompt_index]
+        proxy = self._judge(self.reward, rows, samples)
+        gold = None if self.gold is None else self._judge(self.gold, rows, samples)
+        # Samples of other prompts (the run resumed with another `eval_samples`) cannot be compared with these.
+        self.evaluations = [
+            point for point in self.evaluations
+            if point.step < samples.step and list(point.prompt_index) == list(samples.prompt_index)
+        ]  # fmt: skip
+        before = self.audit()
+        self.evaluations.append(EvaluationPoint(samples.step, samples.kl, proxy, gold, samples.prompt_index))
+        (self.out / FILE).write_text(json.dumps([asdict(point) for point in self.evaluations]))
+        figures = _figures("reward", proxy)
+        if gold is None:
+            return figures
+        now = self.audit()
+        if now is not None and now.best.step == samples.step and (before is None or before.best is not now.best):
+            self.policy.save(self.out / BEST)
+        return figures | _figures("gold", gold) | self._win_rate(rows, samples)
+
+    def _judge(self, judge: Any, rows: Sequence[EncodedPrompt], samples: Samples) -> Sequence[float | None]:
+        if isinstance(judge, SelfPlay):
+            return verdicts(judge, rows, samples.outputs, samples.initial_outputs)
+        return ask(judge, rows, samples.outputs)
+
+    def _win_rate(self, rows: Sequence[EncodedPrompt], samples: Samples) -> dict[str, float]:
+        """How often gold finds a sample better than the initial policy's for the same prompt."""
+        if isinstance(self.gold, SelfPlay):
+            return {}
+        rate, half = mean_interval(verdicts(self.gold, rows, samples.outputs, samples.initial_outputs))
+        return {} if math.isnan(rate) else {"gold_win_rate": rate, "gold_win_rate_95_half_width": half}
+
+    def audit(self) -> overoptimization.Audit | None:
+        """Did reward and gold diverge? None without gold."""
+        return audit(self.evaluations)
+
+    def section(self) -> str:
+        """The part of the report about reward and gold, as HTML."""
+        return overoptimization.section(self.evaluations)
+
+    def warnings(self, unit: str) -> list[str]:
+        """Lines that a person should read before using the model: gold's course, and failures of the reward.
+
+        Args:
+            unit: what the reward judges: "completions" or "images".
+        """
+        lines = []
+        found = self.audit()
+        if found is not None:
+            lines.append(("warning: " if found.diverged else "") + found.sentence())
+            if found.best.step != found.last.step:
+                lines.append(f"the best policy by gold is in {self.out / BEST}")
+        for reason, count in self.reward.failures.items():
+            lines.append(f"warning: the reward gave no number for {count:,} {unit}: {reason}")
+        if isinstance(self.reward, RewardFunction) and self.reward.repeated:
+            lines.append(f"warning: {self.reward.repeated:,} calls of the reward failed and were repeated row by row")
+        return lines
+
+
+def _figures(name: str, values: Sequence[float | None]) -> dict[str, float]:
+    mean, half = mean_interval(values)
+    return {} if math.isnan(mean) else {name: mean, f"{name}_95_half_width": half}
