@@ -84,14 +84,14 @@ def test_episodes_of_different_lengths_are_each_whole_and_only_one() -> None:
 
 def test_an_episode_without_an_end_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evaluation, "LONGEST", 19)
-    with pytest.raises(UserError, match="not ended after 19 actions: give the environment a limit"):
+    with pytest.raises(UserError, match="not ended after 19 actions: give the environment a time limit"):
         Evaluation(point, 1).returns(constant(0.0))
     monkeypatch.setattr(evaluation, "LONGEST", 20)
     assert len(Evaluation(point, 1).returns(constant(0.0))) == 1
 
 
 def test_there_must_be_an_episode() -> None:
-    with pytest.raises(ValueError, match="episodes is 0"):
+    with pytest.raises(ValueError, match="`episodes` is 0"):
         Evaluation(point, 0)
 
 

@@ -39,10 +39,16 @@ class Drifted(LanguagePolicy):
         return Likelihood(log_prob * mask, ref_log_prob=other * mask, mask=mask)
 
 
-class Self:
-    """A reference that the hand-made policy does not look at."""
+class Unused:
+    """A reference that the hand-made policy does not use."""
 
     def active(self) -> Any:
+        raise NotImplementedError
+
+    def after_step(self, policy: Any, step: int) -> None:
+        raise NotImplementedError
+
+    def trainable(self) -> dict[str, Any]:
         raise NotImplementedError
 
 
@@ -53,7 +59,7 @@ def row(tokens: Sequence[int], **feedback: Any) -> EncodedGroup:
 
 
 def accuracy(*rows: EncodedGroup) -> float | None:
-    return measures.implicit_reward_accuracy(Drifted(), Self(), rows, pad=PAD)
+    return measures.implicit_reward_accuracy(Drifted(), Unused(), rows, pad=PAD)
 
 
 class TestImplicitRewardAccuracy:

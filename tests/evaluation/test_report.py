@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from valence.evaluation.card import write_model_card
-from valence.evaluation.report import plot_curves, write_report
+from valence.evaluation.report import CURVES, curves_figure, plot_curves, write_report
 
 EVIL = "<script>alert('x')</script><img src=x onerror=alert(1)> & \"quoted\""
 ROWS = [
@@ -104,9 +104,27 @@ def test_curves_of_little_or_nothing(rows: list[dict[str, float]]) -> None:
     assert plot_curves(rows).startswith(b"\x89PNG")
 
 
-def test_curves_differ_with_what_they_show() -> None:
-    assert plot_curves(ROWS) != plot_curves(ROWS[:2])
-    assert plot_curves(ROWS) == plot_curves(ROWS)
+def test_each_plot_shows_its_metrics_by_step() -> None:
+    plots = [axis for axis in curves_figure(ROWS).axes if axis.get_visible()]
+    shown = {
+        axis.get_title(): {
+            str(line.get_label()): list(zip(line.get_xdata(), line.get_ydata(), strict=True)) for line in axis.lines
+        }
+        for axis in plots
+    }
+    titles = {names[0]: title for title, names in CURVES}
+    assert shown == {
+        titles["loss"]: {"loss": [(1, 0.7), (2, 0.6)]},
+        titles["eval/kl_policy_ref"]: {
+            "kl policy ref": [(0, 0.0), (2, 0.2)], "kl ref policy": [(0, 0.0), (2, 0.1)],
+        },
+        titles["accepted_drift"]: {"accepted drift": [(1, 0.1)]},
+        titles["eval/implicit_reward_accuracy"]: {"implicit reward accuracy": [(0, 0.5), (2, 0.8)]},
+        titles["tokens_per_second"]: {"tokens per second": [(1, 100.0)]},
+    }  # fmt: skip
+    assert {axis.get_xlabel() for axis in plots} == {"step"}
+    # A legend only where there are several lines.
+    assert [axis.get_title() for axis in plots if axis.get_legend()] == [titles["eval/kl_policy_ref"]]
 
 
 def test_the_model_card(tmp_path: Path) -> None:
@@ -119,3 +137,16 @@ def test_the_model_card(tmp_path: Path) -> None:
     assert "- **method**: dro" in body and "- **model**: small-lm" in body
     assert "| mean_words | 2.0000 | 3.2500 |" in body
     assert "| distinct_2 | nan | 0.5000 |" in body
+    assert "nats per sequence" in body and "diffusers" not in text
+
+
+def test_the_model_card_of_a_pipeline_says_how_to_draw(tmp_path: Path) -> None:
+    facts = {"folder": "base/pipeline", "learned": "adapters", "a prompt": "a cat", "sampled with": "guidance_scale=1"}
+    for learned, folder, adapters in (("adapters", "base/pipeline", True), ("the whole network", ".", False)):
+        write_model_card(tmp_path, facts | {"learned": learned}, {}, {"reward": 1.0}, library="diffusers")
+        text = (tmp_path / "README.md").read_text(encoding="utf-8")
+        assert "library_name: diffusers" in text and "nats per image" in text
+        code = text.split("```python\n")[1].split("```")[0]
+        compile(code, "card", "exec")
+        assert f'from_pretrained("{folder}"' in code and 'pipeline(["a cat"], guidance_scale=1)' in code
+        assert ('load_lora_weights(".")' in code) is adapters

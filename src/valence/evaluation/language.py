@@ -1,7 +1,7 @@
-"""What a person wants to know of an aligned language model: did it learn, how far did it go, what did it lose.
+"""Figures of an aligned language model: what it learned, how far it moved from the reference, what it lost.
 
-KLs here are estimated on fresh samples (unbiased, PMPO paper Eq. 17), each the sum of its tokens' exact
-full-vocabulary KLs along prefixes drawn from the first-named policy.
+A KL here is the mean over fresh samples of the sum of each token's exact KL over the vocabulary. It is unbiased (PMPO
+paper, Eq. 17) because the prefixes are drawn from the policy that the KL names first.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ from valence.training.learner import signs
 from valence.types import Action, Batch, Labels, Preferences, Rewards
 
 CHUNK = 64
+"""Sequences that are sampled or measured together."""
 
 
 def as_batch(context: Any, action: Action) -> Batch:
-    """Actions without feedback, as a batch to measure."""
+    """Actions without feedback as a batch."""
     present = action.mask.any(-1)
     return Batch(context, action, Labels(torch.zeros_like(present, dtype=torch.long), present))
 
@@ -33,11 +34,11 @@ def as_batch(context: Any, action: Action) -> Batch:
 def sample_texts(
     policy: LanguagePolicy, prompts: Sequence[list[int]], *, seed: int, pad: int
 ) -> tuple[list[str], list[tuple[Any, Action]]]:
-    """One completion for each prompt: (texts, the chunks they were drawn in)."""
+    """Draw one completion for each prompt: (texts, their (context, action) in chunks of `CHUNK`)."""
     generator = torch.Generator().manual_seed(seed)
     texts, chunks = [], []
-    for start in range(0, len(prompts), CHUNK):
-        context = move(pad_left(prompts[start : start + CHUNK], pad), policy.device)
+    for first in range(0, len(prompts), CHUNK):
+        context = move(pad_left(prompts[first : first + CHUNK], pad), policy.device)
         action = policy.sample(context, 1, generator)
         assert action.output is not None
         texts += [row[0] for row in action.output]
@@ -49,8 +50,12 @@ def sample_texts(
 def sample_kls(
     policy: LanguagePolicy, reference: Reference, chunks: Sequence[tuple[Any, Action]], name: str
 ) -> Float[Tensor, " samples"]:
-    """KL along each sampled sequence, nats: `name` is "policy_kl" for KL(pi || pi_ref) on the policy's samples or
-    "ref_kl" for KL(pi_ref || pi) on the reference's."""
+    """KL along each sampled sequence, nats.
+
+    Args:
+        chunks: samples of the policy for "policy_kl", of the reference for "ref_kl"; see `sample_texts`.
+        name: "policy_kl" for KL(pi || pi_ref), "ref_kl" for KL(pi_ref || pi).
+    """
     totals = [
         getattr(policy.likelihood(as_batch(context, action), reference, frozenset({"log_prob", name})).total(), name)
         for context, action in chunks
@@ -59,7 +64,7 @@ def sample_kls(
 
 
 def sampled_kl(policy: LanguagePolicy, reference: Reference, chunks: Sequence[tuple[Any, Action]], name: str) -> float:
-    """Mean KL a sequence over sampled chunks, nats; see `sample_kls`."""
+    """Mean KL per sequence, nats; see `sample_kls`."""
     return float(sample_kls(policy, reference, chunks, name).mean())
 
 
@@ -69,13 +74,13 @@ def implicit_reward_accuracy(
 ) -> float | None:
     """How often log pi/pi_ref ranks a better held-out completion above a worse one; a tie counts half.
 
-    Comparisons are made within a context where it has both (pairs, rankings, several scores), else between all
-    better and all worse rows (the area under the ROC curve). None where one side is missing.
+    Completions of one context are compared where any context has a better and a worse one (pairs, rankings, several
+    scores). Otherwise all better rows are compared with all worse rows (the area under the ROC curve). None where
+    there is nothing to compare.
     """
     within, ratios, sides = [], [], []
-    for start in range(0, len(rows), CHUNK):
-        chunk = rows[start : start + CHUNK]
-        batch = collate(chunk, pad=pad)
+    for first in range(0, len(rows), CHUNK):
+        batch = collate(rows[first : first + CHUNK], pad=pad)
         total = policy.likelihood(
             move(batch, policy.device), reference, frozenset({"log_prob", "ref_log_prob"})
         ).total()
@@ -88,15 +93,15 @@ def implicit_reward_accuracy(
         sides.append(side[batch.present].double())
     if within:
         return _share_positive(torch.stack(within))
-    every, side = torch.cat(ratios), torch.cat(sides)
-    # A reward is on the side of the mean over all rows, not over those it was measured with.
+    ratio, side = torch.cat(ratios), torch.cat(sides)
+    # A reward is compared with the mean over all rows, not over its own chunk.
     middle = side.mean() if isinstance(feedback, Rewards) else 0.0
-    gaps = every[side > middle][:, None] - every[side < middle][None, :]
+    gaps = ratio[side > middle][:, None] - ratio[side < middle][None, :]
     return _share_positive(gaps) if gaps.numel() else None
 
 
 def _ordered_gaps(ratio: Tensor, batch: Batch) -> list[Tensor]:
-    """Log-ratio gaps, better minus worse, of every ordered pair within a context."""
+    """Log-ratio of the better minus that of the worse completion, for every ordered pair within a context."""
     feedback = batch.feedback
     if isinstance(feedback, Labels):
         return []
@@ -113,16 +118,19 @@ def _share_positive(gaps: Tensor) -> float:
 
 
 def ordinary_text() -> list[str]:
-    """Paragraphs of plain English prose (public domain), never trained on, to see what alignment costs."""
+    """Paragraphs of plain English prose (public domain), used only to measure what alignment costs."""
     text = (files("valence") / "assets" / "ordinary-text" / "prose.txt").read_text(encoding="utf-8")
     return [block.strip() for block in text.split("\n\n") if block.strip()]
 
 
 @torch.no_grad()
 def text_nll(policy: LanguagePolicy, texts: Sequence[str], *, max_tokens: int = 192) -> float:
-    """Mean negative log-likelihood of plain text, nats a token, by teacher forcing from the start token.
+    """Mean negative log-likelihood of plain text, nats per token, by teacher forcing from the start token.
 
-    For an encoder-decoder model the paragraph's first half is the prompt and the second the completion.
+    For an encoder-decoder model the first half of a text is the prompt and the second half the completion.
+
+    Args:
+        max_tokens: longer texts are cut to this many tokens.
     """
     tokenizer = policy.tokenizer
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
@@ -144,7 +152,7 @@ def text_nll(policy: LanguagePolicy, texts: Sequence[str], *, max_tokens: int = 
 
 
 def truncated_share(chunks: Sequence[tuple[Any, Action]], end_token_ids: Sequence[int]) -> float:
-    """Share of sampled completions that were cut at the length limit: their KLs are of what was said until then."""
+    """Share of sampled completions that were cut at the length limit; their KLs end there too."""
     ended, count = 0, 0
     for _, action in chunks:
         ends = torch.isin(action.steps, torch.tensor(list(end_token_ids), device=action.steps.device)) & action.mask
@@ -153,9 +161,9 @@ def truncated_share(chunks: Sequence[tuple[Any, Action]], end_token_ids: Sequenc
 
 
 def distinct_n(texts: Sequence[str], n: int = 2) -> float:
-    """Share of different n-grams of words among all n-grams of `texts`; 0 where there are none.
+    """Share of distinct n-grams of words among all n-grams of `texts`; 0 where there are none.
 
-    It falls with the amount of text, so compare only sets of as many samples.
+    It falls with the amount of text: compare only sets of equally many samples.
     """
     grams = [tuple(words[i : i + n]) for words in map(str.split, texts) for i in range(len(words) - n + 1)]
     return len(set(grams)) / len(grams) if grams else 0.0

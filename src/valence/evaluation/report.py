@@ -1,45 +1,47 @@
-"""One self-contained HTML page of a run: figures, curves as pictures, samples before and after.
+"""The report of a run: one HTML page with its figures, curves and samples, and nothing loaded from elsewhere.
 
-All model text is escaped: a completion cannot run anything in the reader's browser.
+All model text is escaped, so a completion cannot run anything in the reader's browser.
 """
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from valence.evaluation.pictures import image_tag, png
+
 CURVES = (
     ("Loss", ("loss",)),
-    ("Reward of what it learns from, after the KL's price", ("shaped_reward",)),
+    ("Training reward, less the KL penalty", ("shaped_reward",)),
     ("Reward of fresh samples", ("eval/reward", "eval/gold")),
-    ("Regression error beside the reward gaps' own size", ("regression_error", "reward_gap_variance")),
-    ("KL on fresh samples, nats a sample", ("eval/kl_policy_ref", "eval/kl_ref_policy")),
-    ("Log-likelihood drift from the reference, nats", ("accepted_drift", "rejected_drift")),
+    ("Regression error and variance of the reward gaps", ("regression_error", "reward_gap_variance")),
+    ("KL on fresh samples, nats per sample", ("eval/kl_policy_ref", "eval/kl_ref_policy")),
+    ("Change of log-likelihood from the reference, nats", ("accepted_drift", "rejected_drift")),
     ("Held-out accuracy of the implicit reward", ("eval/implicit_reward_accuracy",)),
-    ("Ordinary text, nats a token (a rise is capability lost)", ("eval/ordinary_text_nll",)),
+    ("Ordinary text, nats per token (a rise is capability lost)", ("eval/ordinary_text_nll",)),
     ("How much images of one prompt differ", ("eval/pixel_spread",)),
-    ("Tokens a second", ("tokens_per_second",)),
-    ("Images a second", ("images_per_second",)),
+    ("Tokens per second", ("tokens_per_second",)),
+    ("Images per second", ("images_per_second",)),
 )
+"""Title of each plot, and the metrics that it shows."""
 
-EXPLAIN = {
-    "kl_policy_ref": "KL(π‖π_ref), nats a sample, on the policy's samples",
-    "kl_ref_policy": "KL(π_ref‖π), nats a sample, on the reference's samples",
-    "ordinary_text_nll": "plain prose, nats a token: a rise is capability lost",
-    "implicit_reward_accuracy": "how often log π/π_ref ranks better held-out feedback above worse",
+EXPLANATIONS = {
+    "kl_policy_ref": "KL(π‖π_ref), nats per sample, on the policy's samples",
+    "kl_ref_policy": "KL(π_ref‖π), nats per sample, on the reference's samples",
+    "ordinary_text_nll": "negative log-likelihood of plain prose, nats per token: a rise is capability lost",
+    "implicit_reward_accuracy": "how often log π/π_ref ranks the better of two held-out completions higher",
     "reward": "mean reward of the samples",
-    "reward_95_half_width": "half the width of that mean's 95% interval",
-    "gold": "the same by the gold reward, which is not learned from (a pairwise judge: share won against the start)",
-    "gold_95_half_width": "half the width of that mean's 95% interval",
-    "gold_win_rate": "how often gold finds the sample better than the start's",
-    "gold_win_rate_95_half_width": "half the width of that share's 95% interval",
-    "distinct_2": "share of different word pairs in the samples",
-    "pixel_spread": "how much images of one prompt differ, 0 to 1: near 0 it draws one image over and over",
-    "mean_words": "words a sample",
+    "reward_95_half_width": "half the width of the 95% interval of reward",
+    "gold": "mean gold reward, which the policy does not learn from (with a pairwise judge: share of wins against the "
+    "initial policy)",
+    "gold_95_half_width": "half the width of the 95% interval of gold",
+    "gold_win_rate": "how often gold prefers the sample to the initial policy's for the same prompt",
+    "gold_win_rate_95_half_width": "half the width of the 95% interval of gold_win_rate",
+    "distinct_2": "share of distinct word pairs in the samples",
+    "pixel_spread": "how much images of one prompt differ, 0 to 1: near 0 the policy draws one image over and over",
+    "mean_words": "words per sample",
     "truncated": "share of samples cut at the length limit",
 }
 
@@ -54,17 +56,24 @@ border-bottom: 1px solid #ddd } td.number { font-variant-numeric: tabular-nums; 
 
 
 def plot_curves(rows: Sequence[Mapping[str, Any]]) -> bytes:
-    """The run's curves as one PNG."""
-    import matplotlib
+    """The figure as PNG; see `curves_figure`."""
+    return png(curves_figure(rows))
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
 
-    kept = [(title, [name for name in names if any(name in row for row in rows)]) for title, names in CURVES]
-    kept = [(title, names) for title, names in kept if names]
-    height = max(1, (len(kept) + 1) // 2)
-    figure, axes = plt.subplots(height, 2, figsize=(10, 2.6 * height), squeeze=False)
-    for axis, (title, names) in zip(axes.flat, kept, strict=False):
+def curves_figure(rows: Sequence[Mapping[str, Any]]) -> Any:
+    """The curves of a run as a matplotlib figure, one plot for each entry of `CURVES` that `rows` has metrics of.
+
+    Args:
+        rows: the lines of metrics.jsonl.
+    """
+    from matplotlib.figure import Figure
+
+    plots = [(title, [name for name in names if any(name in row for row in rows)]) for title, names in CURVES]
+    plots = [(title, names) for title, names in plots if names]
+    height = max(1, (len(plots) + 1) // 2)
+    figure = Figure(figsize=(10, 2.6 * height))
+    axes = figure.subplots(height, 2, squeeze=False)
+    for axis, (title, names) in zip(axes.flat, plots, strict=False):
         for name in names:
             points = [(row["step"], row[name]) for row in rows if name in row]
             marker = "o" if len(points) < 30 else None
@@ -76,13 +85,10 @@ def plot_curves(rows: Sequence[Mapping[str, Any]]) -> bytes:
         axis.grid(alpha=0.25)
         if len(names) > 1:
             axis.legend(fontsize=7)
-    for axis in axes.flat[len(kept) :]:
+    for axis in axes.flat[len(plots) :]:
         axis.set_visible(False)
     figure.tight_layout()
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    plt.close(figure)
-    return buffer.getvalue()
+    return figure
 
 
 def _facts_table(facts: Mapping[str, str]) -> str:
@@ -94,7 +100,7 @@ def _facts_table(facts: Mapping[str, str]) -> str:
 
 def _figures_table(before: Mapping[str, float], after: Mapping[str, float]) -> str:
     rows = [
-        f"<tr><th>{html.escape(name)}<br><span class=note>{html.escape(EXPLAIN.get(name, ''))}</span></th>"
+        f"<tr><th>{html.escape(name)}<br><span class=note>{html.escape(EXPLANATIONS.get(name, ''))}</span></th>"
         f"<td class=number>{before.get(name, float('nan')):.4f}</td><td class=number>{value:.4f}</td></tr>"
         for name, value in after.items()
     ]
@@ -126,19 +132,19 @@ def write_report(
     """Write the page.
 
     Args:
-        facts: what was run.
+        facts: settings of the run by name; "method" and "feedback" or "prompts" make the title.
         rows: the lines of metrics.jsonl.
         samples: `{"prompt", "before", "after"}`.
-        before, after: the evaluation's first and last figures.
-        section: more of the page, as HTML that is safe.
+        before, after: the first and the last evaluation's figures.
+        most_samples: how many samples are shown, at most.
+        section: another part of the page, as HTML whose texts are already escaped.
     """
-    picture = base64.b64encode(plot_curves(rows)).decode()
     page = (
         "<!doctype html><html lang=en><head><meta charset=utf-8><title>Valence run</title>"
         f"<style>{STYLE}</style></head><body><h1>Valence: {html.escape(facts.get('method', ''))} on "
         f"{html.escape(facts.get('feedback') or facts.get('prompts', ''))}</h1>{_facts_table(facts)}"
         f"<h2>Before and after</h2>{_figures_table(before, after)}"
-        f'<h2>Curves</h2><img alt="curves of the run" src="data:image/png;base64,{picture}">'
+        f"<h2>Curves</h2>{image_tag(plot_curves(rows), 'curves of the run')}"
         f"{section}{_samples_table(samples, most_samples)}</body></html>"
     )
     path.write_text(page, encoding="utf-8")

@@ -1,7 +1,7 @@
-"""How often one model's completions beat another's, with an interval, and what length has to do with it.
+"""How often one model's completions beat another's, with an interval, and corrected for length.
 
-A tie is half a win. The interval is Wilson's on the mean score: right for verdicts of 0 and 1, too wide with ties. The
-length-controlled rate is what a logistic fit of the verdicts on the difference in length gives at equal lengths.
+A tie is half a win. The interval is Wilson's for the mean verdict: right for verdicts of 0 and 1, too wide with ties.
+The length-controlled rate is the value at equal lengths of a logistic fit of the verdicts on the length difference.
 
 Source: Wilson 1927; the length control follows Dubois et al. 2024, "Length-controlled AlpacaEval", with the length term
 alone.
@@ -18,14 +18,14 @@ import numpy as np
 
 @dataclass(frozen=True)
 class WinRate:
-    """Of the first model.
+    """The win rate of the first model.
 
     Args:
-        rate: mean verdict, a tie a half.
-        low, high: its 95% interval.
+        rate: mean verdict; a tie counts 1/2.
+        low, high: 95% interval of `rate`.
         ties: share of verdicts that are 1/2.
         length_controlled: the rate at equal lengths; None where lengths never differ.
-        judged: verdicts in all.
+        judged: number of verdicts.
     """
 
     rate: float
@@ -37,20 +37,23 @@ class WinRate:
 
 
 def wilson(rate: float, count: int, *, z: float = 1.96) -> tuple[float, float]:
-    """The interval of a share of `count`."""
+    """Wilson's interval of a share `rate` of `count`."""
     middle = (rate + z * z / (2 * count)) / (1 + z * z / count)
     half = z / (1 + z * z / count) * math.sqrt(rate * (1 - rate) / count + z * z / (4 * count * count))
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def win_rate(verdicts: Sequence[float], lengths: Sequence[tuple[int, int]]) -> WinRate:
-    """Sum up P(first is better) of each comparison; `lengths` are the two completions', in words.
+    """Summarise the verdicts of all comparisons.
 
+    Args:
+        verdicts: P(first is better) of each comparison.
+        lengths: (first, second) completion's length in words, of each comparison.
     Raises:
-        ValueError: there is no verdict, or not as many lengths.
+        ValueError: there is no verdict, or another number of lengths.
     """
     if not verdicts or len(verdicts) != len(lengths):
-        raise ValueError(f"{len(verdicts)} verdicts and {len(lengths)} pairs of lengths: give one of each, and some")
+        raise ValueError(f"{len(verdicts)} verdicts and {len(lengths)} pairs of lengths: give one each per comparison")
     rate = float(np.mean(verdicts))
     low, high = wilson(rate, len(verdicts))
     ties = float(np.mean(np.asarray(verdicts) == 0.5))
@@ -58,18 +61,21 @@ def win_rate(verdicts: Sequence[float], lengths: Sequence[tuple[int, int]]) -> W
 
 
 def _at_equal_length(verdicts: Sequence[float], lengths: Sequence[tuple[int, int]]) -> float | None:
-    """sigmoid(a) of the fit sigmoid(a + b d), d the scaled difference in length; a little ridge keeps it finite."""
+    """sigmoid(a) of the fit sigmoid(a + b d) by Newton's method, d the scaled length difference.
+
+    A small ridge penalty keeps the fit finite.
+    """
     gap = np.asarray([one - two for one, two in lengths], dtype=np.float64)
     if not gap.std() > 0:
         return None
     rows = np.stack([np.ones_like(gap), np.tanh(gap / gap.std())], 1)
-    wanted, found = np.asarray(verdicts, dtype=np.float64), np.zeros(2)
+    target, coefficients = np.asarray(verdicts, dtype=np.float64), np.zeros(2)
     for _ in range(50):
-        chance = 1 / (1 + np.exp(-rows @ found))
-        slope = rows.T @ (wanted - chance) - 1e-3 * found
-        curve = rows.T @ (rows * (chance * (1 - chance))[:, None]) + 1e-3 * np.eye(2)
-        step = np.linalg.solve(curve, slope)
-        found = found + step
+        fitted = 1 / (1 + np.exp(-rows @ coefficients))
+        gradient = rows.T @ (target - fitted) - 1e-3 * coefficients
+        hessian = rows.T @ (rows * (fitted * (1 - fitted))[:, None]) + 1e-3 * np.eye(2)
+        step = np.linalg.solve(hessian, gradient)
+        coefficients = coefficients + step
         if np.abs(step).max() < 1e-10:
             break
-    return float(1 / (1 + math.exp(-found[0])))
+    return float(1 / (1 + math.exp(-coefficients[0])))
