@@ -1,20 +1,23 @@
-"""What the rooms ask of each other: a few methods each, nothing to inherit from.
+"""What the rooms call of each other: a few methods each. A class fits by having them; it inherits from nothing here.
 
 Shape legend: see `valence.types`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Protocol, runtime_checkable
+from pathlib import Path
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from valence.types import DECOUPLED, Action, Batch, Feedback, Likelihood, Loss, Target
+from valence.types import DECOUPLED, Action, Batch, Likelihood, Loss, Target
 
+TargetT = TypeVar("TargetT", bound=Target)
 NEEDS = frozenset({"log_prob", "ref_log_prob", "ref_kl", "policy_kl", "value"}) | DECOUPLED
+"""The quantities that an objective may ask for: fields of `Likelihood`."""
 
 
 @runtime_checkable
@@ -39,8 +42,31 @@ class Policy(Protocol):
         """
         ...
 
-    def parameters(self) -> Any:
-        """The trainable parameters."""
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """All parameters, also those that do not learn."""
+        ...
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """Name -> parameter, of those that learn."""
+        ...
+
+    def frozen_copy(self, *, dtype: torch.dtype | None = None, device: str | None = None) -> Policy:
+        """A copy that does not learn, optionally in another precision or on another device."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write the policy to `folder`, for the loader of its kind."""
+        ...
+
+
+@runtime_checkable
+class LinearPolicy(Policy, Protocol):
+    """A policy that measures and pulls back in one pass, where the gradient is known before anything is measured."""
+
+    def likelihood_and_backward(
+        self, batch: Batch, reference: Reference | None, needs: frozenset[str], grads: Mapping[str, Tensor]
+    ) -> Likelihood:
+        """`likelihood` and `backward` in one. Returns the likelihood without its graph."""
         ...
 
 
@@ -80,70 +106,91 @@ class HiddenCache(Reference, Protocol):
 
 
 @runtime_checkable
-class Objective(Protocol):
+class Objective(Protocol[TargetT]):
     """A frozen dataclass: pure arithmetic on a batch's likelihoods.
 
-    One whose loss is linear in them (PMPO, supervised) says so by a class variable `linear = True`: its gradient with
-    respect to them is then known before anything is measured.
+    Class attributes, or properties where they depend on the dataclass's fields:
+        needs: the quantities of `NEEDS` that the loss reads.
+        frozen_needs: the quantities that `prepare` reads, without gradient: of `NEEDS`, or "mismatched" for the
+            likelihood of `Batch.mismatched`.
+        accepts: the feedback types that `prepare` accepts.
+        linear: whether the loss is linear in the likelihoods, so that its gradient is known before they are measured.
     """
 
     @property
-    def needs(self) -> frozenset[str]:
-        """Which of `NEEDS` it reads."""
-        ...
+    def needs(self) -> frozenset[str]: ...
 
     @property
-    def frozen_needs(self) -> frozenset[str]:
-        """What `prepare` must be given without gradient: of `NEEDS`, or "mismatched" for KTO's completions."""
-        ...
+    def frozen_needs(self) -> frozenset[str]: ...
 
     @property
-    def accepts(self) -> tuple[type, ...]:
-        """The feedback types that it takes."""
+    def accepts(self) -> tuple[type, ...]: ...
+
+    @property
+    def linear(self) -> bool: ...
+
+    def prepare(self, batch: Batch, frozen: Likelihood | None) -> TargetT:
+        """Turn feedback into a target, once per collected batch, without gradient."""
         ...
 
-    def prepare(self, batch: Batch, frozen: Likelihood | None) -> Target:
-        """Turn feedback into targets, once per collected batch, without gradient."""
-        ...
-
-    def __call__(self, likelihood: Likelihood, target: Target, state: nn.Module | None = None) -> Loss:
-        """Judge."""
+    def __call__(self, likelihood: Likelihood, target: TargetT, state: nn.Module | None = None) -> Loss:
+        """The loss of each action or pair."""
         ...
 
     def state(self) -> nn.Module | None:
-        """A small module for what it learns on the side (MPO's duals), or None."""
+        """A small module with parameters that the objective learns besides the policy's (MPO's duals), or None."""
         ...
 
 
-@runtime_checkable
-class FeedbackFn(Protocol):
-    """Whoever judges: a reward function, a reward model, an ensemble, a preference judge, a Q-critic."""
+class Judge(Protocol):
+    """A reward function, a reward model, an ensemble or a language model as a judge."""
 
-    def __call__(self, context: Any, action: Action) -> Feedback: ...
+    def __call__(self, prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> list[float | None]:
+        """The reward of each completion; None where the judge has no answer.
+
+        Args:
+            columns: name -> one value a completion, of the other columns of the data set.
+        """
+        ...
 
 
 @runtime_checkable
 class Source(Protocol):
-    """Where batches come from.
+    """Gives one batch after another.
 
     Attributes:
-        unit, num_units: what speed is counted in ("tokens", "env_steps"), and how many the last batch took.
+        unit: what speed is counted in, such as "tokens" or "env_steps".
+        num_units: how many units the last batch took.
+        figures: name -> number, of the last batch, to log beside the learner's metrics.
     """
 
     unit: str
     num_units: int
+    figures: dict[str, float]
 
-    def next(self, policy: Policy) -> Batch: ...
+    def next(self, policy: Policy) -> Batch:
+        """The next batch; online sources sample it from `policy`."""
+        ...
 
-    def state_dict(self) -> dict[str, Any]: ...
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint must hold to go on exactly here."""
+        ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 @runtime_checkable
 class Critic(Protocol):
-    """A value estimate owned by the learner: `[N, K, T]` per step, `[N, 1]` per context, or a scalar."""
+    """A value estimate that the learner trains beside the policy."""
 
-    def value(self, batch: Batch) -> Tensor: ...
+    def value(self, batch: Batch) -> Tensor:
+        """V of the batch's actions, differentiable: per step `[N, K, T]`, per context `[N, 1]`, or a scalar `[]`."""
+        ...
 
-    def parameters(self) -> Any: ...
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """All parameters of its own, also those that do not learn."""
+        ...
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """Name -> parameter, of those that learn."""
+        ...

@@ -10,20 +10,33 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, Protocol, Self, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
+@runtime_checkable
+class Selectable(Protocol):
+    """What gives the rows of some of its contexts."""
+
+    def select(self, rows: slice) -> Any: ...
+
+
 def select_rows(value: Any, rows: slice) -> Any:
-    """Rows of a context, whatever it is: None, a tensor, a sequence, or anything with `select(rows)`."""
+    """The rows of some contexts, of None, a tensor, a sequence, or anything with `select(rows)`."""
     if value is None:
         return None
-    if hasattr(value, "select") and not isinstance(value, Tensor):
+    # A tensor has a `select` of its own, which does something else.
+    if isinstance(value, Selectable) and not isinstance(value, Tensor):
         return value.select(rows)
     return value[rows]
+
+
+def sum_steps(value: Float[Tensor, "*shape T"]) -> Float[Tensor, "*shape"]:
+    """The sum over steps, in float32 at least: in bfloat16 a long sum would lose its last terms."""
+    return value.sum(-1, dtype=torch.promote_types(value.dtype, torch.float32))
 
 
 @dataclass(frozen=True)
@@ -49,10 +62,21 @@ class Action:
 
 @dataclass(frozen=True)
 class TokenContext:
-    """Prompts as token ids, padded on the left: `ids [N, S]`, `mask [N, S]`."""
+    """Prompts as token ids, padded on the left.
+
+    Args:
+        ids: token ids, `[N, S]`; anything where `mask` is False.
+        mask: which ids are real, `[N, S]`.
+    Raises:
+        ValueError: padding stands behind or between real ids, which would be dropped with it.
+    """
 
     ids: Int[Tensor, "N S"]
     mask: Bool[Tensor, "N S"]
+
+    def __post_init__(self) -> None:
+        if bool((self.mask[:, :-1] & ~self.mask[:, 1:]).any()):
+            raise ValueError("`mask` has padding behind real tokens: pad prompts on the left")
 
     def select(self, rows: slice) -> TokenContext:
         return TokenContext(self.ids[rows], self.mask[rows])
@@ -60,7 +84,7 @@ class TokenContext:
 
 @dataclass(frozen=True)
 class Rewards:
-    """Scalar feedback: `value [N, K]`, in the unit of whoever gave it."""
+    """Scalar feedback: `value [N, K]`, in the unit of its source."""
 
     value: Float[Tensor, "N K"]
     present: Bool[Tensor, "N K"]
@@ -71,7 +95,10 @@ class Rewards:
 
 @dataclass(frozen=True)
 class Labels:
-    """Accept / reject feedback: `sign [N, K]` is +1 accepted, -1 rejected, 0 unlabelled (still feeds KL and BC)."""
+    """Accept / reject feedback: `sign [N, K]` is +1 accepted, -1 rejected, 0 unlabelled.
+
+    Unlabelled actions still count in KL terms and in behaviour cloning.
+    """
 
     sign: Int[Tensor, "N K"]
     present: Bool[Tensor, "N K"]
@@ -101,7 +128,7 @@ Feedback = Rewards | Labels | Preferences
 
 @dataclass(frozen=True)
 class Batch:
-    """Contexts, actions and what was said of them.
+    """Contexts, actions and the feedback on them.
 
     Args:
         context: anything the policy understands with N rows; None where there is none.
@@ -109,9 +136,9 @@ class Batch:
         feedback: rewards, labels or preferences over them.
         old_log_prob: log pi_t of each step under the policy that collected them, `[N, K, T]`.
         on_policy: which actions were drawn from pi_t, `[N, K]`.
-        mismatched: KTO's unrelated completions: actions of other contexts, K = 1.
-        step_reward: the parts of a reward that fall on single steps, `[N, K, T]`, the verdict on the last one: summed,
-            they are `feedback`'s. None where all of it falls on the last.
+        mismatched: for KTO, one completion of another context for each context, K = 1.
+        step_reward: the reward of each step, `[N, K, T]`; its sum over steps is the reward in `feedback`. None: all of
+            the reward falls on the last step.
     """
 
     context: Any
@@ -135,26 +162,27 @@ class Batch:
 
 
 DECOUPLED = frozenset({"log_prob_mean", "log_prob_covariance", "ref_kl_mean", "ref_kl_covariance"})
-"""What only Gaussian policies have."""
+"""The fields of a `Likelihood` that only Gaussian policies have."""
 PER_STEP = ("log_prob", "ref_log_prob", "ref_kl", "policy_kl", *sorted(DECOUPLED))
-"""What a `Likelihood` holds for each step."""
+"""The fields of a `Likelihood` that have a value for each step."""
 
 
 @dataclass(frozen=True)
 class Likelihood:
-    """What a policy says of the actions of a batch, per step, zero where an action has no step.
+    """Log-probabilities, KLs and values of a batch's actions, per step, zero where an action has no step.
 
-    After `total()` the step dimension is summed away: `[N, K]`, which is what most objectives read.
+    `total()` sums over steps, to `[N, K]`: most objectives read that.
 
     Args:
         log_prob: log pi(y_t | x, y_<t), `[N, K, T]`. Differentiable.
         ref_log_prob: the same under pi_ref. Constant.
         ref_kl: KL(pi_ref || pi) of each step's distribution, `[N, K, T]`. Differentiable, exact, >= 0.
         policy_kl: KL(pi || pi_ref) of each step's distribution, `[N, K, T]`. For reports.
-        log_prob_mean, log_prob_covariance: a Gaussian's log-prob with pi's mean and pi_ref's covariance, and with
-            pi_ref's mean and pi's covariance, `[N, K, T]`: what learns the two apart (MPO). Differentiable.
-        ref_kl_mean, ref_kl_covariance: KL(pi_ref || those two), `[N, K, T]`. Differentiable, exact.
-        value: V, filled by the learner from a critic: per step `[N, K, T]`, per context `[N, 1]`, or a scalar `[]`.
+        log_prob_mean: log-prob of the Gaussian with pi's mean and pi_ref's covariance, `[N, K, T]`. Differentiable.
+        log_prob_covariance: the same with pi_ref's mean and pi's covariance, `[N, K, T]`. Differentiable.
+        ref_kl_mean: KL(pi_ref || the Gaussian of `log_prob_mean`), `[N, K, T]`. Differentiable, exact.
+        ref_kl_covariance: KL(pi_ref || the Gaussian of `log_prob_covariance`), `[N, K, T]`. Differentiable, exact.
+        value: V, which the learner takes from a critic: per step `[N, K, T]`, per context `[N, 1]`, or a scalar `[]`.
         mask: which steps exist, `[N, K, T]`.
     """
 
@@ -170,9 +198,9 @@ class Likelihood:
     mask: Bool[Tensor, "N K T"] | None = None
 
     def total(self) -> Likelihood:
-        """Sum every per-step quantity over steps: log pi(y|x) and KL of the whole action, nats."""
+        """Sum every per-step quantity over steps: log pi(y|x) and KL of the whole action, nats, float32 at least."""
         parts = {name: getattr(self, name) for name in PER_STEP}
-        summed = {name: part.sum(-1) for name, part in parts.items() if part is not None}
+        summed = {name: sum_steps(part) for name, part in parts.items() if part is not None}
         return replace(self, **summed)
 
     def detach(self) -> Likelihood:
@@ -182,12 +210,11 @@ class Likelihood:
 
 @dataclass(frozen=True)
 class Pairs:
-    """Comparisons within contexts, which DPO, IPO, RPO and REBEL take.
+    """Pairs of actions of the same context, as DPO, IPO, RPO, REBEL and CoPG compare them.
 
     Args:
-        index: (better, worse) positions in the flattened `[N * K]` actions, `[P, 2]`; for REBEL the order is
-            arbitrary and `gap` carries the sign.
-        gap: reward (or score) of the first minus the second, `[P]`; a bare preference has gap 2 P(win) - 1.
+        index: (better, worse) positions in the flattened `[N * K]` actions, `[P, 2]`. The order of a tie is arbitrary.
+        gap: reward of the first minus the second, `[P]`; a preference without scores has gap 2 P(win) - 1.
     """
 
     index: Int[Tensor, "P 2"]
@@ -201,75 +228,62 @@ class Pairs:
         return Pairs(self.index[keep] - start * num_actions, self.gap[keep])
 
 
-@dataclass(frozen=True)
+PER_CONTEXT = {"per": "context"}
+"""Metadata of a `Target`'s field whose first dimension is contexts."""
+PER_PAIR = {"per": "pair"}
+"""Metadata of a `Target`'s field of `Pairs`."""
+PER_BATCH = {"per": "batch"}
+"""Metadata of a `Target`'s field that has one value for all contexts."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Target:
-    """What an objective aims at, made once per *collected* batch, without gradient, so that micro-batches are exact.
+    """What an objective compares likelihoods with. Each objective has a subclass with fields of its own.
+
+    Every field has `PER_CONTEXT`, `PER_PAIR` or `PER_BATCH` as its metadata. A target is made once per *collected*
+    batch, without gradient, so that the loss does not depend on micro-batches.
 
     Args:
         present: which actions exist, `[N, K]`.
-        size: how many elements (actions or pairs) the objective is a mean over: those of the whole collected batch.
-        weight: signed weight of each action, `[N, K]` (PMPO, KTO, supervised).
-        reward: scalar reward of each action, `[N, K]` (DRO).
-        baseline: KTO's KL or DRO's closed-form V: `[N, 1]` or a scalar `[]`.
-        pairs: comparisons (DPO, IPO, RPO, REBEL).
-        beta: KL weight read off the collected batch's class fractions, `[]` (PMPO).
-        penalty: how far each action lies outside its bounds, `[N, K]` (MPO).
-        old_log_prob: log pi_t of each step, `[N, K, T]`: what objectives of collected actions are anchored at.
-        advantage, returns, old_value: of each step, `[N, K, T]` (PPO, APA; GRPO's advantage).
-        steps: how many steps each action has, `[N, K]`, where the mean is over steps (PPO, APA).
+        size: what the objective's sum is divided by: the number of elements of the collected batch, at least 1. By
+            default it is counted (see `count`).
     """
 
-    present: Bool[Tensor, "N K"]
-    size: float
-    weight: Float[Tensor, "N K"] | None = None
-    reward: Float[Tensor, "N K"] | None = None
-    baseline: Float[Tensor, "..."] | None = None
-    pairs: Pairs | None = None
-    beta: Float[Tensor, ""] | None = None
-    penalty: Float[Tensor, "N K"] | None = None
-    old_log_prob: Float[Tensor, "N K T"] | None = None
-    advantage: Float[Tensor, "N K T"] | None = None
-    returns: Float[Tensor, "N K T"] | None = None
-    old_value: Float[Tensor, "N K T"] | None = None
-    steps: Int[Tensor, "N K"] | None = None
+    present: Bool[Tensor, "N K"] = field(metadata=PER_CONTEXT)
+    size: float = field(default=0.0, metadata=PER_BATCH)
 
-    def select(self, rows: slice) -> Target:
+    def __post_init__(self) -> None:
+        if not self.size:
+            object.__setattr__(self, "size", max(float(self.count()), 1.0))
+
+    def count(self) -> int:
+        """How many elements the objective is a mean over: present actions, unless a subclass counts others."""
+        return int(self.present.sum())
+
+    def select(self, rows: slice) -> Self:
+        """The target of some contexts, for a micro-batch: `size` stays the collected batch's."""
         num_contexts, num_actions = self.present.shape
-        pairs = None if self.pairs is None else self.pairs.select(rows, num_actions, num_contexts)
-        per_context = self.baseline is not None and self.baseline.ndim > 0
-        return replace(
-            self,
-            present=self.present[rows],
-            weight=select_rows(self.weight, rows),
-            reward=select_rows(self.reward, rows),
-            penalty=select_rows(self.penalty, rows),
-            old_log_prob=select_rows(self.old_log_prob, rows),
-            advantage=select_rows(self.advantage, rows),
-            returns=select_rows(self.returns, rows),
-            old_value=select_rows(self.old_value, rows),
-            steps=select_rows(self.steps, rows),
-            baseline=select_rows(self.baseline, rows) if per_context else self.baseline,
-            pairs=pairs,
-        )
+        parts: dict[str, Any] = {}
+        for item in fields(self):
+            value, unit = getattr(self, item.name), item.metadata["per"]
+            if unit == "pair":
+                parts[item.name] = value.select(rows, num_actions, num_contexts)
+            elif unit == "context":
+                parts[item.name] = select_rows(value, rows)
+        return replace(self, **parts)
 
-    def minibatch(self, rows: slice) -> Target:
-        """As `select`, for an optimizer step on these rows alone: the mean is over their own elements."""
-        part = self.select(rows)
-        if part.pairs is not None:
-            return replace(part, size=float(max(len(part.pairs.gap), 1)))
-        if part.steps is not None:
-            return replace(part, size=max(float(part.steps.sum()), 1.0))
-        share = float(part.present.sum()) / max(float(self.present.sum()), 1.0)
-        return replace(part, size=max(self.size * share, 1.0))
+    def minibatch(self, rows: slice) -> Self:
+        """The target of some contexts, for an optimizer step of their own: `size` is counted anew."""
+        return replace(self.select(rows), size=0.0)
 
 
 @dataclass(frozen=True)
 class Loss:
-    """An objective's verdict, unreduced.
+    """The loss of each action or pair, unreduced.
 
     Args:
-        terms: "policy", "value", "dual" -> per-action `[N, K]` or per-pair `[P]` losses, zero where absent. What is
-            minimised is each term's sum over the collected batch divided by `Target.size`.
+        terms: "policy", "value", "dual" -> per-action `[N, K]`, per-pair `[P]` or per-context `[N, 1]` losses, zero
+            where absent. The learner minimises the sum of all terms divided by `Target.size`.
         metrics: name -> scalar, constant, a mean over this (micro-)batch.
     """
 

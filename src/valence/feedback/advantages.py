@@ -22,29 +22,30 @@ def episode_advantages(
     terminated: Bool[Tensor, " E"],
     *,
     discount: float,
-    trace: float,
+    gae_lambda: float,
 ) -> Float[Tensor, "E S"]:
-    """A_t of every step, 0 where there is none. No sum crosses an episode's end.
+    """A_t of every step, 0 where no step is. No sum crosses an episode's end.
 
     Args:
         reward: r_t. Anything where absent.
         value: V of every observation, the one after the last action included. Anything where absent.
-        terminated: whether the episode truly ended (its last value counts 0); one that was only cut off bootstraps.
+        terminated: whether the episode ended by itself: its last value counts as 0. An episode that was cut off keeps
+            its last value.
         discount: gamma, in [0, 1].
-        trace: lambda, in [0, 1]: 0 trusts V one step on, 1 the rewards alone.
+        gae_lambda: lambda, in [0, 1]: 0 trusts V of the next observation, 1 the rewards alone.
     Raises:
-        ValueError: discount or trace out of range.
+        ValueError: discount or gae_lambda out of range.
     """
-    for name, number in {"discount": discount, "trace": trace}.items():
+    for name, number in {"discount": discount, "gae_lambda": gae_lambda}.items():
         if not 0 <= number <= 1:
-            raise ValueError(f"{name} is {number}, and must be in [0, 1]")
+            raise ValueError(f"`{name}` is {number}, and must be in [0, 1]")
     going_on = torch.cat([present[:, 1:], torch.zeros_like(present[:, :1])], dim=1)
     ended = terminated[:, None] & ~going_on
     ahead = torch.where(ended, 0.0, value[:, 1:])
     delta = torch.where(present, reward + discount * ahead - value[:, :-1], 0.0)
     advantage, later = torch.zeros_like(delta), torch.zeros_like(delta[:, 0])
     for step in reversed(range(delta.shape[1])):
-        later = torch.where(present[:, step], delta[:, step] + discount * trace * later, 0.0)
+        later = torch.where(present[:, step], delta[:, step] + discount * gae_lambda * later, 0.0)
         advantage[:, step] = later
     return advantage
 

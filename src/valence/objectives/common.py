@@ -1,4 +1,4 @@
-"""What the objectives share: checks that name the field, masking, log-ratios, and means that are never NaN.
+"""What the objectives share: defaults, checks of fields, the target of pairs, masking, log-ratios and means.
 
 Shape legend: see `valence.types`.
 """
@@ -7,16 +7,78 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
-from valence.types import Batch, Likelihood, Target
+from valence.feedback.pairs import preferences_to_pairs, rewards_to_pairs
+from valence.types import (
+    PER_CONTEXT,
+    PER_PAIR,
+    Batch,
+    Feedback,
+    Likelihood,
+    Pairs,
+    Preferences,
+    Rewards,
+    Target,
+    sum_steps,
+)
 
 ANCHORS = ("reference", "old")
-"""What log-ratios are to: pi_ref, or pi_t that collected the actions."""
+"""The policy in the denominator of log-ratios: pi_ref, or pi_t that collected the actions."""
+LARGEST_LOG_RATIO = 20.0
+"""Log-ratios in an exponent are bounded to +-20 nats, as public code does: above 88 float32 overflows."""
+
+
+class Defaults:
+    """The attributes of `valence.protocols.Objective` that most objectives have in common."""
+
+    frozen_needs: ClassVar[frozenset[str]] = frozenset()
+    linear: ClassVar[bool] = False
+
+    def state(self) -> Any:
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairTarget(Target):
+    """The target of objectives that compare two actions of a context. Its `size` counts pairs.
+
+    Args:
+        pairs: the compared actions, better first, and by how much.
+        old_log_prob: log pi_t of each step, `[N, K, T]`, where log-ratios are to the policy that collected the batch;
+            None where they are to pi_ref.
+    """
+
+    pairs: Pairs = field(metadata=PER_PAIR)
+    old_log_prob: Float[Tensor, "N K T"] | None = field(default=None, metadata=PER_CONTEXT)
+
+    def count(self) -> int:
+        return len(self.pairs.gap)
+
+
+def pair_target(objective: Any, batch: Batch, *, keep_ties: bool, anchor: str = "reference") -> PairTarget:
+    """All pairs of each context's actions, from `Rewards` or `Preferences`.
+
+    Args:
+        objective: whose `accepts` is checked, and whose name errors give.
+        keep_ties: keep pairs of equal reward.
+        anchor: "old" puts the batch's log pi_t into the target.
+    Raises:
+        ValueError: the objective does not accept this feedback, or log pi_t is asked for and the batch has none.
+    """
+    require_feedback(objective, batch.feedback)
+    if isinstance(batch.feedback, Rewards):
+        pairs = rewards_to_pairs(batch.feedback, keep_ties=keep_ties)
+    else:
+        assert isinstance(batch.feedback, Preferences)
+        pairs = preferences_to_pairs(batch.feedback, keep_ties=keep_ties)
+    old = old_log_prob(batch, type(objective).__name__) if anchor == "old" else None
+    return PairTarget(present=batch.present, pairs=pairs, old_log_prob=old)
 
 
 def require_positive(**fields: float) -> None:
@@ -47,18 +109,18 @@ def require_choice(choices: tuple[str, ...], **fields: str) -> None:
             raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
 
 
-def require_feedback(objective: Any, feedback: Any) -> None:
-    """Raise ValueError unless the objective takes this kind of feedback."""
+def require_feedback(objective: Any, feedback: Feedback) -> None:
+    """Raise ValueError unless the objective accepts this kind of feedback."""
     if not isinstance(feedback, objective.accepts):
         kinds = " or ".join(kind.__name__ for kind in objective.accepts)
-        raise ValueError(f"{type(objective).__name__} takes {kinds}, got {type(feedback).__name__}")
+        raise ValueError(f"{type(objective).__name__} accepts {kinds}, got {type(feedback).__name__}")
 
 
 def part(likelihood: Likelihood | None, name: str, who: str) -> Tensor:
-    """One quantity of a likelihood, which must be there.
+    """One quantity of a likelihood.
 
     Raises:
-        ValueError: it is None; the message names it and who needs it.
+        ValueError: it is None; the message names the quantity and `who` needs it.
     """
     value = None if likelihood is None else getattr(likelihood, name)
     if value is None:
@@ -67,7 +129,8 @@ def part(likelihood: Likelihood | None, name: str, who: str) -> Tensor:
 
 
 def zero_absent(value: Shaped[Tensor, "N K"], present: Bool[Tensor, "N K"]) -> Shaped[Tensor, "N K"]:
-    """Zero where absent, whatever stands there. Masking comes before arithmetic, so that no NaN meets a gradient."""
+    """Zero where absent, also where a NaN stands there. Mask before arithmetic: a NaN masked after it still reaches the
+    gradient."""
     return torch.where(present, value, torch.zeros_like(value))
 
 
@@ -77,7 +140,7 @@ def log_ratio(likelihood: Likelihood, who: str) -> Float[Tensor, "N K *T"]:
 
 
 def anchored_needs(anchor: str) -> frozenset[str]:
-    """What a log-ratio takes of a likelihood: log pi_t comes with the batch, log pi_ref is measured."""
+    """What a log-ratio reads of a likelihood: log pi_t comes with the batch, log pi_ref is measured."""
     return frozenset({"log_prob"} if anchor == "old" else {"log_prob", "ref_log_prob"})
 
 
@@ -85,25 +148,25 @@ def old_log_prob(batch: Batch, who: str) -> Float[Tensor, "N K T"]:
     """log pi_t of a collected batch.
 
     Raises:
-        ValueError: the batch does not have it: it was not collected by a policy.
+        ValueError: the batch has none, because no policy collected it.
     """
     if batch.old_log_prob is None:
-        raise ValueError(f"{who} needs old_log_prob, log pi_t of the policy that drew these actions, in the batch")
+        raise ValueError(f"{who} needs `Batch.old_log_prob`: log pi_t under the policy that drew the actions")
     return batch.old_log_prob
 
 
-def anchored_log_ratio(total: Likelihood, target: Target, who: str) -> Float[Tensor, "N K"]:
-    """log(pi / pi_t) of each action where the target says log pi_t, else log(pi / pi_ref), nats."""
+def anchored_log_ratio(total: Likelihood, target: PairTarget, who: str) -> Float[Tensor, "N K"]:
+    """log(pi / pi_t) of each action where the target has log pi_t, else log(pi / pi_ref), nats."""
     if target.old_log_prob is None:
         return log_ratio(total, who)
-    return total.log_prob - target.old_log_prob.sum(-1)
+    return total.log_prob - sum_steps(target.old_log_prob)
 
 
 def step_mask(likelihood: Likelihood, who: str) -> Bool[Tensor, "N K T"]:
-    """Which steps exist, from a per-step likelihood. It may go unsaid only where there is one step.
+    """Which steps exist, from a per-step likelihood. A likelihood of one step needs no mask.
 
     Raises:
-        ValueError: more than one step and no mask: lengths would be guessed.
+        ValueError: the likelihood has several steps and no mask.
     """
     if likelihood.mask is not None:
         return likelihood.mask
@@ -113,10 +176,37 @@ def step_mask(likelihood: Likelihood, who: str) -> Bool[Tensor, "N K T"]:
 
 
 def count(mask: Bool[Tensor, "*shape"]) -> float:
-    """How many there are, at least 1, so that an empty batch has loss 0 and not NaN."""
+    """How many are True, at least 1: a divisor."""
     return float(max(int(mask.sum()), 1))
 
 
+def bounded_exp(log_ratio: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """e^u with u bounded to +-20, so that a wild log-ratio gives neither inf nor a NaN gradient."""
+    return log_ratio.clamp(-LARGEST_LOG_RATIO, LARGEST_LOG_RATIO).exp()
+
+
+def standard_scores(value: Float[Tensor, "N K"], present: Bool[Tensor, "N K"], *, eps: float) -> Float[Tensor, "N K"]:
+    """Each row's present values to mean 0 and sample deviation 1; 0 where absent, and where a row has no spread.
+
+    The mean is taken of differences to the row's smallest value, which are exact for values close together: equal
+    values give exactly 0, and a small spread at a large offset keeps its digits.
+
+    Args:
+        eps: added to the deviation.
+    """
+    away = above_smallest(value, present)
+    number = present.sum(-1, keepdim=True)
+    away = zero_absent(away - away.sum(-1, keepdim=True) / number.clamp(min=1), present)
+    deviation = (away.square().sum(-1, keepdim=True) / (number - 1).clamp(min=1)).sqrt()
+    return away / (deviation + eps)
+
+
+def above_smallest(value: Float[Tensor, "N K"], present: Bool[Tensor, "N K"]) -> Float[Tensor, "N K"]:
+    """Each present value minus its row's smallest, 0 where absent: sums of these do not cancel at a large offset."""
+    smallest = torch.where(present, value, torch.inf).amin(-1, keepdim=True)
+    return zero_absent(value - smallest, present)
+
+
 def means(values: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
-    """name -> (value, mask) to name -> constant mean; a name whose mask is empty is left out, as it has no mean."""
+    """name -> (value, mask) to name -> constant mean; a name whose mask is empty has no mean and is omitted."""
     return {name: value.detach()[mask].mean() for name, (value, mask) in values.items() if bool(mask.any())}

@@ -1,51 +1,61 @@
-"""DPO and its family: objectives of one number per pair, the log-ratio gap of the better over the worse action.
+"""DPO and its family. Each loss reads one number of a pair: the log-ratio gap of the better over the worse action.
 
     h = log(pi(y_w|x) / pi_ref(y_w|x)) - log(pi(y_l|x) / pi_ref(y_l|x))
 
     DPO    -(1 - eps) log sigmoid(beta h) - eps log sigmoid(-beta h)      Rafailov et al. 2023, Eq. 7 (eps: its cDPO)
     IPO    (h - 1 / (2 beta))^2                                           Azar et al. 2023, Eq. 17
     IPO-E  -log pi(y_w|x) + log pi(y_l|x) + beta h^2                      PMPO paper, appendix E
-    RPO    DPO - sft_weight log pi(y_w|x) / |y_w|                         Pang et al. 2024 (iterative RPO)
+    RPO    DPO - sft_weight log pi(y_w|x) / |y_w|                         Pang et al. 2024, "Iterative reasoning
+                                                                          preference optimization", Eq. 1
 
-Units: nats; every log-probability is a **sum** over the action's steps, as in the papers. (TRL's IPO takes the mean
-over tokens, which changes the meaning of beta with length.) The mean over pairs is the objective.
+Units: nats; every log-probability is a **sum** over the action's steps, as in the papers. The mean over pairs is the
+objective.
 
-IPO-E = beta IPO + terms without pi: the same gradient, beta times as large. In IPO and IPO-E E_ref[h^2] is twice the
-variance of log(pi / pi_ref), where PMPO has its mean KL(pi_ref || pi).
+IPO in TRL takes means over tokens in place of sums. TRL's beta is therefore not ours: its target 1 / (2 beta) is a gap
+per token, so its beta corresponds to beta / |y| here for completions of |y| tokens.
+
+RPO here is the loss of Pang et al. "Regularised preference optimisation" (Liu et al. 2024, "Provably mitigating
+overoptimization in RLHF") has the same initials and is another method: its supervised term is summed over tokens and
+is derived from an adversarial objective.
+
+IPO-E = beta IPO + terms without pi: the same gradient, beta times as large. In IPO and IPO-E, E_ref[h^2] is twice the
+variance of log(pi / pi_ref); PMPO has the mean KL(pi_ref || pi) in its place.
 
 Iterative DPO (REBEL paper, Eq. 21) anchors h at pi_t, the policy that drew the pair, in place of pi_ref: DPO with
-`anchor="old"`. Ties have no sign there and give no gradient.
+`anchor="old"`.
 
 Departs from the papers:
-- Pairs of a context with many actions are all formed; ties are dropped. How much better (`gap`) is not used.
-- RPO divides the chosen negative log-likelihood by the length of the completion alone; the DPO part is not divided.
+- All pairs of a context with many actions are formed; ties are dropped. How much better an action is (`gap`) is not
+  used.
+- RPO divides the chosen action's negative log-likelihood by its number of steps, without the prompt's; the DPO part is
+  not divided.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from valence.feedback import preferences_to_pairs, rewards_to_pairs
 from valence.objectives.common import (
     ANCHORS,
+    Defaults,
+    PairTarget,
     anchored_log_ratio,
     anchored_needs,
     means,
-    old_log_prob,
+    pair_target,
     require_choice,
-    require_feedback,
     require_non_negative,
     require_positive,
     step_mask,
     zero_absent,
 )
-from valence.types import Batch, Likelihood, Loss, Preferences, Rewards, Target
+from valence.types import Batch, Likelihood, Loss, Preferences, Rewards
 
 
 def dpo_loss(gap: Float[Tensor, " P"], *, beta: float, label_smoothing: float = 0.0) -> Float[Tensor, " P"]:
@@ -54,7 +64,7 @@ def dpo_loss(gap: Float[Tensor, " P"], *, beta: float, label_smoothing: float = 
     Args:
         gap: h, nats, better minus worse. Differentiable.
         beta: KL weight, > 0.
-        label_smoothing: the assumed probability that a pair is the wrong way round, in [0, 1/2).
+        label_smoothing: the assumed probability that a pair is labelled the wrong way round, in [0, 1/2).
     """
     return -(1 - label_smoothing) * logsigmoid(beta * gap) - label_smoothing * logsigmoid(-beta * gap)
 
@@ -93,16 +103,12 @@ def rpo_loss(
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Pairwise:
-    """What the family shares: everything but the loss of a pair. Takes Preferences, and Rewards (higher vs lower).
-
-    Args:
-        beta: KL weight, > 0.
-        anchor: what h is to: "reference" for pi_ref, "old" for pi_t that collected the batch.
-    """
+class _Pairwise(Defaults):
+    """Everything but the loss of a pair. Accepts `Preferences`, and `Rewards`, of which the higher is better."""
 
     beta: float = 0.1
     anchor: Literal["reference", "old"] = "reference"
+    accepts: ClassVar[tuple[type, ...]] = (Preferences, Rewards)
 
     def __post_init__(self) -> None:
         require_positive(beta=self.beta)
@@ -112,29 +118,10 @@ class _Pairwise:
     def needs(self) -> frozenset[str]:
         return anchored_needs(self.anchor)
 
-    @property
-    def frozen_needs(self) -> frozenset[str]:
-        return frozenset()
+    def prepare(self, batch: Batch, frozen: Likelihood | None) -> PairTarget:
+        return pair_target(self, batch, keep_ties=False, anchor=self.anchor)
 
-    @property
-    def accepts(self) -> tuple[type, ...]:
-        return (Preferences, Rewards)
-
-    def state(self) -> None:
-        return None
-
-    def prepare(self, batch: Batch, frozen: Likelihood | None) -> Target:
-        require_feedback(self, batch.feedback)
-        feedback = batch.feedback
-        pairs = rewards_to_pairs(feedback) if isinstance(feedback, Rewards) else None
-        if isinstance(feedback, Preferences):
-            pairs = preferences_to_pairs(feedback)
-        assert pairs is not None
-        old = old_log_prob(batch, type(self).__name__) if self.anchor == "old" else None
-        return Target(present=batch.present, size=float(max(len(pairs.gap), 1)), pairs=pairs, old_log_prob=old)
-
-    def __call__(self, likelihood: Likelihood, target: Target, state: Any = None) -> Loss:
-        assert target.pairs is not None
+    def __call__(self, likelihood: Likelihood, target: PairTarget, state: Any = None) -> Loss:
         total = likelihood.total()
         better, worse = target.pairs.index.unbind(-1)
         ratio = zero_absent(anchored_log_ratio(total, target, type(self).__name__), target.present).flatten()
@@ -150,7 +137,7 @@ class _Pairwise:
         return Loss({"policy": loss}, means(values))
 
     def _pair_loss(
-        self, gap: Float[Tensor, " P"], log_prob: Float[Tensor, " NK"], target: Target, likelihood: Likelihood
+        self, gap: Float[Tensor, " P"], log_prob: Float[Tensor, " NK"], target: PairTarget, likelihood: Likelihood
     ) -> Float[Tensor, " P"]:
         """The loss of each pair from its gap h and the flattened log-probabilities."""
         raise NotImplementedError
@@ -158,10 +145,12 @@ class _Pairwise:
 
 @dataclass(frozen=True, kw_only=True)
 class DPO(_Pairwise):
-    """Direct preference optimization.
+    """Direct preference optimization. Accepts `Preferences`, and `Rewards`, of which the higher is better.
 
     Args:
-        label_smoothing: the assumed probability that a pair is the wrong way round, in [0, 1/2).
+        beta: KL weight: how strongly the policy is held to the anchor, above 0. A smaller value lets it move further.
+        anchor: The policy that log-ratios are to: "reference", or "old" for the policy that collected the batch.
+        label_smoothing: Assumed probability that a pair is labelled the wrong way round, at least 0 and below 0.5.
     """
 
     label_smoothing: float = 0.0
@@ -171,34 +160,48 @@ class DPO(_Pairwise):
         if not 0 <= self.label_smoothing < 0.5:
             raise ValueError(f"label_smoothing must be in [0, 0.5), got {self.label_smoothing}")
 
-    def _pair_loss(self, gap: Tensor, log_prob: Tensor, target: Target, likelihood: Likelihood) -> Tensor:
+    def _pair_loss(self, gap: Tensor, log_prob: Tensor, target: PairTarget, likelihood: Likelihood) -> Tensor:
         return dpo_loss(gap, beta=self.beta, label_smoothing=self.label_smoothing)
 
 
 @dataclass(frozen=True, kw_only=True)
 class IPO(_Pairwise):
-    """Identity preference optimization, the usual squared form."""
+    """Identity preference optimization, the usual squared form. Accepts `Preferences` and `Rewards`.
 
-    def _pair_loss(self, gap: Tensor, log_prob: Tensor, target: Target, likelihood: Likelihood) -> Tensor:
+    Args:
+        beta: KL weight, above 0: the log-ratio gap of a pair is regressed on 1 / (2 beta) nats. TRL's beta is on means
+            over tokens, and is not this one.
+        anchor: The policy that log-ratios are to: "reference", or "old" for the policy that collected the batch.
+    """
+
+    def _pair_loss(self, gap: Tensor, log_prob: Tensor, target: PairTarget, likelihood: Likelihood) -> Tensor:
         return ipo_loss(gap, beta=self.beta)
 
 
 @dataclass(frozen=True, kw_only=True)
 class IPOAppendixE(_Pairwise):
-    """IPO as the PMPO paper's appendix E writes it: `IPO`'s gradient times beta."""
+    """IPO as the PMPO paper's appendix E writes it: `IPO`'s gradient times beta. Accepts `Preferences` and `Rewards`.
 
-    def _pair_loss(self, gap: Tensor, log_prob: Tensor, target: Target, likelihood: Likelihood) -> Tensor:
-        assert target.pairs is not None
+    Args:
+        beta: KL weight, above 0: the log-ratio gap of a pair is regressed on 1 / (2 beta) nats.
+        anchor: The policy that log-ratios are to: "reference", or "old" for the policy that collected the batch.
+    """
+
+    def _pair_loss(self, gap: Tensor, log_prob: Tensor, target: PairTarget, likelihood: Likelihood) -> Tensor:
         better, worse = target.pairs.index.unbind(-1)
         return ipo_appendix_e_loss(log_prob[better], log_prob[worse], gap, beta=self.beta)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RPO(_Pairwise):
-    """DPO with a supervised term on the chosen action. Needs `likelihood.mask` where actions have several steps.
+    """DPO plus a supervised term on the better action (Pang et al. 2024). Accepts `Preferences` and `Rewards`.
+
+    Needs `likelihood.mask` where actions have several steps.
 
     Args:
-        sft_weight: weight of the chosen action's negative log-likelihood per step, >= 0.
+        beta: KL weight: how strongly the policy is held to the anchor, above 0. A smaller value lets it move further.
+        anchor: The policy that log-ratios are to: "reference", or "old" for the policy that collected the batch.
+        sft_weight: Weight of the better action's negative log-likelihood per step, at least 0.
     """
 
     sft_weight: float = 1.0
@@ -207,8 +210,7 @@ class RPO(_Pairwise):
         super().__post_init__()
         require_non_negative(sft_weight=self.sft_weight)
 
-    def _pair_loss(self, gap: Tensor, log_prob: Tensor, target: Target, likelihood: Likelihood) -> Tensor:
-        assert target.pairs is not None
+    def _pair_loss(self, gap: Tensor, log_prob: Tensor, target: PairTarget, likelihood: Likelihood) -> Tensor:
         steps = step_mask(likelihood, "RPO").sum(-1).clamp(min=1).to(gap.dtype).flatten()
         better = target.pairs.index[:, 0]
         return rpo_loss(gap, log_prob[better], steps[better], beta=self.beta, sft_weight=self.sft_weight)

@@ -2,7 +2,7 @@
 
     delta = r(x, y) - V(x) - tau log(pi(y|x) / pi_ref(y|x)),   minimise  E[delta^2] / 2   (Eq. 4)
 
-whose only zero is pi* = pi_ref e^{r / tau} / e^{V* / tau}, V* = tau log E_ref[e^{r / tau}] (Theorem 1).
+It is 0 only at pi* = pi_ref e^{r / tau} / e^{V* / tau}, V* = tau log E_ref[e^{r / tau}] (Theorem 1).
 
 Source: "Offline regularised reinforcement learning for large language models alignment" (DRO), Eq. 4, 7, 8.
 Units: r, V and tau in the reward's unit; log-ratios in nats, summed over steps.
@@ -10,24 +10,25 @@ Units: r, V and tau in the reward's unit; log-ratios in nats, summed over steps.
 Departs from the paper:
 - Algorithm 1 as printed drops a tau in its second term (the squared log-ratio's). We follow Eq. 8, rescaled by 1 / tau
   as the paper's text says: the policy term is delta^2 / (2 tau), whose gradient is -delta grad log pi.
-- "One value per token" is not spelled out there. Our reading: V(x, y_<t) predicts what is left from step t on,
-  delta_t = r - V_t - tau sum_{s >= t} log-ratio_s, and both terms are means over the action's tokens.
+- The paper does not define its "one value per token". We read it so: V(x, y_<t) predicts the reward less the KL cost
+  of the steps from t on, delta_t = r - V_t - tau sum_{s >= t} log-ratio_s. Both terms are means over the action's
+  tokens.
 - V can also be solved in closed form from the batch (Proposition 1 and the remark after it) instead of learned.
 - The expectation is a mean over actions, where Algorithm 1 has 1 / B and Eq. 7 and 8 have sums.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from valence.feedback import labels_to_rewards
+from valence.feedback.conversions import labels_to_rewards
 from valence.objectives.common import (
-    count,
+    Defaults,
     log_ratio,
     means,
     part,
@@ -37,7 +38,7 @@ from valence.objectives.common import (
     step_mask,
     zero_absent,
 )
-from valence.types import Batch, Labels, Likelihood, Loss, Rewards, Target
+from valence.types import PER_CONTEXT, Batch, Labels, Likelihood, Loss, Rewards, Target, sum_steps
 
 
 def dro_residual(
@@ -80,74 +81,82 @@ def dro_best_value(
     return left.sum() / present.sum().clamp(min=1)
 
 
-@dataclass(frozen=True, kw_only=True)
-class DRO:
-    """The objective of this file: terms "policy" and, with a learned V, "value", each for its own optimizer.
+LEARNED = ("token", "prompt", "batch")
+"""The values that a critic learns; the others are solved in closed form."""
+SOLVED = ("prompt-mean", "batch-mean")
 
-    Takes Rewards (standardise them over the data set first, as the paper does), and Labels as rewards of +1 and -1.
+
+@dataclass(frozen=True, kw_only=True)
+class DROTarget(Target):
+    """Each action's reward, and V where it is solved in closed form.
 
     Args:
-        tau: how strongly the policy is held to the reference, > 0, in the reward's unit.
-        value: "network" reads V from `likelihood.value`: per step `[N, K, T]`, per prompt `[N, 1]` or a scalar `[]`.
-            "prompt-mean" and "batch-mean" solve it once per collected batch from the policy as it then stands.
+        reward: r, 0 where absent, `[N, K]`.
+        value: V of each context, `[N, 1]`; None where a critic learns it.
+    """
+
+    reward: Float[Tensor, "N K"] = field(metadata=PER_CONTEXT)
+    value: Float[Tensor, "N 1"] | None = field(default=None, metadata=PER_CONTEXT)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DRO(Defaults):
+    """DRO as a frozen dataclass, with the term "policy" and, where V is learned, "value" for an optimizer of its own.
+
+    Accepts `Rewards` (standardise them over the data set first, as the paper does), and `Labels` as rewards +1 and -1.
+
+    Args:
+        tau: Temperature: how strongly the policy is held to the reference, in the reward's unit, above 0.
+        value: What the value V is one number for. "token", "prompt" and "batch" learn it with a critic, for each step,
+            each prompt, or all prompts together. "prompt-mean" and "batch-mean" solve it in closed form from each
+            collected batch; "prompt-mean" needs prompts with two rewards.
     """
 
     tau: float = 1.0
-    value: Literal["network", "prompt-mean", "batch-mean"] = "network"
+    value: Literal["token", "prompt", "batch", "prompt-mean", "batch-mean"] = "token"
+    accepts: ClassVar[tuple[type, ...]] = (Rewards, Labels)
 
     def __post_init__(self) -> None:
         require_positive(tau=self.tau)
-        require_choice(("network", "prompt-mean", "batch-mean"), value=self.value)
+        require_choice((*LEARNED, *SOLVED), value=self.value)
 
     @property
     def needs(self) -> frozenset[str]:
         both = frozenset({"log_prob", "ref_log_prob"})
-        return both | {"value"} if self.value == "network" else both
+        return both | {"value"} if self.value in LEARNED else both
 
     @property
     def frozen_needs(self) -> frozenset[str]:
-        return frozenset() if self.value == "network" else frozenset({"log_prob", "ref_log_prob"})
+        return frozenset() if self.value in LEARNED else frozenset({"log_prob", "ref_log_prob"})
 
-    @property
-    def accepts(self) -> tuple[type, ...]:
-        return (Rewards, Labels)
-
-    def state(self) -> None:
-        return None
-
-    def prepare(self, batch: Batch, frozen: Likelihood | None) -> Target:
+    def prepare(self, batch: Batch, frozen: Likelihood | None) -> DROTarget:
         """Rewards, and V where it is solved in closed form.
 
         Raises:
-            ValueError: value="prompt-mean" and no prompt has two rewards: V would equal each action's own residual,
-                delta would be 0 and nothing would be learned.
+            ValueError: `value="prompt-mean"` and no prompt has two rewards. V would then make every delta 0.
         """
         require_feedback(self, batch.feedback)
         rewards = labels_to_rewards(batch.feedback) if isinstance(batch.feedback, Labels) else batch.feedback
         assert isinstance(rewards, Rewards)
         reward, present = zero_absent(rewards.value, rewards.present), rewards.present
-        target = Target(present=present, size=count(present), reward=reward)
-        if self.value == "network":
-            return target
+        if self.value in LEARNED:
+            return DROTarget(present=present, reward=reward)
         per_prompt = self.value == "prompt-mean"
         if per_prompt and int(present.sum(-1).amax()) < 2:
-            raise ValueError('value="prompt-mean" needs a prompt with two rewards; use "batch-mean" or "network"')
-        part(frozen, "log_prob", 'DRO with value="prompt-mean" or "batch-mean"')
+            raise ValueError('`value="prompt-mean"` needs a prompt with two rewards: use "batch-mean" or "token"')
+        part(frozen, "log_prob", f'DRO with `value="{self.value}"`')
         assert frozen is not None
         ratio = zero_absent(log_ratio(frozen.total(), "DRO").detach(), present)
         best = dro_best_value(reward.to(ratio.dtype), ratio, present, tau=self.tau, per_prompt=per_prompt)
-        return Target(present=present, size=count(present), reward=reward, baseline=best)
+        return DROTarget(present=present, reward=reward, value=best.expand(len(present), 1))
 
-    def __call__(self, likelihood: Likelihood, target: Target, state: Any = None) -> Loss:
-        assert target.reward is not None
+    def __call__(self, likelihood: Likelihood, target: DROTarget, state: Any = None) -> Loss:
         present = target.present
         total_ratio = zero_absent(log_ratio(likelihood.total(), "DRO"), present)
         reward = target.reward.to(total_ratio.dtype)
         values = {"implicit_reward": (self.tau * total_ratio, present), "reward": (reward, present)}
-        if self.value != "network":
-            assert target.baseline is not None
-            value = target.baseline.to(total_ratio.dtype)
-            loss = dro_policy_loss(reward, value, total_ratio, tau=self.tau)
+        if target.value is not None:
+            loss = dro_policy_loss(reward, target.value.to(total_ratio.dtype), total_ratio, tau=self.tau)
             return Loss({"policy": zero_absent(loss, present)}, means(values))
         value = part(likelihood, "value", "DRO")
         if value.ndim == 3:
@@ -171,9 +180,10 @@ class DRO:
         mask = step_mask(likelihood, "DRO with a value per step") & present[..., None]
         steps = mask.sum(-1).clamp(min=1)
         ratio = torch.where(mask, log_ratio(likelihood, "DRO"), 0)
-        to_come = ratio.flip(-1).cumsum(-1).flip(-1)
+        to_come = ratio.flip(-1).cumsum(-1, dtype=torch.promote_types(ratio.dtype, torch.float32)).flip(-1)
         value = torch.where(mask, value, 0)
-        given = reward[..., None]
-        policy = torch.where(mask, dro_policy_loss(given, value, to_come, tau=self.tau), 0)
-        critic = torch.where(mask, dro_value_loss(given, value, to_come, tau=self.tau), 0)
-        return {"policy": policy.sum(-1) / steps, "value": critic.sum(-1) / steps}, value.sum(-1) / steps
+        each = reward[..., None]
+        policy = torch.where(mask, dro_policy_loss(each, value, to_come, tau=self.tau), 0)
+        critic = torch.where(mask, dro_value_loss(each, value, to_come, tau=self.tau), 0)
+        terms = {"policy": sum_steps(policy) / steps, "value": sum_steps(critic) / steps}
+        return terms, sum_steps(value) / steps

@@ -6,51 +6,72 @@
 The last term is an unbiased estimate of KL(pi || pi_ref) at a sampled step that is never negative.
 
 Source: Shao et al. 2024, "DeepSeekMath", Eq. 3 and 4. The mean is over actions.
+
+Departs from the paper:
+- Log-ratios in an exponent are bounded, as in public code: log rho_t to +-20 nats, u_t from below to -20. Beyond the
+  bound there is no gradient.
+- A context whose rewards are all equal has advantages of exactly 0.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from valence.objectives.common import (
-    count,
+    LARGEST_LOG_RATIO,
+    Defaults,
+    bounded_exp,
     log_ratio,
     means,
     old_log_prob,
     require_feedback,
     require_non_negative,
     require_positive,
+    standard_scores,
     step_mask,
     zero_absent,
 )
 from valence.objectives.ppo import clipped_loss
-from valence.types import Batch, Likelihood, Loss, Rewards, Target
+from valence.types import PER_CONTEXT, Batch, Likelihood, Loss, Rewards, Target, sum_steps
 
 
 def group_advantages(reward: Float[Tensor, "N K"], present: Bool[Tensor, "N K"]) -> Float[Tensor, "N K"]:
-    """Rewards to mean 0 and deviation 1 within each context (the sample's deviation); 0 where a group has no spread."""
-    known, members = zero_absent(reward, present), present.sum(-1, keepdim=True)
-    away = zero_absent(known - known.sum(-1, keepdim=True) / members.clamp(min=1), present)
-    deviation = (away.square().sum(-1, keepdim=True) / (members - 1).clamp(min=1)).sqrt()
-    return away / (deviation + 1e-6)
+    """Rewards to mean 0 and sample deviation 1 within each context; exactly 0 where a context has no spread."""
+    return standard_scores(reward, present, eps=1e-6)
 
 
 @dataclass(frozen=True, kw_only=True)
-class GRPO:
-    """The objective of this file. Takes Rewards; needs `Batch.old_log_prob`.
+class GRPOTarget(Target):
+    """What the ratio is to, and each step's advantage.
 
     Args:
-        clip: eps of the ratio, > 0.
-        beta: weight of the KL penalty, >= 0; with 0 no reference is needed.
+        reward: reward of each action, 0 where absent, `[N, K]`. For the metrics.
+        advantage: A, the same for all steps of an action, 0 where no step is, `[N, K, T]`.
+        old_log_prob: log pi_t of each step, `[N, K, T]`.
+    """
+
+    reward: Float[Tensor, "N K"] = field(metadata=PER_CONTEXT)
+    advantage: Float[Tensor, "N K T"] = field(metadata=PER_CONTEXT)
+    old_log_prob: Float[Tensor, "N K T"] = field(metadata=PER_CONTEXT)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GRPO(Defaults):
+    """GRPO as a frozen dataclass. Accepts `Rewards`; needs `Batch.old_log_prob`.
+
+    Args:
+        clip: How far the ratio pi / pi_t of a step may leave 1 before it is clipped, above 0.
+        beta: Weight of the KL penalty of each step, at least 0. With 0 no reference is needed.
     """
 
     clip: float = 0.2
     beta: float = 0.04
+    accepts: ClassVar[tuple[type, ...]] = (Rewards,)
 
     def __post_init__(self) -> None:
         require_positive(clip=self.clip)
@@ -60,44 +81,30 @@ class GRPO:
     def needs(self) -> frozenset[str]:
         return frozenset({"log_prob", "ref_log_prob"} if self.beta else {"log_prob"})
 
-    @property
-    def frozen_needs(self) -> frozenset[str]:
-        return frozenset()
-
-    @property
-    def accepts(self) -> tuple[type, ...]:
-        return (Rewards,)
-
-    def state(self) -> None:
-        return None
-
     def advantages(self, reward: Float[Tensor, "N K"], present: Bool[Tensor, "N K"]) -> Float[Tensor, "N K"]:
         """A of each action, from its reward."""
         return group_advantages(reward, present)
 
-    def prepare(self, batch: Batch, frozen: Likelihood | None) -> Target:
+    def prepare(self, batch: Batch, frozen: Likelihood | None) -> GRPOTarget:
         require_feedback(self, batch.feedback)
         assert isinstance(batch.feedback, Rewards)
         present, old = batch.present, old_log_prob(batch, type(self).__name__)
         advantage = self.advantages(batch.feedback.value, present)[..., None] * batch.action.mask
-        return Target(
-            present=present, size=count(present), old_log_prob=old, advantage=advantage,
-            reward=zero_absent(batch.feedback.value, present),
-        )  # fmt: skip
+        reward = zero_absent(batch.feedback.value, present)
+        return GRPOTarget(present=present, reward=reward, advantage=advantage, old_log_prob=old)
 
-    def __call__(self, likelihood: Likelihood, target: Target, state: Any = None) -> Loss:
-        assert target.old_log_prob is not None and target.advantage is not None and target.reward is not None
+    def __call__(self, likelihood: Likelihood, target: GRPOTarget, state: Any = None) -> Loss:
         mask = step_mask(likelihood, type(self).__name__) & target.present[..., None]
-        ratio = torch.where(mask, likelihood.log_prob - target.old_log_prob, 0.0).exp()
+        ratio = bounded_exp(torch.where(mask, likelihood.log_prob - target.old_log_prob, 0.0))
         loss = clipped_loss(ratio, target.advantage.to(ratio.dtype), clip=self.clip)
         values = {
             "clipped": (((ratio - 1).abs() > self.clip).to(ratio.dtype), mask),
             "reward": (target.reward, target.present),
         }
         if self.beta:
-            gap = torch.where(mask, log_ratio(likelihood, "GRPO"), 0.0)
+            gap = torch.where(mask, log_ratio(likelihood, "GRPO"), 0.0).clamp(min=-LARGEST_LOG_RATIO)
             penalty = (-gap).exp() + gap - 1
             loss = loss + self.beta * penalty
             values["kl_policy_ref_estimate"] = (penalty, mask)
         steps = mask.sum(-1).clamp(min=1)
-        return Loss({"policy": torch.where(mask, loss, 0.0).sum(-1) / steps}, means(values))
+        return Loss({"policy": sum_steps(torch.where(mask, loss, 0.0)) / steps}, means(values))

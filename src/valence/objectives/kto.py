@@ -6,24 +6,26 @@
 Source: Ethayarajh et al. 2024, "KTO: model alignment as prospect theoretic optimization" (lambda_y - v).
 Units: nats; log-ratios are sums over an action's steps.
 
-z0 stands for KL(pi || pi_ref). It is estimated as max(0, mean log-ratio of mismatched completions y' of other
-contexts). As y' is not drawn from pi(.|x) this is no unbiased estimate: for y' ~ mu its mean is
-KL(mu || pi_ref) - KL(mu || pi), which can be negative, hence the max. The paper chose it for being cheap.
+z0 stands for KL(pi || pi_ref). The paper estimates it as max(0, mean log-ratio of mismatched completions): each
+context x is paired with a completion y' of another context. y' is not drawn from pi(.|x), so the estimate is biased:
+for y' ~ mu its mean is KL(mu || pi_ref) - KL(mu || pi), which can be negative, hence the max. The paper chose it
+because it is cheap.
 
 Departs from the paper and from common code:
 - z0 is one number per *collected* batch, computed in `prepare` without gradient; common code recomputes it for each
   micro-batch, so that its loss depends on how the batch is split. When one collected batch is used for several
   updates, z0 is the first one's.
-- The mismatched completions are whatever the source put into `batch.mismatched`; common code shifts the micro-batch's
-  own completions by one, which fails silently for one row.
-- Unlabelled actions (sign 0) take no part and are not counted in the mean.
-- `baseline="none"` sets z0 = 0: no extra forward pass.
+- The source fills `Batch.mismatched` with completions of other contexts. Common code shifts the micro-batch's own
+  completions by one row: in a batch of one row that is the row's own completion, and where two rows share a prompt it
+  is a matching completion; both make z0 an estimate of something else.
+- Unlabelled actions (sign 0) have no loss and are not counted in the mean.
+- `baseline="none"` sets z0 = 0. It needs no second forward pass, and no second context.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -31,17 +33,16 @@ from torch import Tensor
 from torch.nn.functional import sigmoid
 
 from valence.objectives.common import (
-    count,
+    Defaults,
     log_ratio,
     means,
-    part,
     require_choice,
     require_feedback,
     require_non_negative,
     require_positive,
     zero_absent,
 )
-from valence.types import Batch, Labels, Likelihood, Loss, Target
+from valence.types import PER_BATCH, PER_CONTEXT, Batch, Labels, Likelihood, Loss, Target
 
 
 def kto_loss(
@@ -65,20 +66,38 @@ def kto_baseline(ratio: Float[Tensor, "N M"], present: Bool[Tensor, "N M"]) -> F
 
 
 @dataclass(frozen=True, kw_only=True)
-class KTO:
-    """The objective of this file. Takes Labels.
+class KTOTarget(Target):
+    """Which side each labelled action is on, and z0. `present` holds the labelled actions alone.
 
     Args:
-        beta: inverse scale of the value function, per nat, > 0.
-        desirable_weight, undesirable_weight: lambda_D and lambda_U, >= 0, not both 0. The paper balances classes
-            with them: lambda_D n_D / (lambda_U n_U) between 1 and 4/3.
-        baseline: where z0 comes from: "mismatched" completions, or "none" (0).
+        weight: +lambda_D for accepted, -lambda_U for rejected, 0 for absent and unlabelled, `[N, K]`.
+        baseline: z0, nats, `[]`.
+    """
+
+    weight: Float[Tensor, "N K"] = field(metadata=PER_CONTEXT)
+    baseline: Float[Tensor, ""] = field(metadata=PER_BATCH)
+
+
+@dataclass(frozen=True, kw_only=True)
+class KTO(Defaults):
+    """KTO as a frozen dataclass. Accepts `Labels`.
+
+    Args:
+        beta: How fast an action's value saturates with its log-ratio, per nat, above 0. A smaller value lets the policy
+            move further from the reference.
+        desirable_weight: Weight of accepted actions (lambda_D), at least 0. The paper balances unequal classes with the
+            two weights: desirable_weight x accepted over undesirable_weight x rejected between 1 and 4/3.
+        undesirable_weight: Weight of rejected actions (lambda_U), at least 0; the two weights must not both be 0.
+        baseline: How the point of zero value z0 is estimated: "mismatched" takes the mean log-ratio of completions
+            paired with other prompts, which needs at least two prompts; "none" sets it to 0.
     """
 
     beta: float = 0.1
     desirable_weight: float = 1.0
     undesirable_weight: float = 1.0
     baseline: Literal["mismatched", "none"] = "mismatched"
+    needs: ClassVar[frozenset[str]] = frozenset({"log_prob", "ref_log_prob"})
+    accepts: ClassVar[tuple[type, ...]] = (Labels,)
 
     def __post_init__(self) -> None:
         require_positive(beta=self.beta)
@@ -88,22 +107,15 @@ class KTO:
         require_choice(("mismatched", "none"), baseline=self.baseline)
 
     @property
-    def needs(self) -> frozenset[str]:
-        return frozenset({"log_prob", "ref_log_prob"})
-
-    @property
     def frozen_needs(self) -> frozenset[str]:
         return frozenset({"mismatched"}) if self.baseline == "mismatched" else frozenset()
 
-    @property
-    def accepts(self) -> tuple[type, ...]:
-        return (Labels,)
+    def prepare(self, batch: Batch, frozen: Likelihood | None) -> KTOTarget:
+        """Signed class weights, and z0 from `frozen`: the likelihood of `batch.mismatched`, without gradient.
 
-    def state(self) -> None:
-        return None
-
-    def prepare(self, batch: Batch, frozen: Likelihood | None) -> Target:
-        """Signed class weights, and z0 from `frozen`: the likelihood of `batch.mismatched`, without gradient."""
+        Raises:
+            ValueError: `baseline="mismatched"` and `frozen` is None.
+        """
         require_feedback(self, batch.feedback)
         assert isinstance(batch.feedback, Labels)
         sign = batch.feedback.sign
@@ -112,17 +124,19 @@ class KTO:
         weight = zero_absent(sign * scale, present)
         zero = torch.zeros((), dtype=weight.dtype, device=weight.device)
         baseline = zero if self.baseline == "none" else self._baseline(batch, frozen)
-        return Target(present=present, size=count(present), weight=weight, baseline=baseline)
+        return KTOTarget(present=present, weight=weight, baseline=baseline)
 
     def _baseline(self, batch: Batch, frozen: Likelihood | None) -> Float[Tensor, ""]:
-        part(frozen, "log_prob", 'KTO with baseline="mismatched"')
-        assert frozen is not None
+        if frozen is None:
+            raise ValueError(
+                'KTO with `baseline="mismatched"` needs the likelihood of `Batch.mismatched`, completions of other '
+                'prompts: use `baseline="none"` where there is only one prompt'
+            )
         mask = frozen.mask if batch.mismatched is None else batch.mismatched.mask
         ratio = log_ratio(frozen.total(), "KTO")
         return kto_baseline(ratio, torch.ones_like(ratio, dtype=torch.bool) if mask is None else mask.any(-1))
 
-    def __call__(self, likelihood: Likelihood, target: Target, state: Any = None) -> Loss:
-        assert target.weight is not None and target.baseline is not None
+    def __call__(self, likelihood: Likelihood, target: KTOTarget, state: Any = None) -> Loss:
         present = target.present
         ratio = zero_absent(log_ratio(likelihood.total(), "KTO"), present)
         weight, baseline = target.weight.to(ratio.dtype), target.baseline.to(ratio.dtype)

@@ -3,8 +3,8 @@
     E-step   w_k = softmax_k(Q(x, y_k) / eta), eta minimising  eta eps + eta E_x[log mean_k e^{Q(x, y_k) / eta}]
     M-step   maximise E_x[sum_k w_k log pi(y_k|x)]  subject to  E_x[KL(pi_ref || pi)] <= eps_kl
 
-the constraint by a Lagrange multiplier that is learned along, as eta is. A Gaussian's mean and covariance are bounded
-apart: each is learned with the other as the reference has it, and each has its own multiplier.
+The constraint is a Lagrange multiplier, which is learned, as eta is. A Gaussian's mean and covariance have separate
+bounds and multipliers: each is learned with the other held at the reference's.
 
 Source: Abdolmaleki et al. 2018, "Maximum a posteriori policy optimisation", Eq. 8 to 13, and 2018b, "Relative entropy
 regularized policy iteration" (the decoupled bounds); the action penalty is that of its public implementation in Acme.
@@ -12,7 +12,7 @@ Units: rewards in their own, as eta; KLs and bounds in nats, summed over an acti
 
 Departs from the papers:
 - One multiplier for the whole action, where Acme has one for each dimension: `epsilon_mean` and `epsilon_covariance`
-  are bounds for all dimensions together (`valence control` takes them for each, and multiplies).
+  bound the KL summed over all dimensions.
 - With `decoupled=False` (categorical policies) one bound, `epsilon_mean`, is on KL(pi_ref || pi).
 """
 
@@ -20,15 +20,22 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from valence.objectives.common import part, require_feedback, require_non_negative, require_positive, zero_absent
-from valence.types import DECOUPLED, Batch, Likelihood, Loss, Rewards, Target
+from valence.objectives.common import (
+    Defaults,
+    part,
+    require_feedback,
+    require_non_negative,
+    require_positive,
+    zero_absent,
+)
+from valence.types import DECOUPLED, PER_CONTEXT, Batch, Likelihood, Loss, Rewards, Target
 
 
 def mpo_weights(reward: Float[Tensor, "N K"], present: Tensor, temperature: Tensor | float) -> Float[Tensor, "N K"]:
@@ -55,7 +62,11 @@ def mpo_temperature_loss(
 
 
 class Duals(nn.Module):
-    """MPO's temperature and multipliers, kept positive by a softplus, and what they start at."""
+    """MPO's temperature and multipliers, which a softplus keeps positive.
+
+    Args:
+        initial: name -> first value, > 0.
+    """
 
     FLOOR = 1e-8
 
@@ -72,20 +83,41 @@ def _inverse_softplus(value: float) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MPO:
-    """The objective of this file. Takes Rewards: Q-values of actions that the reference drew.
-
-    Its multipliers are `state()`, which belongs to this instance: one for each run, with an optimizer called "dual".
+class MPOTarget(Target):
+    """The rewards that the E-step weighs actions by. Its `size` counts contexts that have an action.
 
     Args:
-        epsilon: bound on KL(q || pi_ref) of the E-step, nats.
-        epsilon_mean: bound on the mean's KL, or on the whole KL where not decoupled, nats.
-        epsilon_covariance: bound on the covariance's KL, nats.
-        epsilon_penalty: bound of a second E-step whose reward is minus the distance to the action bounds; 0 has none.
-        decoupled: bound a Gaussian's mean and covariance apart.
-        init_temperature, init_multiplier, init_multiplier_covariance: what the duals start at.
+        reward: Q of each action, anything where absent, `[N, K]`.
+        penalty: how far each action lies outside its bounds, `[N, K]`; None: no second E-step.
+    """
+
+    reward: Float[Tensor, "N K"] = field(metadata=PER_CONTEXT)
+    penalty: Float[Tensor, "N K"] | None = field(default=None, metadata=PER_CONTEXT)
+
+    def count(self) -> int:
+        return int(self.present.any(-1).sum())
+
+
+@dataclass(frozen=True, kw_only=True)
+class MPO(Defaults):
+    """MPO as a frozen dataclass. Accepts `Rewards`: Q-values of actions that the reference drew.
+
+    `state()` holds the temperature and the multipliers. They belong to the instance: make one for each run, and give
+    the learner an optimizer called "dual" for them.
+
+    Args:
+        epsilon: Bound on the KL of the weighted actions to the reference (E-step), nats, above 0.
+        epsilon_mean: Bound on the KL of the mean to the reference's, or on the whole KL if not decoupled, nats, above
+            0.
+        epsilon_covariance: Bound on the KL of the covariance to the reference's, nats, above 0.
+        epsilon_penalty: Bound of a second E-step that penalises actions outside [-1, 1], nats, at least 0. With 0 there
+            is no penalty.
+        decoupled: Whether a Gaussian's mean and covariance have separate bounds.
+        init_temperature: First value of the E-step's temperature, in the reward's unit, above 0.
+        init_multiplier: First value of the multiplier of the mean's bound, above 0.
+        init_multiplier_covariance: First value of the multiplier of the covariance's bound, above 0.
     Raises:
-        ValueError: a field out of range.
+        ValueError: a field is out of range.
     """
 
     epsilon: float = 0.1
@@ -97,6 +129,7 @@ class MPO:
     init_multiplier: float = 10.0
     init_multiplier_covariance: float = 10.0
     _duals: Duals = field(init=False, repr=False, compare=False)
+    accepts: ClassVar[tuple[type, ...]] = (Rewards,)
 
     def __post_init__(self) -> None:
         require_positive(
@@ -118,32 +151,22 @@ class MPO:
             return frozenset({"log_prob", "ref_kl"})
         return frozenset({"log_prob"}) | DECOUPLED
 
-    @property
-    def frozen_needs(self) -> frozenset[str]:
-        return frozenset()
-
-    @property
-    def accepts(self) -> tuple[type, ...]:
-        return (Rewards,)
-
     def state(self) -> Duals:
         return self._duals
 
-    def prepare(self, batch: Batch, frozen: Likelihood | None) -> Target:
+    def prepare(self, batch: Batch, frozen: Likelihood | None) -> MPOTarget:
         require_feedback(self, batch.feedback)
         assert isinstance(batch.feedback, Rewards)
         penalty = None
         steps = batch.action.steps
-        # Bins and tokens are whole numbers, with no bounds to lie outside of.
+        # Only numbers can lie outside bounds: bins and tokens are indices.
         if self.epsilon_penalty and steps.is_floating_point():
             outside = (steps - steps.clamp(-1.0, 1.0)).flatten(2)
             penalty = outside.norm(dim=-1)
-        contexts = max(int(batch.present.any(-1).sum()), 1)
-        return Target(present=batch.present, size=float(contexts), reward=batch.feedback.value, penalty=penalty)
+        return MPOTarget(present=batch.present, reward=batch.feedback.value, penalty=penalty)
 
-    def __call__(self, likelihood: Likelihood, target: Target, state: Any = None) -> Loss:
+    def __call__(self, likelihood: Likelihood, target: MPOTarget, state: Any = None) -> Loss:
         duals = self._duals if state is None else state
-        assert target.reward is not None
         total, present = likelihood.total(), target.present
         temperature = duals["temperature"]
         weight = mpo_weights(target.reward, present, temperature.detach())
@@ -154,7 +177,7 @@ class MPO:
             weight = weight + mpo_weights(-target.penalty, present, cost.detach())
             dual = dual + mpo_temperature_loss(-target.penalty, present, cost, epsilon=self.epsilon_penalty)
             metrics["penalty_temperature"] = cost.detach()
-        # A context's KL is the same for all of its actions: their mean is it.
+        # All actions of a context have the same KL: its mean over them is the context's.
         share = present / present.sum(-1, keepdim=True).clamp(min=1)
         contexts = present.any(-1).sum().clamp(min=1)
         policy = torch.zeros_like(share)
@@ -168,7 +191,7 @@ class MPO:
         return Loss({"policy": policy, "dual": dual}, metrics)
 
     def _halves(self, total: Likelihood) -> list[tuple[str, Tensor, Tensor, float]]:
-        """(name, log pi, KL, bound) of what is bounded apart."""
+        """(name, log pi, KL, bound) of each part that has a bound of its own."""
         if not self.decoupled:
             return [("mean", total.log_prob, part(total, "ref_kl", "MPO"), self.epsilon_mean)]
         return [

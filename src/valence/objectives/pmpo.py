@@ -6,23 +6,25 @@ Source: "Decoupling learning from negative and positive feedback in preference o
 Eq. 5 and appendix I; KL: Eq. 17.
 Units: nats; log pi and KL are sums over an action's steps.
 
-Boundedness. Say pi_ref draws a rejected action with probability rho. The rejected term's density is at most
+Boundedness. Let pi_ref draw a rejected action with probability rho. The rejected term's density is at most
 pi_ref / rho, so the objective is bounded below for all rejected sets iff beta >= (1 - alpha) / rho, and its optimum is
 pi_ref [beta + alpha s / Z - (1 - alpha) (1 - s) / (1 - Z)], normalised, with s the probability of acceptance and
-Z = E_ref[s] = 1 - rho. At beta = (1 - alpha) / rho what is surely rejected gets probability 0.
+Z = E_ref[s] = 1 - rho. At beta = (1 - alpha) / rho an action that is always rejected gets probability 0.
 
 Departs from the paper:
 - The expectations are class means over the data set (or over the collected batch), not per context: labels have
   K = 1. Hence beta's bound is (1 - alpha) / rho; the paper's "beta > 1 - alpha" is that for means over all rows.
-- `beta="auto"` is that bound. The paper tunes beta; its constants are `pmpo_ar`, `pmpo_a` and `pmpo_r`.
-- `covariance_beta` splits a Gaussian's objective into that of its mean and that of its covariance (as MPO's bounds).
+- `beta="auto"` is that bound. The paper tunes beta; its constants are the presets `pmpo_ar`, `pmpo_a` and `pmpo_r`.
+- `alpha="auto"` is 1/2, or 1 or 0 where the data set has accepted or rejected rows alone.
+- `covariance_beta` splits a Gaussian's objective into one for its mean and one for its covariance, as MPO's bounds do.
 - On rows that pi_ref did not draw, the per-token KL of Eq. 17 is a regulariser, not an estimate of KL(pi_ref || pi).
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -30,6 +32,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from valence.objectives.common import (
+    Defaults,
     count,
     means,
     part,
@@ -40,7 +43,7 @@ from valence.objectives.common import (
     require_positive,
     zero_absent,
 )
-from valence.types import DECOUPLED, Batch, Feedback, Labels, Likelihood, Loss, Rewards, Target
+from valence.types import DECOUPLED, PER_BATCH, PER_CONTEXT, Batch, Feedback, Labels, Likelihood, Loss, Rewards, Target
 
 
 def class_fractions(sign: Int[Tensor, "N K"], present: Bool[Tensor, "N K"]) -> tuple[float, float]:
@@ -52,12 +55,13 @@ def class_fractions(sign: Int[Tensor, "N K"], present: Bool[Tensor, "N K"]) -> t
 def pmpo_beta(*, alpha: float, accepted: float, rejected: float) -> float:
     """The smallest KL weight at which the objective is bounded: (1 - alpha) / rho, rho = rejected / labelled.
 
-    With rejections alone, rho under pi_ref cannot be read off the data: 1/2 is assumed (the paper's beta = 2 for R).
-    Without rejections nothing needs bounding: 0.
+    With rejections alone, the data do not show rho: 1/2 is assumed, which gives the paper's beta = 2 for PMPO-R.
+    Without rejections every beta is bounded: 0.
 
     Args:
         alpha: weight of accepted against rejected, in [0, 1].
-        accepted, rejected: fractions (or counts) of the classes.
+        accepted: fraction (or count) of accepted rows.
+        rejected: fraction (or count) of rejected rows.
     """
     if rejected == 0:
         return 0.0
@@ -74,16 +78,18 @@ def pmpo_weights(
     rejected_fraction: float | None = None,
     unlabelled_weight: float = 0.0,
 ) -> Float[Tensor, "N K"]:
-    """Signed weights that make class means out of a mean over all present rows.
+    """Signed weights that turn a mean over all present rows into class means.
 
     +alpha / p_accepted, -(1 - alpha) / p_rejected, +unlabelled_weight / p_unlabelled.
 
     Args:
         sign: +1 accepted, -1 rejected, 0 unlabelled. Anything where absent.
-        accepted_fraction, rejected_fraction: the data set's, over all its rows; None: this batch's own.
-        unlabelled_weight: the BC form's beta.
+        alpha: weight of accepted against rejected, in [0, 1].
+        accepted_fraction: of accepted rows among all rows of the data set; None: among this batch's.
+        rejected_fraction: of rejected rows among all rows of the data set; None: among this batch's.
+        unlabelled_weight: beta of the BC form.
     Raises:
-        ValueError: the batch has a class whose given fraction is 0.
+        ValueError: the batch has rows of a class whose fraction is 0.
     """
     if accepted_fraction is None or rejected_fraction is None:
         accepted_fraction, rejected_fraction = class_fractions(sign, present)
@@ -99,7 +105,7 @@ def pmpo_weights(
             continue
         # A fraction that 1 - p - q leaves is zero up to rounding.
         if fraction < 1e-9:
-            raise ValueError(f"the batch has {name} rows, and their fraction of the data set was given as 0")
+            raise ValueError(f"the batch has {name} rows, but their fraction of the data set is 0")
         weight = torch.where(rows, coefficient / fraction, weight)
     return weight
 
@@ -110,10 +116,11 @@ def pmpo_score_weights(
     """Weights from scores: K (alpha softmax(r / eta) - (1 - alpha) softmax(-r / eta)) within each context.
 
     K is the context's number of present actions, so that the mean over actions is the objective. An action alone in
-    its context is compared with nothing: its weight is 0.
+    its context has weight 0: there is nothing to compare it with.
 
     Args:
         reward: anything where absent.
+        alpha: weight of accepted against rejected, in [0, 1].
         temperature: eta, in the reward's unit.
     """
     number = present.sum(-1, keepdim=True)
@@ -137,7 +144,7 @@ def pmpo_loss(
 
     Args:
         log_prob: log pi(y|x), nats, summed over steps. Differentiable.
-        ref_kl: KL(pi_ref || pi), nats, summed over steps. Differentiable. None leaves the term out (beta 0, BC form).
+        ref_kl: KL(pi_ref || pi), nats, summed over steps. Differentiable. None: no such term (beta 0, BC form).
         weight: from `pmpo_weights` or `pmpo_score_weights`. Constant.
         beta: KL weight, >= 0.
     Returns:
@@ -148,143 +155,174 @@ def pmpo_loss(
 
 
 @dataclass(frozen=True, kw_only=True)
-class PMPO:
-    """The objective of this file. Takes Labels, and Rewards where a `temperature` is given.
+class PMPOTarget(Target):
+    """Each action's weight and class, and the KL weight.
 
     Args:
-        alpha: weight of accepted against rejected feedback, in [0, 1].
-        beta: KL weight, >= 0, or "auto": the smallest bounded one (see `pmpo_beta`).
-        accepted_fraction, rejected_fraction: the data set's, over all its rows including unlabelled ones; both or
-            neither. None: each collected batch's own, which offline is noisy for small batches.
-        temperature: eta of the weighted form for Rewards, in the reward's unit. Labels do not use it.
-        regularizer: "kl", or "bc" where reference logits cannot be had: the negative log-likelihood of unlabelled
-            rows (sign 0), samples of pi_ref, takes the KL's place; its expectation differs by a constant.
-        covariance_beta: Gaussian policies only: learn mean and covariance apart, each with the other as the reference
-            has it, so that spread need not vanish; `beta` then weighs the mean's KL and this the covariance's. inf
-            leaves the covariance where it is. None: one objective for both, as in the paper.
-    Raises:
-        ValueError: a field out of range.
+        weight: signed weight of log pi, `[N, K]`.
+        sign: +1 accepted, -1 rejected, 0 neither or absent, `[N, K]`. It names the class where alpha makes a weight 0.
+        beta: KL weight, `[]`.
     """
 
-    alpha: float = 0.5
+    weight: Float[Tensor, "N K"] = field(metadata=PER_CONTEXT)
+    sign: Float[Tensor, "N K"] = field(metadata=PER_CONTEXT)
+    beta: Float[Tensor, ""] = field(metadata=PER_BATCH)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PMPO(Defaults):
+    """PMPO as a frozen dataclass. Accepts `Labels`; accepts `Rewards` if `score_temperature` is set.
+
+    Args:
+        alpha: Weight of accepted against rejected feedback, from 0 to 1. "auto" is 0.5, or 1 or 0 where the data set
+            has accepted or rejected rows alone.
+        beta: KL weight: how strongly the policy is held to the reference, at least 0. "auto" is the smallest value at
+            which the objective is bounded.
+        accepted_fraction: Fraction of accepted rows among all rows of the data set, unlabelled ones included, from 0 to
+            1. Goes together with `rejected_fraction`. Without them each batch's own fractions are taken, which offline
+            are noisy for small batches.
+        rejected_fraction: Fraction of rejected rows among all rows of the data set, unlabelled ones included, from 0 to
+            1. Goes together with `accepted_fraction`.
+        score_temperature: Learn from rewards: each action is weighted by a softmax of its context's rewards at this
+            temperature, in the reward's unit, above 0. Without it rewards are not accepted.
+        regularizer: What holds the policy to the reference: "kl", or "bc" where the reference's logits are not
+            available: the negative log-likelihood of unlabelled rows, which must be samples of the reference.
+        covariance_beta: For Gaussian policies: learn mean and covariance apart, so that the spread need not vanish.
+            `beta` then weighs the mean's KL and this the covariance's, at least 0; inf keeps the covariance fixed.
+            Without it one objective learns both, as in the paper.
+    Raises:
+        ValueError: a field is out of range.
+    """
+
+    alpha: float | Literal["auto"] = "auto"
     beta: float | Literal["auto"] = "auto"
     accepted_fraction: float | None = None
     rejected_fraction: float | None = None
-    temperature: float | None = None
+    score_temperature: float | None = None
     regularizer: Literal["kl", "bc"] = "kl"
     covariance_beta: float | None = None
     linear: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        require_fraction(alpha=self.alpha)
+        if isinstance(self.alpha, str):
+            require_choice(("auto",), alpha=self.alpha)
+        else:
+            require_fraction(alpha=self.alpha)
         require_fraction(accepted_fraction=self.accepted_fraction, rejected_fraction=self.rejected_fraction)
         require_choice(("kl", "bc"), regularizer=self.regularizer)
         if isinstance(self.beta, str):
             require_choice(("auto",), beta=self.beta)
         else:
             require_non_negative(beta=self.beta)
-        if self.temperature is not None:
-            require_positive(temperature=self.temperature)
+        if self.score_temperature is not None:
+            require_positive(score_temperature=self.score_temperature)
         if self.covariance_beta is not None and not self.covariance_beta >= 0:
             raise ValueError(f"covariance_beta must be >= 0, got {self.covariance_beta}")
         if self.covariance_beta is not None and self.regularizer == "bc":
-            raise ValueError("the BC form has no KL to split: leave covariance_beta out")
+            raise ValueError('`regularizer="bc"` has no KL to split: set no `covariance_beta`')
         if (self.accepted_fraction is None) != (self.rejected_fraction is None):
-            raise ValueError("accepted_fraction and rejected_fraction go together: give both or neither")
+            raise ValueError("`accepted_fraction` and `rejected_fraction` go together: give both or neither")
         if (self.accepted_fraction or 0) + (self.rejected_fraction or 0) > 1 + 1e-9:
-            raise ValueError("accepted_fraction + rejected_fraction must be <= 1")
+            raise ValueError("`accepted_fraction` + `rejected_fraction` must be at most 1")
+
+    @property
+    def accepted_weight(self) -> float:
+        """alpha as a number."""
+        if self.alpha != "auto":
+            return self.alpha
+        accepted, rejected = self.accepted_fraction, self.rejected_fraction
+        if accepted and rejected == 0:
+            return 1.0
+        return 0.0 if rejected and accepted == 0 else 0.5
 
     @property
     def needs(self) -> frozenset[str]:
         if self.covariance_beta is not None:
             return frozenset({"log_prob"}) | DECOUPLED
-        off = self.regularizer == "bc" or self.beta == 0 or (self.beta == "auto" and self.alpha == 1)
+        off = self.regularizer == "bc" or self.beta == 0 or (self.beta == "auto" and self.accepted_weight == 1)
         return frozenset({"log_prob"}) if off else frozenset({"log_prob", "ref_kl"})
 
     @property
-    def frozen_needs(self) -> frozenset[str]:
-        return frozenset()
-
-    @property
     def accepts(self) -> tuple[type, ...]:
-        return (Labels,) if self.temperature is None else (Labels, Rewards)
-
-    def state(self) -> None:
-        return None
+        return (Labels,) if self.score_temperature is None else (Labels, Rewards)
 
     def bound(self, *, accepted: float | None = None, rejected: float | None = None) -> float:
-        """The smallest beta at which the objective on labels is bounded, for these class fractions or its own.
+        """The smallest beta at which the objective on labels is bounded.
 
+        Args:
+            accepted: fraction of accepted rows; None: the field's.
+            rejected: fraction of rejected rows; None: the field's.
         Raises:
-            ValueError: neither given nor known.
+            ValueError: a fraction is neither passed nor a field.
         """
         accepted = self.accepted_fraction if accepted is None else accepted
         rejected = self.rejected_fraction if rejected is None else rejected
         if accepted is None or rejected is None:
-            raise ValueError("the bound on beta needs the class fractions")
-        return pmpo_beta(alpha=self.alpha, accepted=accepted, rejected=rejected)
+            raise ValueError("the bound on beta needs the class fractions: pass `accepted` and `rejected`")
+        return pmpo_beta(alpha=self.accepted_weight, accepted=accepted, rejected=rejected)
 
     def unbounded_reason(self, *, accepted: float | None = None, rejected: float | None = None) -> str | None:
-        """Why the objective may run away on data with these class fractions, in one line; None where it may not."""
+        """Why the objective is unbounded on data with these class fractions, in one line; None where it is bounded."""
         accepted = self.accepted_fraction if accepted is None else accepted
         rejected = self.rejected_fraction if rejected is None else rejected
         smallest = self.bound(accepted=accepted, rejected=rejected)
         if smallest > 0 and self.regularizer == "bc" and 1 - (accepted or 0) - (rejected or 0) < 1e-9:
-            return "the BC form has no unlabelled rows here, so nothing holds the policy against the rejections"
+            return (
+                '`regularizer="bc"` has no unlabelled rows here, so nothing holds the policy against the rejections: '
+                'use `regularizer="kl"`'
+            )
         if self.beta == "auto" or self.beta >= smallest - 1e-9:
             return None
-        source = "" if accepted else ", assuming that half of what the reference draws would be rejected"
+        source = "" if accepted else ", assuming that half of the reference's samples would be rejected"
         return (
-            f"beta = {self.beta:g} is below (1 - alpha) / (rejected fraction) = {smallest:g}{source}: the objective "
-            "is unbounded below and the policy can run away from the reference; raise beta or use beta='auto'"
+            f"`beta` is {self.beta:g}, below (1 - alpha) / (rejected fraction) = {smallest:g}{source}: the objective "
+            'is unbounded below and the policy can run away from the reference; raise `beta` or use `beta="auto"`'
         )
 
-    def prepare(self, batch: Batch, frozen: Likelihood | None) -> Target:
+    def prepare(self, batch: Batch, frozen: Likelihood | None) -> PMPOTarget:
         require_feedback(self, batch.feedback)
         weight, beta = self._weigh(batch.feedback)
-        # The class of each action, for the metrics: a weight does not tell it (alpha = 1 gives rejections 0).
-        side = batch.feedback.sign if isinstance(batch.feedback, Labels) else weight.sign()
-        return Target(
+        sign = batch.feedback.sign if isinstance(batch.feedback, Labels) else weight.sign()
+        return PMPOTarget(
             present=batch.present,
-            size=count(batch.present),
             weight=weight,
-            reward=zero_absent(side.to(weight.dtype), batch.present),
+            sign=zero_absent(sign.to(weight.dtype), batch.present),
             beta=torch.tensor(beta, dtype=weight.dtype, device=weight.device),
         )
 
     def _weigh(self, feedback: Feedback) -> tuple[Float[Tensor, "N K"], float]:
         if isinstance(feedback, Rewards):
             if self.regularizer == "bc":
-                raise ValueError("the BC form needs unlabelled rows, and Rewards have none: use Labels")
-            assert self.temperature is not None
+                raise ValueError('`regularizer="bc"` needs unlabelled rows, and `Rewards` have none: use `Labels`')
+            assert self.score_temperature is not None
             weight = pmpo_score_weights(
-                feedback.value, feedback.present, alpha=self.alpha, temperature=self.temperature
+                feedback.value, feedback.present, alpha=self.accepted_weight, temperature=self.score_temperature
             )
-            # Bounded iff no action is pushed away harder than the KL holds it.
+            # Bounded iff beta is at least the largest weight that lowers an action.
             return weight, max(float(-weight.min()), 0.0) if self.beta == "auto" else self.beta
         assert isinstance(feedback, Labels)
-        own = class_fractions(feedback.sign, feedback.present)
-        given = (self.accepted_fraction, self.rejected_fraction)
-        accepted, rejected = own if given[0] is None or given[1] is None else (given[0], given[1])
-        beta = pmpo_beta(alpha=self.alpha, accepted=accepted, rejected=rejected) if self.beta == "auto" else self.beta
+        accepted, rejected = self.accepted_fraction, self.rejected_fraction
+        if accepted is None or rejected is None:
+            accepted, rejected = class_fractions(feedback.sign, feedback.present)
+        alpha = self.accepted_weight
+        beta = pmpo_beta(alpha=alpha, accepted=accepted, rejected=rejected) if self.beta == "auto" else self.beta
         weight = pmpo_weights(
             feedback.sign,
             feedback.present,
-            alpha=self.alpha,
+            alpha=alpha,
             accepted_fraction=accepted,
             rejected_fraction=rejected,
             unlabelled_weight=beta if self.regularizer == "bc" else 0.0,
         )
         return weight, beta
 
-    def __call__(self, likelihood: Likelihood, target: Target, state: Any = None) -> Loss:
-        assert target.weight is not None and target.reward is not None and target.beta is not None
+    def __call__(self, likelihood: Likelihood, target: PMPOTarget, state: Any = None) -> Loss:
         total, present = likelihood.total(), target.present
         log_prob = zero_absent(total.log_prob, present)
         weight, beta = target.weight.to(log_prob.dtype), target.beta.to(log_prob.dtype)
         values = {
-            "accepted_log_prob": (log_prob, present & (target.reward > 0)),
-            "rejected_log_prob": (log_prob, present & (target.reward < 0)),
+            "accepted_log_prob": (log_prob, present & (target.sign > 0)),
+            "rejected_log_prob": (log_prob, present & (target.sign < 0)),
         }
         if self.covariance_beta is not None:
             return self._decoupled(total, target, weight, beta, means(values))
@@ -296,9 +334,9 @@ class PMPO:
         return Loss({"policy": loss}, means(values) | {"beta": beta})
 
     def _decoupled(
-        self, total: Likelihood, target: Target, weight: Tensor, beta: Tensor, metrics: dict[str, Tensor]
+        self, total: Likelihood, target: PMPOTarget, weight: Tensor, beta: Tensor, metrics: dict[str, Tensor]
     ) -> Loss:
-        """The objective of the mean plus that of the covariance, the latter left out where its KL weight is inf."""
+        """The mean's objective plus the covariance's, without the latter where its KL weight is inf."""
         assert self.covariance_beta is not None
         loss = torch.zeros_like(weight)
         for half, strength in {"mean": beta, "covariance": self.covariance_beta}.items():
@@ -311,15 +349,24 @@ class PMPO:
 
 
 def pmpo_ar(**fields: Any) -> PMPO:
-    """The paper's constants for accepted and rejected feedback: alpha 0.5, beta 0.5."""
-    return replace(PMPO(alpha=0.5, beta=0.5), **fields)
+    """The paper's constants for accepted and rejected feedback: alpha 0.5, beta 0.5 unless `fields` has another."""
+    return _preset("ar", 0.5, 0.5, fields)
 
 
 def pmpo_a(**fields: Any) -> PMPO:
     """The paper's constants for accepted feedback alone: alpha 1, beta 0, which needs no reference."""
-    return replace(PMPO(alpha=1.0, beta=0.0), **fields)
+    return _preset("a", 1.0, 0.0, fields)
 
 
 def pmpo_r(**fields: Any) -> PMPO:
-    """The paper's constants for rejected feedback alone: alpha 0, beta 2."""
-    return replace(PMPO(alpha=0.0, beta=2.0), **fields)
+    """The paper's constants for rejected feedback alone: alpha 0, beta 2 unless `fields` has another."""
+    return _preset("r", 0.0, 2.0, fields)
+
+
+def _preset(name: str, alpha: float, beta: float, fields: dict[str, Any]) -> PMPO:
+    if "alpha" in fields:
+        raise ValueError(f"preset {name!r} sets `alpha` to {alpha:g}: give one of the two")
+    return PMPO(**{"alpha": alpha, "beta": beta, **fields})
+
+
+PRESETS: dict[str, Callable[..., PMPO]] = {"ar": pmpo_ar, "a": pmpo_a, "r": pmpo_r}

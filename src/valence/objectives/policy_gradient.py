@@ -4,45 +4,50 @@
     RLOO       -(r(y_i) - mean_{j != i} r(y_j)) log pi(y_i|x)                     Kool et al. 2019
     CoPG       (Delta r - beta Delta log(pi / pi_ref))^2 / (2 beta)               Flet-Berliac et al. 2024
 
-The first two are linear in log pi: their gradient is known before anything is measured. CoPG takes pairs of a
-context's actions, whoever drew them: its gradient is -(R(y) - R(y')) (grad log pi(y) - grad log pi(y')) with
-R = r - beta log(pi / pi_ref). It is REBEL with eta = 1 / beta, anchored at pi_ref, divided by 2 beta; where rewards are
-+-1/4, a gap of 1/2, it is IPO times beta / 2.
+The first two are linear in log pi: their gradient is known before anything is measured. They hold for actions that
+the current policy drew. CoPG compares pairs of a context's actions, from any policy: its gradient is
+-(R(y) - R(y')) (grad log pi(y) - grad log pi(y')) with R = r - beta log(pi / pi_ref). It is REBEL with eta = 1 / beta,
+anchored at pi_ref, divided by 2 beta. Where rewards are +-1/4, a gap of 1/2, it is IPO times beta / 2.
 
 Units: rewards in their own; log-probabilities in nats, summed over steps.
 
-Departs from the papers: the mean is over actions (RLOO's over a context's K actions and over contexts, as it is
-usually run); actions are taken to be on-policy, without importance weights: one update for each collected batch.
+Departs from the papers: the mean is over actions, for RLOO as well. There are no importance weights: use each collected
+batch for one update.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from valence.feedback import rewards_to_pairs
 from valence.objectives.common import (
-    count,
+    Defaults,
+    PairTarget,
+    above_smallest,
     log_ratio,
     means,
+    pair_target,
     require_choice,
     require_feedback,
     require_positive,
     zero_absent,
 )
-from valence.types import Batch, Likelihood, Loss, Rewards, Target
+from valence.types import PER_CONTEXT, Batch, Likelihood, Loss, Rewards, Target
 
 
-def leave_one_out(reward: Float[Tensor, "N K"], present: Bool[Tensor, "N K"]) -> Float[Tensor, "N K"]:
-    """The mean reward of the context's other present actions; an action alone has its own, so an advantage of 0."""
-    known = zero_absent(reward, present)
+def leave_one_out_advantages(reward: Float[Tensor, "N K"], present: Bool[Tensor, "N K"]) -> Float[Tensor, "N K"]:
+    """Each reward minus the mean reward of the context's other present actions; 0 for an action alone, and if absent.
+
+    Sums are taken of differences to the context's smallest reward: they do not cancel at a large offset.
+    """
+    above = above_smallest(reward, present)
     others = present.sum(-1, keepdim=True) - 1
-    mean = (known.sum(-1, keepdim=True) - known) / others.clamp(min=1)
-    return torch.where(others > 0, mean, known)
+    mean = (above.sum(-1, keepdim=True) - above) / others.clamp(min=1)
+    return zero_absent(torch.where(others > 0, above - mean, 0.0), present)
 
 
 def copg_loss(ratio_gap: Float[Tensor, " P"], reward_gap: Float[Tensor, " P"], *, beta: float) -> Float[Tensor, " P"]:
@@ -57,56 +62,51 @@ def copg_loss(ratio_gap: Float[Tensor, " P"], reward_gap: Float[Tensor, " P"], *
 
 
 @dataclass(frozen=True, kw_only=True)
-class _OnRewards:
-    """What the objectives of this file share. Takes Rewards."""
+class AdvantageTarget(Target):
+    """Each action's reward above its baseline.
 
-    @property
-    def frozen_needs(self) -> frozenset[str]:
-        return frozenset()
+    Args:
+        reward: 0 where absent, `[N, K]`. For the metrics.
+        advantage: 0 where absent, `[N, K]`.
+    """
 
-    @property
-    def accepts(self) -> tuple[type, ...]:
-        return (Rewards,)
-
-    def state(self) -> None:
-        return None
+    reward: Float[Tensor, "N K"] = field(metadata=PER_CONTEXT)
+    advantage: Float[Tensor, "N K"] = field(metadata=PER_CONTEXT)
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Weighted(_OnRewards):
-    """-(advantage) log pi, averaged over actions."""
+class _PolicyGradient(Defaults):
+    """-advantage log pi, averaged over actions."""
 
+    needs: ClassVar[frozenset[str]] = frozenset({"log_prob"})
+    accepts: ClassVar[tuple[type, ...]] = (Rewards,)
     linear: ClassVar[bool] = True
 
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset({"log_prob"})
-
-    def _baseline(self, reward: Float[Tensor, "N K"], present: Bool[Tensor, "N K"]) -> Float[Tensor, "N K"]:
+    def _advantages(self, reward: Float[Tensor, "N K"], present: Bool[Tensor, "N K"]) -> Float[Tensor, "N K"]:
+        """Each reward minus its baseline; `reward` is 0 where absent."""
         raise NotImplementedError
 
-    def prepare(self, batch: Batch, frozen: Likelihood | None) -> Target:
+    def prepare(self, batch: Batch, frozen: Likelihood | None) -> AdvantageTarget:
         require_feedback(self, batch.feedback)
         assert isinstance(batch.feedback, Rewards)
         present = batch.feedback.present
         reward = zero_absent(batch.feedback.value, present)
-        advantage = zero_absent(reward - self._baseline(reward, present), present)
-        return Target(present=present, size=count(present), weight=advantage, reward=reward)
+        return AdvantageTarget(present=present, reward=reward, advantage=self._advantages(reward, present))
 
-    def __call__(self, likelihood: Likelihood, target: Target, state: Any = None) -> Loss:
-        assert target.weight is not None and target.reward is not None
+    def __call__(self, likelihood: Likelihood, target: AdvantageTarget, state: Any = None) -> Loss:
         log_prob = zero_absent(likelihood.total().log_prob, target.present)
-        weight = target.weight.to(log_prob.dtype)
-        values = {"reward": (target.reward, target.present), "advantage_size": (weight.abs(), target.present)}
-        return Loss({"policy": -weight * log_prob}, means(values))
+        advantage = target.advantage.to(log_prob.dtype)
+        values = {"reward": (target.reward, target.present), "advantage_size": (advantage.abs(), target.present)}
+        return Loss({"policy": -advantage * log_prob}, means(values))
 
 
 @dataclass(frozen=True, kw_only=True)
-class REINFORCE(_Weighted):
-    """Policy gradient with one baseline for all.
+class REINFORCE(_PolicyGradient):
+    """Policy gradient with one baseline for the whole batch. Accepts `Rewards`.
 
     Args:
-        baseline: "mean" takes the mean of the batch's other actions (so that no action is its own baseline), "none" 0.
+        baseline: What is subtracted from each reward: "mean", the mean reward of the batch's other actions, or "none",
+            nothing.
     """
 
     baseline: Literal["mean", "none"] = "mean"
@@ -114,45 +114,39 @@ class REINFORCE(_Weighted):
     def __post_init__(self) -> None:
         require_choice(("mean", "none"), baseline=self.baseline)
 
-    def _baseline(self, reward: Float[Tensor, "N K"], present: Bool[Tensor, "N K"]) -> Float[Tensor, "N K"]:
+    def _advantages(self, reward: Float[Tensor, "N K"], present: Bool[Tensor, "N K"]) -> Float[Tensor, "N K"]:
         if self.baseline == "none":
-            return torch.zeros_like(reward)
-        return leave_one_out(reward.reshape(1, -1), present.reshape(1, -1)).view_as(reward)
+            return reward
+        return leave_one_out_advantages(reward.reshape(1, -1), present.reshape(1, -1)).view_as(reward)
 
 
 @dataclass(frozen=True, kw_only=True)
-class RLOO(_Weighted):
-    """REINFORCE whose baseline is the mean of the context's other actions; K >= 2."""
+class RLOO(_PolicyGradient):
+    """REINFORCE whose baseline is the mean reward of the context's other actions. Accepts `Rewards`; needs K >= 2."""
 
-    def _baseline(self, reward: Float[Tensor, "N K"], present: Bool[Tensor, "N K"]) -> Float[Tensor, "N K"]:
-        return leave_one_out(reward, present)
+    def _advantages(self, reward: Float[Tensor, "N K"], present: Bool[Tensor, "N K"]) -> Float[Tensor, "N K"]:
+        return leave_one_out_advantages(reward, present)
 
 
 @dataclass(frozen=True, kw_only=True)
-class CoPG(_OnRewards):
-    """Contrastive policy gradient.
+class CoPG(Defaults):
+    """Contrastive policy gradient as a frozen dataclass. Accepts `Rewards`.
 
     Args:
-        beta: how strongly the policy is held to the reference, > 0, in the reward's unit.
+        beta: KL weight: how strongly the policy is held to the reference, in the reward's unit, above 0.
     """
 
     beta: float = 0.1
+    needs: ClassVar[frozenset[str]] = frozenset({"log_prob", "ref_log_prob"})
+    accepts: ClassVar[tuple[type, ...]] = (Rewards,)
 
     def __post_init__(self) -> None:
         require_positive(beta=self.beta)
 
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset({"log_prob", "ref_log_prob"})
+    def prepare(self, batch: Batch, frozen: Likelihood | None) -> PairTarget:
+        return pair_target(self, batch, keep_ties=True)
 
-    def prepare(self, batch: Batch, frozen: Likelihood | None) -> Target:
-        require_feedback(self, batch.feedback)
-        assert isinstance(batch.feedback, Rewards)
-        pairs = rewards_to_pairs(batch.feedback, keep_ties=True)
-        return Target(present=batch.present, size=float(max(len(pairs.gap), 1)), pairs=pairs)
-
-    def __call__(self, likelihood: Likelihood, target: Target, state: Any = None) -> Loss:
-        assert target.pairs is not None
+    def __call__(self, likelihood: Likelihood, target: PairTarget, state: Any = None) -> Loss:
         ratio = zero_absent(log_ratio(likelihood.total(), "CoPG"), target.present).flatten()
         first, second = target.pairs.index.unbind(-1)
         ratio_gap, reward_gap = ratio[first] - ratio[second], target.pairs.gap.to(ratio.dtype)

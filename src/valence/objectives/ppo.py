@@ -1,28 +1,31 @@
-"""PPO on the steps of an action: a clipped ratio to the policy that collected it, and a value of its own.
+"""PPO on the steps of an action: a clipped ratio to the policy that collected it, and a learned value of each step.
 
     policy  -min(rho_t A_t, clip(rho_t, 1 - eps, 1 + eps) A_t),   rho_t = pi(y_t | x, y_<t) / pi_t(y_t | x, y_<t)
     value   c/2 max((V_t - G_t)^2, (V_t,old + clip(V_t - V_t,old, -eps, eps) - G_t)^2)
 
-A_t is the generalised advantage estimate of the rewards that fall on the steps (see `Batch.step_reward`), G_t = A_t +
-V_t,old; advantages have mean 0 and variance 1 over the collected batch's steps.
+A_t is the generalised advantage estimate of the rewards of the steps (see `Batch.step_reward`), and G_t = A_t +
+V_t,old. Advantages are whitened: mean 0 and variance 1 over the collected batch's steps, and exactly 0 where all of
+them are equal.
 
 Source: Schulman et al. 2017, Eq. 7; the defaults are the REBEL paper's, appendix H.1.5. Units: rewards in their own.
-
 The mean is over steps.
+
+Departs from the paper: log rho_t is bounded to +-20 nats, as in public code. Beyond the bound there is no gradient.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from valence.feedback import episode_advantages, on_last_step
+from valence.feedback.advantages import episode_advantages, on_last_step
 from valence.objectives.common import (
-    count,
+    Defaults,
+    bounded_exp,
     means,
     old_log_prob,
     part,
@@ -30,9 +33,10 @@ from valence.objectives.common import (
     require_fraction,
     require_non_negative,
     require_positive,
+    standard_scores,
     step_mask,
 )
-from valence.types import Batch, Likelihood, Loss, Rewards, Target
+from valence.types import PER_CONTEXT, Batch, Likelihood, Loss, Rewards, Target, sum_steps
 
 
 def clipped_loss(
@@ -51,13 +55,13 @@ def clipped_loss(
 def clipped_value_loss(
     value: Float[Tensor, "*shape"], old: Float[Tensor, "*shape"], returns: Float[Tensor, "*shape"], *, clip: float
 ) -> Float[Tensor, "*shape"]:
-    """Half the larger of the squared errors of V and of V held within `clip` of what it was."""
-    held = old + (value - old).clamp(-clip, clip)
-    return torch.maximum((value - returns).square(), (held - returns).square()) / 2
+    """Half the larger of two squared errors: of V, and of V clipped to at most `clip` away from the old V."""
+    clipped = old + (value - old).clamp(-clip, clip)
+    return torch.maximum((value - returns).square(), (clipped - returns).square()) / 2
 
 
 def step_rewards(batch: Batch) -> Float[Tensor, "N K T"]:
-    """The rewards of a batch's steps: as collected, or all of it on each action's last step."""
+    """The rewards of a batch's steps: `Batch.step_reward`, or each action's reward on its last step."""
     if batch.step_reward is not None:
         return batch.step_reward
     assert isinstance(batch.feedback, Rewards)
@@ -65,77 +69,95 @@ def step_rewards(batch: Batch) -> Float[Tensor, "N K T"]:
 
 
 def step_advantages(
-    batch: Batch, value: Float[Tensor, "N K T"], *, discount: float, trace: float
+    batch: Batch, value: Float[Tensor, "N K T"], *, discount: float, gae_lambda: float
 ) -> tuple[Float[Tensor, "N K T"], Float[Tensor, "N K T"], Bool[Tensor, "N K T"]]:
-    """(advantages, returns, which steps there are); every action ends, so nothing is worth anything after it."""
+    """(advantages, returns, which steps exist). Every action ends, so the value after its last step is 0."""
     mask = batch.action.mask & batch.present[..., None]
     value = torch.where(mask, value, 0.0)
     reward = torch.where(mask, step_rewards(batch).to(value.dtype), 0.0)
     flat = mask.flatten(0, 1)
     after = torch.nn.functional.pad(value.flatten(0, 1), (0, 1))
     ended = torch.ones(len(flat), dtype=torch.bool, device=flat.device)
-    advantage = episode_advantages(reward.flatten(0, 1), after, flat, ended, discount=discount, trace=trace)
+    advantage = episode_advantages(reward.flatten(0, 1), after, flat, ended, discount=discount, gae_lambda=gae_lambda)
     advantage = advantage.view_as(value)
     return advantage, torch.where(mask, advantage + value, 0.0), mask
 
 
 @dataclass(frozen=True, kw_only=True)
-class PPO:
-    """The objective of this file: terms "policy" and "value". Takes Rewards; needs `Batch.old_log_prob`.
+class StepTarget(Target):
+    """The advantages and returns of an action's steps. Its `size` counts steps.
 
     Args:
-        clip: eps of the ratio, > 0.
-        value_clip: eps of the value, > 0, in the reward's unit.
-        value_weight: c, >= 0.
-        discount: gamma, in [0, 1].
-        trace: lambda of the advantage estimate, in [0, 1].
-        whiten: advantages to mean 0 and variance 1 over the collected batch.
+        advantage: A_t, 0 where no step is, `[N, K, T]`.
+        returns: G_t, 0 where no step is, `[N, K, T]`.
+        steps: how many steps each action has, `[N, K]`.
+    """
+
+    advantage: Float[Tensor, "N K T"] = field(metadata=PER_CONTEXT)
+    returns: Float[Tensor, "N K T"] = field(metadata=PER_CONTEXT)
+    steps: Int[Tensor, "N K"] = field(metadata=PER_CONTEXT)
+
+    def count(self) -> int:
+        return int(self.steps.sum())
+
+
+@dataclass(frozen=True, kw_only=True)
+class PPOTarget(StepTarget):
+    """A `StepTarget`, and the policy and values that collected the batch.
+
+    Args:
+        old_log_prob: log pi_t of each step, `[N, K, T]`.
+        old_value: V of each step before the update, 0 where no step is, `[N, K, T]`.
+    """
+
+    old_log_prob: Float[Tensor, "N K T"] = field(metadata=PER_CONTEXT)
+    old_value: Float[Tensor, "N K T"] = field(metadata=PER_CONTEXT)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PPO(Defaults):
+    """PPO as a frozen dataclass, with terms "policy" and "value". Accepts `Rewards`; needs `Batch.old_log_prob`.
+
+    Args:
+        clip: How far the ratio pi / pi_t of a step may leave 1 before it is clipped, above 0.
+        value_clip: How far a step's value may move from what it was before it is clipped, in the reward's unit, above
+            0.
+        value_weight: Weight of the value loss against the policy loss, at least 0.
+        discount: Discount factor of the rewards of later steps (gamma), from 0 to 1.
+        gae_lambda: Lambda of the advantage estimate, from 0 to 1: 0 trusts the value of the next step, 1 the rewards
+            alone.
+        whiten: Whether to scale advantages to mean 0 and variance 1 over the collected batch.
     """
 
     clip: float = 0.2
     value_clip: float = 0.2
     value_weight: float = 0.1
     discount: float = 1.0
-    trace: float = 0.95
+    gae_lambda: float = 0.95
     whiten: bool = True
+    needs: ClassVar[frozenset[str]] = frozenset({"log_prob", "value"})
+    frozen_needs: ClassVar[frozenset[str]] = frozenset({"value"})
+    accepts: ClassVar[tuple[type, ...]] = (Rewards,)
 
     def __post_init__(self) -> None:
         require_positive(clip=self.clip, value_clip=self.value_clip)
         require_non_negative(value_weight=self.value_weight)
-        require_fraction(discount=self.discount, trace=self.trace)
+        require_fraction(discount=self.discount, gae_lambda=self.gae_lambda)
 
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset({"log_prob", "value"})
-
-    @property
-    def frozen_needs(self) -> frozenset[str]:
-        return frozenset({"value"})
-
-    @property
-    def accepts(self) -> tuple[type, ...]:
-        return (Rewards,)
-
-    def state(self) -> None:
-        return None
-
-    def prepare(self, batch: Batch, frozen: Likelihood | None) -> Target:
+    def prepare(self, batch: Batch, frozen: Likelihood | None) -> PPOTarget:
         require_feedback(self, batch.feedback)
         old, value = old_log_prob(batch, "PPO"), part(frozen, "value", "PPO")
-        advantage, returns, mask = step_advantages(batch, value, discount=self.discount, trace=self.trace)
+        advantage, returns, mask = step_advantages(batch, value, discount=self.discount, gae_lambda=self.gae_lambda)
         if self.whiten and int(mask.sum()) > 1:
-            known = advantage[mask]
-            advantage = torch.where(mask, (advantage - known.mean()) / (known.std() + 1e-8), 0.0)
-        return Target(
-            present=batch.present, size=count(mask), old_log_prob=old, advantage=advantage, returns=returns,
-            old_value=torch.where(mask, value, 0.0), steps=mask.sum(-1),
+            advantage = standard_scores(advantage.reshape(1, -1), mask.reshape(1, -1), eps=1e-8).view_as(advantage)
+        return PPOTarget(
+            present=batch.present, advantage=advantage, returns=returns, steps=mask.sum(-1), old_log_prob=old,
+            old_value=torch.where(mask, value, 0.0),
         )  # fmt: skip
 
-    def __call__(self, likelihood: Likelihood, target: Target, state: Any = None) -> Loss:
-        assert target.old_log_prob is not None and target.advantage is not None
-        assert target.returns is not None and target.old_value is not None
+    def __call__(self, likelihood: Likelihood, target: PPOTarget, state: Any = None) -> Loss:
         mask = step_mask(likelihood, "PPO") & target.present[..., None]
-        ratio = torch.where(mask, likelihood.log_prob - target.old_log_prob, 0.0).exp()
+        ratio = bounded_exp(torch.where(mask, likelihood.log_prob - target.old_log_prob, 0.0))
         value = torch.where(mask, part(likelihood, "value", "PPO"), 0.0)
         policy = clipped_loss(ratio, target.advantage, clip=self.clip)
         critic = clipped_value_loss(value, target.old_value, target.returns, clip=self.value_clip)
@@ -145,7 +167,7 @@ class PPO:
             "returns": (target.returns, mask),
         }
         terms = {
-            "policy": torch.where(mask, policy, 0.0).sum(-1),
-            "value": self.value_weight * torch.where(mask, critic, 0.0).sum(-1),
+            "policy": sum_steps(torch.where(mask, policy, 0.0)),
+            "value": self.value_weight * sum_steps(torch.where(mask, critic, 0.0)),
         }
         return Loss(terms, means(values))

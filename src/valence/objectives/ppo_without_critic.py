@@ -1,11 +1,12 @@
-"""PPO's clipped ratio on each step, the action's reward itself as the advantage: no value network, no GAE.
+"""PPO without a value network: the clipped ratio on each step, with the action's reward as its advantage.
 
     -(1 / |y|) sum_t min(rho_t A, clip(rho_t, 1 - eps, 1 + eps) A),   rho_t = pi(y_t | x, y_<t) / pi_t(y_t | x, y_<t)
 
-GRPO's loss without its KL, on rewards as they are given: they are to come standardised (`valence.feedback.running`).
+It is GRPO's loss without its KL. Rewards are not changed: standardise them first (`valence.feedback.running`). As in
+GRPO, log rho_t is bounded to +-20 nats.
 
 Source: the REBEL paper's "PPO" for images, section 5.3 and H.3.3, after Black et al. 2024 (DDPO), Eq. 6. The mean is
-over actions.
+over actions. Units: rewards in their own.
 """
 
 from __future__ import annotations
@@ -21,13 +22,15 @@ from valence.objectives.grpo import GRPO
 
 @dataclass(frozen=True, kw_only=True)
 class PPOWithoutCritic(GRPO):
-    """The objective of this file. Takes Rewards; needs `Batch.old_log_prob`.
+    """PPO without a critic as a frozen dataclass. Accepts `Rewards`; needs `Batch.old_log_prob`.
 
     Args:
-        clip, beta: as GRPO's; no KL penalty by default.
+        clip: How far the ratio pi / pi_t of a step may leave 1 before it is clipped, above 0.
+        beta: Weight of GRPO's KL penalty of each step, at least 0. The default 0 has no penalty and needs no reference.
     """
 
     beta: float = 0.0
 
     def advantages(self, reward: Float[Tensor, "N K"], present: Bool[Tensor, "N K"]) -> Float[Tensor, "N K"]:
+        """The rewards as they are, 0 where absent."""
         return zero_absent(reward, present)

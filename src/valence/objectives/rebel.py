@@ -2,45 +2,45 @@
 
     minimise  ((1 / eta) (log(pi(y)/pi_t(y)) - log(pi(y')/pi_t(y'))) - (r(y) - r(y')))^2
 
-whose zero is pi_t e^{eta r}, normalised: the partition function cancels in the gap. Offline pi_ref takes the place of
-the last iterate pi_t; online pi_t is the policy that drew the actions (`anchor="old"`).
+It is 0 at pi_t e^{eta r}, normalised: the partition function cancels in the gap. Offline, pi_ref takes the place of
+the last iterate pi_t. Online, pi_t is the policy that drew the actions (`anchor="old"`).
 
 Source: "REBEL: reinforcement learning via regressing relative rewards", Eq. 1.
 Units: rewards in their own; log-ratios in nats, summed over steps; eta in nats per unit of reward (1 / tau of DRO).
 
-A loss written as (log-ratio gap - eta * reward gap)^2 is eta^2 times this one: the same minimiser, another gradient
-scale, so another learning rate under plain gradient descent. Here eta is never part of the learning rate.
+Some write the loss as (log-ratio gap - eta * reward gap)^2, which is eta^2 times this one: it has the same minimiser
+and a gradient of another size, so it needs another learning rate under plain gradient descent.
 
 At pi = pi_t with two actions its gradient is 4 / eta times that of RLOO averaged over the two.
 
 Departs from the paper:
 - Offline the pairs come from the data set, not from pi_t: one iteration of Algorithm 1.
 - All pairs of a context are used, ties too (a gap of zero is information), where the paper draws two actions.
-- Bare preferences have no scores: the gap is 2 P(win) - 1, or the annotator's margin where given.
+- Preferences have no scores: the gap is the annotator's margin where there is one, else 2 P(win) - 1.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from valence.feedback import preferences_to_pairs, rewards_to_pairs
 from valence.objectives.common import (
     ANCHORS,
+    Defaults,
+    PairTarget,
     anchored_log_ratio,
     anchored_needs,
     means,
-    old_log_prob,
+    pair_target,
     require_choice,
-    require_feedback,
     require_positive,
     zero_absent,
 )
-from valence.types import Batch, Likelihood, Loss, Preferences, Rewards, Target
+from valence.types import Batch, Likelihood, Loss, Preferences, Rewards
 
 
 def rebel_loss(ratio_gap: Float[Tensor, " P"], reward_gap: Float[Tensor, " P"], *, eta: float) -> Float[Tensor, " P"]:
@@ -55,16 +55,18 @@ def rebel_loss(ratio_gap: Float[Tensor, " P"], reward_gap: Float[Tensor, " P"], 
 
 
 @dataclass(frozen=True, kw_only=True)
-class REBEL:
-    """The objective of this file. Takes Rewards and Preferences.
+class REBEL(Defaults):
+    """REBEL as a frozen dataclass. Accepts `Rewards` and `Preferences`.
 
     Args:
-        eta: how far from the anchor one unit of reward may lead, nats per unit, > 0.
-        anchor: "reference" for pi_ref, "old" for pi_t that collected the batch.
+        eta: Step size: how many nats of log-ratio one unit of reward is worth, above 0. A smaller value stays closer to
+            the anchor.
+        anchor: The policy that log-ratios are to: "reference", or "old" for the policy that collected the batch.
     """
 
     eta: float = 1.0
     anchor: Literal["reference", "old"] = "reference"
+    accepts: ClassVar[tuple[type, ...]] = (Rewards, Preferences)
 
     def __post_init__(self) -> None:
         require_positive(eta=self.eta)
@@ -74,30 +76,10 @@ class REBEL:
     def needs(self) -> frozenset[str]:
         return anchored_needs(self.anchor)
 
-    @property
-    def frozen_needs(self) -> frozenset[str]:
-        return frozenset()
+    def prepare(self, batch: Batch, frozen: Likelihood | None) -> PairTarget:
+        return pair_target(self, batch, keep_ties=True, anchor=self.anchor)
 
-    @property
-    def accepts(self) -> tuple[type, ...]:
-        return (Rewards, Preferences)
-
-    def state(self) -> None:
-        return None
-
-    def prepare(self, batch: Batch, frozen: Likelihood | None) -> Target:
-        require_feedback(self, batch.feedback)
-        feedback = batch.feedback
-        if isinstance(feedback, Rewards):
-            pairs = rewards_to_pairs(feedback, keep_ties=True)
-        else:
-            assert isinstance(feedback, Preferences)
-            pairs = preferences_to_pairs(feedback, keep_ties=True)
-        old = old_log_prob(batch, "REBEL") if self.anchor == "old" else None
-        return Target(present=batch.present, size=float(max(len(pairs.gap), 1)), pairs=pairs, old_log_prob=old)
-
-    def __call__(self, likelihood: Likelihood, target: Target, state: Any = None) -> Loss:
-        assert target.pairs is not None
+    def __call__(self, likelihood: Likelihood, target: PairTarget, state: Any = None) -> Loss:
         ratio = zero_absent(anchored_log_ratio(likelihood.total(), target, "REBEL"), target.present).flatten()
         first, second = target.pairs.index.unbind(-1)
         ratio_gap, reward_gap = ratio[first] - ratio[second], target.pairs.gap.to(ratio.dtype)

@@ -3,33 +3,57 @@
     L_scaled(log pi, KL) = L(c log pi, c KL)
 
 For actions of many dimensions: an image's log pi is a sum over tens of thousands of them, and public code for images
-takes their mean, c = 1 / D. REBEL with c is REBEL with eta / c; PPO with c clips c times the log-ratio. Everything that
-is reported as a KL stays in nats.
+takes their mean, c = 1 / D. REBEL with c is REBEL with eta / c; PPO with c clips c times the log-ratio. Metrics that
+are log-probabilities, log-ratios or KLs are reported in nats, not multiplied by c.
 
-Source: none; the REBEL paper's settings for images (H.3.3: eta 1, clip 1e-4) are of c = 1 / D.
+Source: none; the REBEL paper's settings for images (H.3.3: eta 1, clip 1e-4) are for c = 1 / D.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import nn
 
 from valence.objectives.common import require_positive
-from valence.types import PER_STEP, Batch, Likelihood, Loss, Target
+from valence.protocols import Objective
+from valence.types import PER_CONTEXT, PER_STEP, Batch, Likelihood, Loss, Target
+
+
+def in_nats(metric: str) -> bool:
+    """Whether a metric of this name is a log-probability, a log-ratio or a KL."""
+    return metric.startswith("kl_") or metric.endswith(("_log_prob", "_log_ratio"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScaledTarget(Target):
+    """The objective's target, twice.
+
+    Args:
+        scaled: made from log-probabilities multiplied by c. For the loss.
+        plain: made from log-probabilities as they are. For metrics in nats.
+    """
+
+    scaled: Target = field(metadata=PER_CONTEXT)
+    plain: Target = field(metadata=PER_CONTEXT)
+
+    def minibatch(self, rows: slice) -> ScaledTarget:
+        scaled, plain = self.scaled.minibatch(rows), self.plain.minibatch(rows)
+        return ScaledTarget(present=scaled.present, size=scaled.size, scaled=scaled, plain=plain)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScaledLogProb:
-    """The objective of this file.
+    """An objective whose log-probabilities and KLs are multiplied by a constant, as a frozen dataclass.
 
     Args:
-        objective: what is scaled.
-        log_prob_scale: c, > 0.
+        objective: The objective that reads the scaled quantities.
+        log_prob_scale: Factor c of log-probabilities and KLs, above 0.
     """
 
-    objective: Any
+    objective: Objective[Any]
     log_prob_scale: float
 
     def __post_init__(self) -> None:
@@ -37,7 +61,7 @@ class ScaledLogProb:
 
     @property
     def linear(self) -> bool:
-        return getattr(self.objective, "linear", False)
+        return self.objective.linear
 
     @property
     def needs(self) -> frozenset[str]:
@@ -54,13 +78,19 @@ class ScaledLogProb:
     def state(self) -> nn.Module | None:
         return self.objective.state()
 
-    def prepare(self, batch: Batch, frozen: Likelihood | None) -> Target:
+    def prepare(self, batch: Batch, frozen: Likelihood | None) -> ScaledTarget:
         old = batch.old_log_prob
-        scaled = replace(batch, old_log_prob=None if old is None else old * self.log_prob_scale)
-        return self.objective.prepare(scaled, None if frozen is None else self._scaled(frozen))
+        smaller = replace(batch, old_log_prob=None if old is None else old * self.log_prob_scale)
+        scaled = self.objective.prepare(smaller, None if frozen is None else self._scaled(frozen))
+        plain = self.objective.prepare(batch, frozen)
+        return ScaledTarget(present=scaled.present, size=scaled.size, scaled=scaled, plain=plain)
 
-    def __call__(self, likelihood: Likelihood, target: Target, state: Any = None) -> Loss:
-        return self.objective(self._scaled(likelihood), target, state)
+    def __call__(self, likelihood: Likelihood, target: ScaledTarget, state: Any = None) -> Loss:
+        loss = self.objective(self._scaled(likelihood), target.scaled, state)
+        with torch.no_grad():
+            metrics = self.objective(likelihood.detach(), target.plain, state).metrics
+        nats = {name: value for name, value in metrics.items() if in_nats(name)}
+        return Loss(loss.terms, {**loss.metrics, **nats})
 
     def _scaled(self, likelihood: Likelihood) -> Likelihood:
         parts = {name: getattr(likelihood, name) for name in PER_STEP}

@@ -5,21 +5,22 @@
 Source: PMPO paper, Eq. 6 (it is PMPO at alpha = 1, beta = 0); filtered behaviour cloning elsewhere.
 Units: nats; log pi is a sum over an action's steps.
 
-Departs from common code: no division by length (a mean over tokens weighs every token alike, a mean over actions
-every action); the class mean is over the data set where its accepted fraction is given.
+Departs from common code:
+- log pi is not divided by the action's length: every action weighs alike, where a mean over tokens weighs every token.
+- The mean over accepted actions is over the data set where its accepted fraction is given.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from valence.objectives.common import count, means, require_feedback, require_fraction, zero_absent
-from valence.types import Batch, Labels, Likelihood, Loss, Target
+from valence.objectives.common import Defaults, count, means, require_feedback, require_fraction, zero_absent
+from valence.types import PER_CONTEXT, Batch, Labels, Likelihood, Loss, Target
 
 
 def supervised_loss(log_prob: Float[Tensor, "N K"], weight: Float[Tensor, "N K"]) -> Float[Tensor, "N K"]:
@@ -33,46 +34,43 @@ def supervised_loss(log_prob: Float[Tensor, "N K"], weight: Float[Tensor, "N K"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Supervised:
-    """The objective of this file. Takes Labels; reads the accepted ones only.
+class SupervisedTarget(Target):
+    """How much each action counts.
 
     Args:
-        accepted_fraction: the data set's, over all its rows, in (0, 1]; None: each collected batch's own.
+        weight: 1 / (accepted fraction) for accepted actions, else 0, `[N, K]`.
+    """
+
+    weight: Float[Tensor, "N K"] = field(metadata=PER_CONTEXT)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Supervised(Defaults):
+    """Supervised fine-tuning as a frozen dataclass. Accepts `Labels` and learns from the accepted actions.
+
+    Args:
+        accepted_fraction: Fraction of accepted rows among all rows of the data set, above 0 and at most 1. Without it
+            each batch's own fraction is taken.
     """
 
     accepted_fraction: float | None = None
+    needs: ClassVar[frozenset[str]] = frozenset({"log_prob"})
+    accepts: ClassVar[tuple[type, ...]] = (Labels,)
     linear: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         require_fraction(accepted_fraction=self.accepted_fraction)
         if self.accepted_fraction == 0:
-            raise ValueError("accepted_fraction must be in (0, 1]: there is nothing to imitate")
+            raise ValueError("accepted_fraction must be above 0: without accepted rows there is nothing to imitate")
 
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset({"log_prob"})
-
-    @property
-    def frozen_needs(self) -> frozenset[str]:
-        return frozenset()
-
-    @property
-    def accepts(self) -> tuple[type, ...]:
-        return (Labels,)
-
-    def state(self) -> None:
-        return None
-
-    def prepare(self, batch: Batch, frozen: Likelihood | None) -> Target:
+    def prepare(self, batch: Batch, frozen: Likelihood | None) -> SupervisedTarget:
         require_feedback(self, batch.feedback)
         assert isinstance(batch.feedback, Labels)
-        size = count(batch.present)
         accepted = batch.present & (batch.feedback.sign > 0)
-        fraction = count(accepted) / size if self.accepted_fraction is None else self.accepted_fraction
-        return Target(present=batch.present, size=size, weight=accepted.to(torch.get_default_dtype()) / fraction)
+        fraction = count(accepted) / count(batch.present) if self.accepted_fraction is None else self.accepted_fraction
+        return SupervisedTarget(present=batch.present, weight=accepted.to(torch.get_default_dtype()) / fraction)
 
-    def __call__(self, likelihood: Likelihood, target: Target, state: Any = None) -> Loss:
-        assert target.weight is not None
+    def __call__(self, likelihood: Likelihood, target: SupervisedTarget, state: Any = None) -> Loss:
         log_prob = zero_absent(likelihood.total().log_prob, target.present)
         loss = supervised_loss(log_prob, target.weight.to(log_prob.dtype))
         return Loss({"policy": loss}, means({"accepted_log_prob": (log_prob, target.weight > 0)}))
