@@ -1,4 +1,4 @@
-"""Value estimates: what DRO-V subtracts from the reward, and the Q networks of control.
+"""Value estimates: the V of DRO, PPO and APA, and the Q networks of control.
 
 Shape legend: see `valence.types`.
 """
@@ -7,33 +7,47 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from valence.policies.rows import present_rows
 from valence.types import Batch
+
+
+class Backbone(Protocol):
+    """What `TokenValue` reads of a language policy."""
+
+    core: Any
+    """The transformers model, whose output embeddings have the width of its hidden states."""
+    device: torch.device
+
+    def hidden_states(self, batch: Batch) -> tuple[Float[Tensor, "M H"], Bool[Tensor, "N K T"]]:
+        """The last hidden state that predicts each of the batch's M steps, and where those steps are."""
+        ...
 
 
 class TokenValue(nn.Module):
     """A value for each step of a language action, V(x, y_<t), or for each prompt, V(x).
 
-    Args:
-        backbone: a language policy whose last hidden states are read. Its own copy for a separate network (the
-            default of the DRO paper, Fig. 5: two networks win); the policy itself for a head on the policy.
-        shared: whether `backbone` is the policy (then only the head belongs to this critic; the gradient still
-            flows into the backbone).
-        per: "token" gives `[N, K, T]`; "prompt" gives `[N, 1]`, read where the first step is predicted.
     The head starts at zero, so V starts at 0, the mean of standardised rewards.
+
+    Args:
+        backbone: the language policy whose hidden states the head reads: a copy of the policy for a separate network,
+            which works better in the DRO paper (Fig. 5), or the policy itself.
+        shared: whether `backbone` is the policy. The critic then owns the head alone; the gradient still flows into the
+            backbone.
+        per: "token" gives `[N, K, T]`; "prompt" gives `[N, 1]`, read where the first step is predicted.
+    Raises:
+        ValueError: `per` is neither.
     """
 
     def __init__(self, backbone: Any, *, shared: bool = False, per: str = "token") -> None:
         super().__init__()
         if per not in ("token", "prompt"):
-            raise ValueError(f"per is {per!r}, and must be 'token' or 'prompt'")
-        # A shared backbone is kept out of this module's own parameters.
+            raise ValueError(f"`per` is {per!r}, and must be 'token' or 'prompt'")
+        # In a list, a shared backbone is not among this module's own parameters.
         self._backbone: Any = [backbone] if shared else nn.ModuleList([backbone])
         self.per, self.shared = per, shared
         self.head = nn.Linear(backbone.core.get_output_embeddings().weight.shape[1], 1)
@@ -43,15 +57,14 @@ class TokenValue(nn.Module):
 
     def value(self, batch: Batch) -> Float[Tensor, "..."]:
         """V of the batch's actions, differentiable, zero where an action has no step."""
-        rows, present = present_rows(batch.context, batch.action)
-        values = self.head(self._backbone[0].hidden_at_steps(rows).float())[:, 0]
-        place = torch.zeros_like(batch.action.mask)
-        place[..., : rows.mask.shape[1]][present] = rows.mask
+        backbone: Backbone = self._backbone[0]
+        hidden, place = backbone.hidden_states(batch)
+        values = self.head(hidden.float())[:, 0]
         values = torch.zeros(place.shape, device=values.device).masked_scatter(place, values)
         if self.per == "token":
             return values
-        # V(x): the state before the first step is the same for every present action of a context.
-        first = present.int().argmax(-1, keepdim=True)
+        # The state before the first step is the same for every present action of a context.
+        first = batch.action.mask.any(-1).int().argmax(-1, keepdim=True)
         return values[..., 0].gather(-1, first)
 
     def trainable(self) -> dict[str, nn.Parameter]:
@@ -62,7 +75,7 @@ class BatchValue(nn.Module):
     """One learned value for everything: the state-independent baseline of DRO's section 3.2.
 
     Args:
-        device: where it lies: the policy's device, whose likelihoods it is subtracted beside.
+        device: the policy's device.
     """
 
     def __init__(self, *, device: torch.device | str | None = None) -> None:
@@ -84,13 +97,14 @@ def trainable_parameters(module: Any) -> Iterator[nn.Parameter]:
 class QNetwork(nn.Module):
     """Q(x, y) of control actions: several networks side by side, trained on the same targets from different starts.
 
-    Their smallest value is an estimate that errs low (clipped double Q, Fujimoto et al. 2018), which keeps
-    bootstrapping from feeding on its own mistakes.
+    The smallest of their values is an underestimate (clipped double Q, Fujimoto et al. 2018): it keeps bootstrapping
+    from amplifying its own errors.
 
     Args:
-        observation_size, action_size: O and D.
+        observation_size: O.
+        action_size: D.
         hidden: units of each hidden layer; the first is layer-normalised, so that observations need no scaling.
-        heads: how many networks.
+        heads: number of networks.
     """
 
     def __init__(
@@ -107,14 +121,14 @@ class QNetwork(nn.Module):
         self.shift = nn.Parameter(torch.zeros(heads, 1, hidden[0]))
 
     def forward(self, observation: Float[Tensor, "N O"], action: Float[Tensor, "N K D"]) -> Float[Tensor, "heads N K"]:
-        """Every network's value of K actions for each observation, in the reward's unit."""
+        """The value that each network gives to K actions of each observation, in the reward's unit."""
         first, bias = self.weights[0], self.biases[0]
         size = observation.shape[-1]
-        # What depends on the observation alone is computed once, not for each action.
-        seen = torch.baddbmm(bias, observation.expand(len(first), -1, -1), first[:, :size])
+        # The observation's part of the first layer is computed once, not for each action.
+        observed = torch.baddbmm(bias, observation.expand(len(first), -1, -1), first[:, :size])
         rows = action.flatten(0, 1)
-        done = torch.matmul(rows, first[:, size:])
-        hidden = (seen[:, :, None] + done.unflatten(1, action.shape[:2])).flatten(1, 2)
+        acted = torch.matmul(rows, first[:, size:])
+        hidden = (observed[:, :, None] + acted.unflatten(1, action.shape[:2])).flatten(1, 2)
         normal = nn.functional.layer_norm(hidden, hidden.shape[-1:])
         hidden = torch.addcmul(self.shift, normal, self.gain).relu_()
         for weight, bias in zip(self.weights[1:-1], self.biases[1:-1], strict=True):

@@ -184,7 +184,7 @@ def test_an_update_through_the_learner_is_one_through_the_full_graph(objective: 
     kept: dict[str, torch.Tensor] = {}
     learner._zero_grad = lambda: kept.update(gradients(policy))  # type: ignore[method-assign]
     learner.max_grad_norm = 0.0
-    figures = learner.update(batch, watch=True)
+    figures = learner.update(batch, monitor=True)
     assert figures["loss"] == pytest.approx(loss.item(), rel=1e-4)
     size = math.sqrt(sum(float(part.square().sum()) for part in full.values()))
     away = math.sqrt(sum(float((kept[name] - part).square().sum()) for name, part in full.items()))

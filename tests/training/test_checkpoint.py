@@ -38,7 +38,7 @@ def rows(count: int = 7) -> list[EncodedGroup]:
 
 def run_state(
     optimizer: str = "adamw", critic: str = "none", *, kind: str = "llama", lora: bool = False,
-    ema: float | None = None, objective: Any = None,
+    refresh_every: int = 0, objective: Any = None,
 ) -> tuple[Learner, OfflineSource]:  # fmt: skip
     """A fresh learner and source, always from the same start."""
     policy = helpers.policy(kind, lora=lora)
@@ -54,7 +54,7 @@ def run_state(
     optimizers = {"policy": make_optimizer(policy, kind=optimizer, lr=1e-2, weight_decay=0.01)}
     if value is not None:
         optimizers["value"] = make_optimizer(value, kind=optimizer, lr=3e-2, weight_decay=0.0)
-    reference = AdaptersOff(policy) if lora else FrozenCopy(policy, ema=ema)
+    reference = AdaptersOff(policy) if lora else FrozenCopy(policy, refresh_every=refresh_every)
     learner = Learner(
         policy, objective, reference, optimizers, critic=value, warmup_steps=4, total_steps=9, micro_batch_size=2
     )
@@ -71,14 +71,14 @@ def weights(learner: Learner) -> dict[str, torch.Tensor]:
 
 
 def steps(learner: Learner, source: OfflineSource, number: int) -> list[dict[str, float]]:
-    return [learner.update(source.next(), watch=True) for _ in range(number)]
+    return [learner.update(source.next(), monitor=True) for _ in range(number)]
 
 
 VARIANTS: list[dict[str, Any]] = [
     {"optimizer": kind, "critic": critic}
     for kind in ("adamw", "adafactor")
     for critic in ("none", "separate", "shared", "scalar")
-] + [{"lora": True}, {"kind": "t5"}, {"ema": 0.8}]
+] + [{"lora": True}, {"kind": "t5"}, {"refresh_every": 3}]
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: "-".join(map(str, variant.values())))

@@ -33,7 +33,7 @@ from valence.objectives import (
     Supervised,
 )
 from valence.objectives.mpo import MPO
-from valence.training.learner import Learner, count_tokens, make_optimizer, signs
+from valence.training.learner import Learner, count_tokens, make_optimizer
 from valence.training.reference import AdaptersOff, FrozenCopy
 from valence.types import Batch, Labels, Likelihood, Loss, Preferences, Rewards
 
@@ -116,7 +116,7 @@ def stepped(learner: Learner, batch: Batch) -> tuple[dict[str, Tensor], dict[str
     """How far one update moves each parameter, and its figures."""
     modules = [module for module in (learner.policy, learner.critic) if module is not None]
     before = [{name: part.detach().clone() for name, part in module.named_parameters()} for module in modules]
-    figures = learner.update(batch, watch=True)
+    figures = learner.update(batch, monitor=True)
     moves = {
         f"{place}.{name}": part.detach() - before[place][name]
         for place, module in enumerate(modules)
@@ -227,7 +227,7 @@ def test_minibatches_and_epochs_are_steps_of_their_own(name: str) -> None:
     batch = batch_for(name)
     lr = 1e-3 if name == "rebel-old" else 0.1
     ours, theirs = learner_for(name, lr=lr), learner_for(name, lr=lr)
-    ours.update(batch, epochs=2, minibatch_size=2)
+    ours.update(batch, num_epochs=2, minibatch_size=2)
     for _ in range(2):
         for rows in (slice(0, 2), slice(2, 4), slice(4, 5)):
             if name != "rebel-old" or len(theirs.objective.prepare(batch.select(rows), None).pairs.gap):
@@ -541,7 +541,7 @@ def test_what_an_objective_needs_is_asked_for_at_once() -> None:
 def test_without_a_reference_nothing_is_watched() -> None:
     policy = helpers.policy("llama")
     learner = Learner(policy, Supervised(), None, {"policy": torch.optim.SGD(policy.parameters(), lr=0.1)})
-    figures = learner.update(make_batch(Labels), watch=True)
+    figures = learner.update(make_batch(Labels), monitor=True)
     assert "accepted_drift" not in figures and figures["loss"] > 0
 
 
@@ -552,7 +552,7 @@ def test_what_is_watched(kind: type) -> None:
     needs = frozenset({"log_prob", "ref_log_prob", "ref_kl"})
     total = learner.policy.likelihood(batch, learner.reference, needs).detach().total()
     drift, sign = total.log_prob - total.ref_log_prob, signs(batch.feedback)
-    figures = learner.update(batch, watch=True)
+    figures = learner.update(batch, monitor=True)
     assert figures["kl_ref_policy_on_rows"] == pytest.approx(float(total.ref_kl[batch.present].mean()), rel=1e-4)
     assert figures["accepted_drift"] == pytest.approx(float(drift[sign > 0].mean()), rel=1e-4)
     assert figures["rejected_drift"] == pytest.approx(float(drift[sign < 0].mean()), rel=1e-4)
@@ -563,7 +563,7 @@ def test_a_side_without_members_is_not_watched() -> None:
     learner = learner_for("kto-no-baseline", lr=0.0)
     batch = make_batch(Labels)
     rejected = Batch(batch.context, batch.action, Labels(-batch.present.long(), batch.present))
-    figures = learner.update(rejected, watch=True)
+    figures = learner.update(rejected, monitor=True)
     assert "accepted_drift" not in figures and figures["rejected_drift"] != 0
 
 
@@ -585,10 +585,11 @@ def test_signs_by_hand() -> None:
 
 def test_the_reference_is_told_of_each_step() -> None:
     policy = Table(EVEN)
-    reference = FrozenCopy(policy, ema=0.5)
+    reference = FrozenCopy(policy, refresh_every=2)
     learner = table_learner(policy, Supervised(), reference)
-    learner.update(table_batch(Labels(torch.tensor([[1, -1]]), ONE), [[0, 1]]))
-    assert_close(reference.copy.logits, policy.logits.detach() / 2, 1e-12)
+    for step in (1, 2):
+        learner.update(table_batch(Labels(torch.tensor([[1, -1]]), ONE), [[0, 1]]))
+        assert torch.equal(reference.copy.logits, policy.logits) == (step == 2)
 
 
 def test_constants_get_no_gradient_even_where_an_objective_would_give_one() -> None:

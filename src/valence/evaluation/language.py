@@ -15,9 +15,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from valence.data.collate import EncodedGroup, collate, move, pad_actions, pad_left
+from valence.feedback.conversions import signs
 from valence.policies.language import LanguagePolicy
 from valence.protocols import Reference
-from valence.training.learner import signs
 from valence.types import Action, Batch, Labels, Preferences, Rewards
 
 CHUNK = 64

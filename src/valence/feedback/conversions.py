@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from valence.types import Labels, Preferences, Rewards
+from valence.types import Feedback, Labels, Preferences, Rewards
 
 
 def labels_to_rewards(labels: Labels) -> Rewards:
@@ -115,6 +115,19 @@ def keep_best_worst(rewards: Rewards) -> Rewards:
     low = torch.where(rewards.present, rewards.value, torch.inf).argmin(-1, keepdim=True)
     kept = torch.zeros_like(rewards.present).scatter(-1, torch.cat([high, low], -1), True)
     return replace(rewards, present=kept & rewards.present & has_spread(rewards))
+
+
+def signs(feedback: Feedback) -> Float[Tensor, "N K"]:
+    """+1 for the better actions, -1 for the worse, 0 for others: of a label, a win rate above or below 1/2, or a reward
+    above or below the mean of all. Lossy."""
+    if isinstance(feedback, Labels):
+        return feedback.sign.float() * feedback.present
+    if isinstance(feedback, Preferences):
+        edge = torch.where(feedback.observed, 2 * feedback.win - 1, 0.0).sum(-1)
+        return edge.sign() * feedback.present
+    value = feedback.value.masked_fill(~feedback.present, 0.0)
+    mean = value.sum() / feedback.present.sum().clamp(min=1)
+    return (value - mean).sign() * feedback.present
 
 
 def has_spread(rewards: Rewards) -> Bool[Tensor, "N 1"]:

@@ -102,7 +102,7 @@ def train(
         collected = time.perf_counter() - began
         coming = before + schedule.steps_of(batch.num_contexts)
         watch = bool(schedule.log_every) and (before == 0 or _due(before, coming, schedule.log_every))
-        figures = learner.update(batch, watch=watch, epochs=schedule.epochs, minibatch_size=schedule.minibatch_size)
+        figures = learner.update(batch, monitor=watch, num_epochs=schedule.epochs, minibatch_size=schedule.minibatch_size)
         took = time.perf_counter() - began
         seconds += took
         figures |= {
