@@ -12,9 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import helpers
 from helpers import make_batch
 from valence.policies import fused
+from valence.policies.dropout import disable_dropout
 from valence.policies.fused import LinearHead, fused_likelihoods, likelihoods_and_gradients, linear_head
 from valence.policies.language import LanguagePolicy
-from valence.policies.loading import disable_dropout
 from valence.training.reference import AdaptersOff, FrozenCopy
 
 NAMES = ("log_prob", "ref_log_prob", "ref_kl", "policy_kl")

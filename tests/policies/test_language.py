@@ -12,9 +12,12 @@ from torch import Tensor
 import helpers
 from helpers import assert_close, make_batch
 from valence.errors import UserError
-from valence.policies.language import LanguagePolicy, end_token_ids
-from valence.policies.loading import check_head, disable_dropout, load_language_policy
+from valence.policies.checks import check_head
+from valence.policies.dropout import disable_dropout
+from valence.policies.language import LanguagePolicy
+from valence.policies.loading import load_language_policy
 from valence.policies.rows import Rows
+from valence.policies.sampler import end_token_ids
 from valence.policies.token_head import token_likelihoods
 from valence.training.reference import FrozenCopy
 from valence.types import Batch, TokenContext
@@ -200,24 +203,6 @@ def test_a_refreshed_copy_follows_every_n_steps() -> None:
     assert all(torch.equal(mine, new) for mine, new in zip(weights(reference.copy), weights(subject), strict=True))
     measured = subject.likelihood(make_batch(), reference, ALL)
     assert_close(measured.ref_kl, torch.zeros_like(measured.ref_kl), 1e-6)
-
-
-def test_an_averaged_copy_moves_by_one_minus_ema() -> None:
-    subject = helpers.policy("llama")
-    start = weights(subject)
-    reference = FrozenCopy(subject, ema=0.9)
-    helpers.shake(subject, seed=1, size=0.5)
-    now = weights(subject)
-    reference.after_step(subject, 1)
-    reference.after_step(subject, 2)
-    for mine, old, new in zip(weights(reference.copy), start, now, strict=True):
-        assert_close(mine, 0.81 * old + 0.19 * new, 1e-6)
-    assert all(torch.equal(part, kept) for part, kept in zip(weights(subject), now, strict=True))
-
-
-def test_a_reference_is_refreshed_or_averaged_not_both() -> None:
-    with pytest.raises(ValueError, match="not both"):
-        FrozenCopy(helpers.policy("llama"), refresh_every=2, ema=0.5)
 
 
 def test_a_reference_in_another_precision() -> None:

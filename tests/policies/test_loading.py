@@ -6,6 +6,7 @@ import copy
 import json
 import shutil
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -15,9 +16,10 @@ from safetensors.torch import load_file
 import helpers
 from helpers import assert_close, make_batch
 from valence.errors import UserError
-from valence.policies import loading
+from valence.policies import checks, loading
+from valence.policies.dropout import disable_dropout, dropout_restored
 from valence.policies.language import CausalLM, Seq2SeqLM
-from valence.policies.loading import dropout_restored, load_language_policy, small_lm_path
+from valence.policies.loading import load_language_policy, small_lm_path
 from valence.training.reference import AdaptersOff, FrozenCopy
 
 LOG_PROB = frozenset({"log_prob"})
@@ -194,7 +196,7 @@ def test_the_small_model_that_valence_carries() -> None:
 def test_a_second_adapter_on_an_adapter_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
     load_language_policy(str(folders["llama"]), lora_rank=2).save(tmp_path / "first")
     message = refused(tmp_path / "first", lora_rank=2)
-    assert str(tmp_path / "first") in message and "leave out --lora-rank" in message
+    assert str(tmp_path / "first") in message and "leave out `lora_rank`" in message
     # The way that the message names: merge, then align the merged copy.
     load_language_policy(str(tmp_path / "first")).save(tmp_path / "merged")
     assert load_language_policy(str(tmp_path / "merged"), lora_rank=2).trainable()
@@ -203,7 +205,7 @@ def test_a_second_adapter_on_an_adapter_is_refused(folders: dict[str, Path], tmp
 @pytest.mark.parametrize("device", ["foo", "", "cuda:99", "meta", "mps:5"])
 def test_a_device_that_is_not_here(device: str, folders: dict[str, Path]) -> None:
     message = refused(folders["llama"], device=device)
-    assert f"--device is {device!r}" in message and "give cpu" in message
+    assert f"`device` is {device!r}" in message and "give cpu" in message
 
 
 def test_cuda_without_a_gpu(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -283,16 +285,16 @@ def test_weights_that_are_no_numbers(folders: dict[str, Path], tmp_path: Path) -
     assert "not finite" in refused(tmp_path)
 
 
-@pytest.mark.parametrize("where", ["_load", "_both_logits"])
+@pytest.mark.parametrize(("room", "where"), [(loading, "_load"), (checks, "_both_logits")])
 def test_a_model_too_large_for_the_device(
-    where: str, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+    room: ModuleType, where: str, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*args: Any, **kwargs: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB")
 
-    monkeypatch.setattr(loading, where, full)
+    monkeypatch.setattr(room, where, full)
     message = refused(folders["llama"])
-    assert "--dtype bfloat16" in message and "--lora-rank" in message and "cpu" in message
+    assert '`dtype="bfloat16"`' in message and "`lora_rank=16`" in message and "cpu" in message
 
 
 DROPOUT = {
@@ -311,7 +313,7 @@ def test_a_saved_config_keeps_its_dropout(kind: str, how: str, tmp_path: Path) -
     helpers.word_tokenizer().save_pretrained(tmp_path / "theirs")
     subject = load_language_policy(str(tmp_path / "theirs"))
     if how == "twice":
-        loading.disable_dropout(subject.model)
+        disable_dropout(subject.model)
     if how == "copied":
         subject = copy.deepcopy(subject)
 

@@ -14,8 +14,9 @@ from helpers import PAD, as_batch, make_batch
 from valence.data.collate import pad_actions, pad_left
 from valence.errors import UserError
 from valence.policies import language
+from valence.policies.checks import can_pack, can_share_prompts
 from valence.policies.language import LanguagePolicy
-from valence.policies.loading import can_pack, can_share_prompts, load_language_policy
+from valence.policies.loading import load_language_policy
 from valence.policies.rows import present_rows
 from valence.policies.shared_prompt import attends_everywhere, make_trees, pack, siblings
 from valence.training.reference import FrozenCopy

@@ -1,4 +1,4 @@
-"""The reference's log-probs on disk: the same figures, no second forward pass, nothing taken for something else."""
+"""The reference's log-probs and hidden states on disk: the same figures, no second pass, no row taken for another."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ import helpers
 from helpers import PAD, as_batch, make_batch
 from valence.data.collate import pad_actions, pad_left
 from valence.errors import UserError
+from valence.protocols import HiddenCache, LogProbCache
 from valence.training.reference import AdaptersOff, FrozenCopy
-from valence.training.reference_cache import FILE, CachedReference
+from valence.training.reference_cache import FILE, CachedHidden, CachedLogProbs, cache_reference
 
 BOTH = frozenset({"log_prob", "ref_log_prob"})
 
@@ -32,6 +33,12 @@ class Counting:
         with self.reference.active() as policy:
             yield policy
 
+    def after_step(self, policy: Any, step: int) -> None:
+        self.reference.after_step(policy, step)
+
+    def trainable(self) -> dict[str, Any]:
+        return self.reference.trainable()
+
 
 @pytest.mark.parametrize("lora", [False, True])
 @pytest.mark.parametrize("kind", ["llama", "t5"])
@@ -41,7 +48,7 @@ def test_what_was_measured_once_is_the_same_and_is_not_measured_again(kind: str,
     helpers.shake(policy)
     batch, counting = make_batch(), Counting(plain)
     expected = policy.likelihood(batch, plain, BOTH)
-    cached = CachedReference(counting, tmp_path)
+    cached = CachedLogProbs(counting, tmp_path)
     for _ in range(2):
         measured = policy.likelihood(batch, cached, BOTH)
         torch.testing.assert_close(measured.ref_log_prob, expected.ref_log_prob, rtol=1e-6, atol=1e-6)
@@ -51,7 +58,7 @@ def test_what_was_measured_once_is_the_same_and_is_not_measured_again(kind: str,
     assert (cached.misses, cached.hits) == (rows, rows)
     # Once for the fingerprint, once for what was missing; a run that comes later needs the fingerprint alone.
     assert counting.used == 2
-    later = CachedReference(counting, tmp_path)
+    later = CachedLogProbs(counting, tmp_path)
     policy.likelihood(batch, later, BOTH)
     assert (later.misses, later.hits, counting.used) == (0, rows, 3)
 
@@ -60,7 +67,7 @@ def test_another_model_or_temperature_is_another_reference(tmp_path: Path) -> No
     batch, found = make_batch(), []
     for options in ({}, {"seed": 1}, {"temperature": 0.7}, {}):
         policy = helpers.policy("llama", **options)
-        cached = CachedReference(FrozenCopy(policy), tmp_path)
+        cached = CachedLogProbs(FrozenCopy(policy), tmp_path)
         with torch.no_grad():
             found.append(policy.likelihood(batch, cached, BOTH))
         assert (cached.misses > 0) == (len(found) < 4)
@@ -74,11 +81,11 @@ def test_settings_count_and_adapters_do_not(tmp_path: Path) -> None:
     """Equal weights under another rotary base are another model; an adapter that is switched off is not."""
     batch, policy = make_batch(), helpers.policy("llama")
     with torch.no_grad():
-        policy.likelihood(batch, CachedReference(FrozenCopy(policy), tmp_path), BOTH)
+        policy.likelihood(batch, CachedLogProbs(FrozenCopy(policy), tmp_path), BOTH)
     other = helpers.policy("llama")
     other.core.config.rope_parameters = {"rope_type": "default", "rope_theta": 123.0}
     for policy, known in ((other, False), (helpers.policy("llama", lora=True), True)):
-        cached = CachedReference(AdaptersOff(policy) if known else FrozenCopy(policy), tmp_path)
+        cached = CachedLogProbs(AdaptersOff(policy) if known else FrozenCopy(policy), tmp_path)
         with torch.no_grad():
             policy.likelihood(batch, cached, BOTH)
         assert (cached.misses == 0) == known and (cached.hits > 0) == known
@@ -86,7 +93,7 @@ def test_settings_count_and_adapters_do_not(tmp_path: Path) -> None:
 
 def test_the_same_tokens_split_elsewhere_are_another_row(tmp_path: Path) -> None:
     policy = helpers.policy("llama")
-    cached = CachedReference(FrozenCopy(policy), tmp_path)
+    cached = CachedLogProbs(FrozenCopy(policy), tmp_path)
     for prompt, steps in (([4, 5], [6, 7]), ([4, 5, 6], [7]), ([4], [5, 6, 7])):
         batch = as_batch(pad_left([prompt], PAD), pad_actions([[steps]], PAD))
         with torch.no_grad():
@@ -97,7 +104,7 @@ def test_the_same_tokens_split_elsewhere_are_another_row(tmp_path: Path) -> None
 
 def test_log_probs_do_not_give_an_exact_kl(tmp_path: Path) -> None:
     policy = helpers.policy("llama")
-    cached = CachedReference(FrozenCopy(policy), tmp_path)
+    cached = CachedLogProbs(FrozenCopy(policy), tmp_path)
     helpers.shake(policy)
     measured = policy.likelihood(make_batch(), cached, BOTH | {"ref_kl"})
     assert float(measured.ref_kl.detach().sum()) > 0 and cached.misses == cached.hits == 0
@@ -114,7 +121,7 @@ def test_hidden_states_give_the_exact_kl_without_another_pass(lora: bool, dtype:
     grads = {name: torch.randn(batch.action.mask.shape) for name in ("log_prob", "ref_kl")}
     expected = policy.likelihood_and_backward(batch, plain, needs, grads)
     gradients = helpers.gradients(policy)
-    cached = CachedReference(plain, tmp_path, keeps="hidden")
+    cached = CachedHidden(plain, tmp_path)
     for _ in range(2):
         policy.zero_grad()
         measured = policy.likelihood_and_backward(batch, cached, needs, grads)
@@ -125,9 +132,22 @@ def test_hidden_states_give_the_exact_kl_without_another_pass(lora: bool, dtype:
     rows = int(batch.action.mask.any(-1).sum())
     assert (cached.misses, cached.hits) == (rows, rows) and float(expected.ref_kl.sum()) > 0
     # The same folder's log-probs are another thing.
-    other = CachedReference(plain, tmp_path)
+    other = CachedLogProbs(plain, tmp_path)
     policy.likelihood(batch, other, BOTH)
     assert (other.misses, other.hits) == (rows, 0)
+
+
+def test_the_cache_fits_what_the_objective_reads(tmp_path: Path) -> None:
+    reference = FrozenCopy(helpers.policy("llama"))
+    for needs, kind, protocol in (
+        ({"ref_log_prob"}, CachedLogProbs, LogProbCache), ({"mismatched"}, CachedLogProbs, LogProbCache),
+        ({"log_prob", "ref_kl"}, CachedHidden, HiddenCache),
+    ):  # fmt: skip
+        cached = cache_reference(reference, tmp_path, frozenset(needs))
+        assert type(cached) is kind and isinstance(cached, protocol) and cached.trainable() == {}
+        assert isinstance(cached, LogProbCache) != isinstance(cached, HiddenCache)
+    with pytest.raises(UserError, match="reads nothing of the reference"):
+        cache_reference(reference, tmp_path, frozenset({"log_prob"}))
 
 
 def test_a_folder_that_cannot_be_used_is_said_in_one_line(tmp_path: Path) -> None:
@@ -137,4 +157,4 @@ def test_a_folder_that_cannot_be_used_is_said_in_one_line(tmp_path: Path) -> Non
     (tmp_path / "other" / FILE).write_text("no data base at all, but long enough to be looked at " * 20)
     for folder in ("file", "other"):
         with pytest.raises(UserError, match=r"reference cache .* give another folder"):
-            CachedReference(FrozenCopy(policy), tmp_path / folder)
+            CachedLogProbs(FrozenCopy(policy), tmp_path / folder)

@@ -14,6 +14,21 @@ from torch.distributions import Distribution, kl_divergence
 
 from valence.types import PER_STEP, Likelihood
 
+REFERENCED = frozenset({"ref_log_prob", "ref_kl", "policy_kl"})
+"""What cannot be measured without a reference."""
+
+
+def referenced(needs: frozenset[str], reference: object | None) -> frozenset[str]:
+    """The members of `needs` that a reference is needed for.
+
+    Raises:
+        ValueError: there are some, and `reference` is None.
+    """
+    asked = needs & REFERENCED
+    if asked and reference is None:
+        raise ValueError(f"{sorted(asked)} need a reference policy, and `reference` is None")
+    return asked
+
 
 def likelihood_from_distributions(
     policy: Distribution,
@@ -22,20 +37,18 @@ def likelihood_from_distributions(
     mask: Bool[Tensor, "N K T"],
     needs: frozenset[str],
 ) -> Likelihood:
-    """The default measure, for policies whose distributions are small enough to hold.
+    """Measure a policy whose distributions are small enough to hold.
 
     Args:
         policy: batch shape `[N, K, T]`; differentiable.
-        reference: the same under pi_ref; constant: its parameters must not require a gradient.
+        reference: the same under pi_ref; its parameters must not require a gradient.
         steps: the actions, `[N, K, T, ...]`.
         mask: which steps exist.
         needs: which of `valence.protocols.NEEDS` to compute.
     Raises:
-        ValueError: a reference quantity is asked for and `reference` is None.
+        ValueError: a reference quantity is in `needs` and `reference` is None.
     """
-    asked = needs & {"ref_log_prob", "ref_kl", "policy_kl"}
-    if asked and reference is None:
-        raise ValueError(f"{sorted(asked)} need a reference policy, and none was given")
+    asked = referenced(needs, reference)
     parts: dict[str, Tensor] = {"log_prob": policy.log_prob(steps)}
     if reference is not None:
         if "ref_log_prob" in asked:
@@ -52,7 +65,7 @@ def pull_back(likelihood: Likelihood, grads: Mapping[str, Tensor]) -> None:
 
     Args:
         likelihood: as measured, with its graph.
-        grads: name of a per-step quantity -> gradient of the loss with respect to it, same shape.
+        grads: name of a per-step quantity -> gradient of the loss with respect to it, of the same shape.
     """
     tensors = {name: getattr(likelihood, name) for name in grads if name in PER_STEP}
     live = {name: tensor for name, tensor in tensors.items() if tensor is not None and tensor.requires_grad}

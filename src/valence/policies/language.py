@@ -1,9 +1,11 @@
 """Language policies: T Categoricals over a vocabulary, by any transformers model.
 
-`LanguagePolicy` holds what causal and encoder-decoder models share; each of them only says where the hidden state
-that predicts an action's token is. The context is a `TokenContext`, the action's steps are token ids `[N, K, T]`.
+`LanguagePolicy` holds what causal and encoder-decoder models share; `CausalLM` and `Seq2SeqLM` add where the hidden
+state that predicts each token is. The context is a `TokenContext`, the action's steps are token ids `[N, K, T]`.
 The end-of-sequence token counts in log pi; a truncated completion has none. A sampling temperature other than 1 is
 part of the policy, in `likelihood` too.
+
+Shape legend: see `valence.types`; R rows, M steps of all rows, H hidden units.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,46 +22,19 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.distributions import Categorical
 
-from valence.policies.base import pull_back
-from valence.policies.fused import (
-    LinearHead,
-    accumulation,
-    fused_likelihoods,
-    likelihoods_and_gradients,
-    linear_head,
-)
-from valence.policies.rows import Rows, pad_right, present_rows
-from valence.policies.shared_prompt import Trees, make_trees, pack, siblings
-from valence.policies.token_head import HeadFn, LogitHead, token_likelihoods
-from valence.protocols import Reference
+from valence.policies.base import REFERENCED, pull_back, referenced
+from valence.policies.dropout import dropout_restored
+from valence.policies.fused import LinearHead, fused_likelihoods, linear_head
+from valence.policies.heads import Steps, by_reference, measure_and_pull_back, scatter
+from valence.policies.rows import Rows, check_padding, pad_right, present_rows
+from valence.policies.sampler import end_token_ids, generate, until_end
+from valence.policies.shared_prompt import Trees, make_trees, plan
+from valence.policies.token_head import LogitHead, token_likelihoods
+from valence.protocols import HiddenCache, LogProbCache, Reference
 from valence.types import Action, Batch, Likelihood, TokenContext
 
-REFERENCED = frozenset({"ref_log_prob", "ref_kl", "policy_kl"})
 TOKENS_TOGETHER = {False: 1024, True: 32768}
-"""Tokens run through the model at a time, with padding: on a CPU, and on a GPU."""
-
-
-def end_token_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
-    """The tokens that end a completion: the tokenizer's, then those that the model's generation settings add (chat
-    models end a turn with a token of its own)."""
-    more = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    more = [more] if isinstance(more, int) else list(more or ())
-    return tuple(dict.fromkeys([tokenizer.eos_token_id, *more]))
-
-
-@dataclass(frozen=True)
-class _Measured:
-    """What the head works on: M real steps, row by row, and where they lie in the batch's `[N, K, T]`."""
-
-    hidden: Float[Tensor, "M H"]
-    ref_hidden: Float[Tensor, "M G"] | None
-    targets: Int[Tensor, " M"]
-    place: Bool[Tensor, "N K T"]
-
-    def scatter(self, parts: Mapping[str, Tensor], mask: Tensor) -> Likelihood:
-        empty = torch.zeros(self.place.shape, device=self.hidden.device)
-        scattered = {name: empty.masked_scatter(self.place, part.float()) for name, part in parts.items()}
-        return Likelihood(mask=mask, **scattered)
+"""Tokens, with padding, that run through the model at a time: on a CPU, and on a GPU."""
 
 
 class LanguagePolicy(nn.Module):
@@ -70,12 +45,12 @@ class LanguagePolicy(nn.Module):
         tokenizer: its tokenizer; must have an end-of-sequence token.
         temperature: divides the logits, in sampling and in likelihood.
         max_new_tokens: length at which a sample is truncated.
-        mixed_precision: where given, matrix products run in this precision (autocast); weights keep their own.
-        fused: measure through the fused head, where the model's is one matrix; else through the plain one, which
-            holds tiles of logits (see `valence.policies.token_head`).
-
-    `shares_prompts` reads the completions of one prompt as one sequence (`valence.policies.shared_prompt`), `packs` all
-    rows of a batch, without padding: each set by the loader where the model can.
+        mixed_precision: if set, matrix products run in this precision (autocast); weights keep their own.
+        fused: measure through the fused head where the model's head is one matrix. The plain head, which holds tiles
+            of logits, serves all others (see `valence.policies.token_head`).
+    Attributes:
+        shares_prompts: read the completions of one prompt as one sequence (see `valence.policies.shared_prompt`).
+        packs: read all rows of a batch as one sequence without padding. The loader sets both where the model can.
     """
 
     encoder_decoder = False
@@ -86,7 +61,7 @@ class LanguagePolicy(nn.Module):
     ) -> None:  # fmt: skip
         super().__init__()
         if temperature <= 0:
-            raise ValueError(f"temperature is {temperature}, and must be above 0")
+            raise ValueError(f"`temperature` is {temperature}, and must be above 0")
         self.model: Any = model
         self.tokenizer = tokenizer
         self.temperature = temperature
@@ -105,22 +80,33 @@ class LanguagePolicy(nn.Module):
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 
+    @property
+    def vocabulary(self) -> int:
+        """V, the number of logits."""
+        return self.core.get_output_embeddings().weight.shape[0]
+
+    @property
+    def pad_token_id(self) -> int:
+        pad = self.tokenizer.pad_token_id
+        return self.tokenizer.eos_token_id if pad is None else pad
+
     def precision(self) -> torch.autocast:
         """Inside, matrix products run in the policy's mixed precision, if it has one."""
         return torch.autocast(self.device.type, self.mixed_precision, enabled=self.mixed_precision is not None)
 
-    def head(self, hidden: Float[Tensor, "M H"]) -> Float[Tensor, "M V"]:
-        """Hidden states to logits, float32, divided by the temperature."""
-        with self.precision():
-            return LogitHead(self.core, temperature=self.temperature)(hidden)
-
-    @property
-    def vocabulary(self) -> int:
-        return self.core.get_output_embeddings().weight.shape[0]
+    # From tokens to hidden states.
 
     def action_hidden(self, rows: Rows) -> Float[Tensor, "R T H"]:
         """The backbone's last hidden state at the position that predicts each step of each row."""
-        raise TypeError("use CausalLM or Seq2SeqLM")
+        raise NotImplementedError
+
+    def tree_hidden(self, trees: Trees) -> Float[Tensor, "M H"]:
+        """`action_hidden` of rows that share their prompts, at the real steps, row by row."""
+        raise NotImplementedError
+
+    def packed_hidden(self, rows: Rows) -> Float[Tensor, "M H"]:
+        """`action_hidden` at the real steps, row by row, from one sequence of all rows."""
+        raise NotImplementedError
 
     def model_prompt(
         self, ids: Int[Tensor, "R S"], mask: Bool[Tensor, "R S"]
@@ -128,157 +114,118 @@ class LanguagePolicy(nn.Module):
         """Left-padded prompts and their mask, padded on the side that the model wants."""
         return ids, mask
 
+    def padded_size(self, prompts: list[int], steps: list[int]) -> int:
+        """The tokens, padding included, of rows that run together: here prompts and steps are padded apart."""
+        return len(steps) * (max(prompts) + max(steps))
+
     def hidden_at_steps(self, rows: Rows) -> Float[Tensor, "M H"]:
-        """`action_hidden` at the M real steps of all rows, row by row; rows of like length are run together, so that
-        little of the work is padding."""
+        """`action_hidden` at the M real steps of all rows, row by row.
+
+        Rows of similar length run together, so that little of the work is padding.
+        """
         number = torch.zeros_like(rows.steps)
         number[rows.mask] = torch.arange(int(rows.mask.sum()), device=number.device)
         hidden, places, budget = [], [], TOKENS_TOGETHER[self.device.type == "cuda"]
-        shared, alone = self._siblings(rows, budget) if self.shares_prompts else ([], None)
-        for trees in self._trees(rows, shared, budget):
+        groups, alone = [], None
+        if self.shares_prompts:
+            positions = getattr(self.core.config.get_text_config(), "max_position_embeddings", None) or budget
+            groups, alone = plan(rows, budget=budget, longest=min(positions, budget))
+        for group in groups:
+            trees = make_trees(rows, group)
             with self.precision():
                 hidden.append(self.tree_hidden(trees))
             steps = [number[row, :length] for row, length in zip(trees.rows.tolist(), trees.lengths, strict=True)]
             places.append(torch.cat(steps))
-        mine = None if alone is None else torch.tensor(alone, dtype=torch.long, device=number.device)
-        rest = rows if mine is None else rows.pick(mine) if len(mine) else None
-        if rest is not None:
-            for which in rest.by_length(budget, self.padded_size):
-                part = rest.pick(which)
-                with self.precision():
-                    hidden.append(self.packed_hidden(part) if self.packs else self.action_hidden(part)[part.mask])
-                places.append(number[which if mine is None else mine[which]][:, : part.mask.shape[1]][part.mask])
+        for which in rows.by_length(budget, self.padded_size, alone):
+            part = rows.pick(which)
+            with self.precision():
+                hidden.append(self.packed_hidden(part) if self.packs else self.action_hidden(part)[part.mask])
+            places.append(number[which][:, : part.mask.shape[1]][part.mask])
+        if not hidden:
+            return torch.zeros(0, self.core.get_output_embeddings().weight.shape[1], device=self.device)
         return torch.cat(hidden)[torch.cat(places).argsort()]
 
-    def _siblings(self, rows: Rows, budget: int) -> tuple[list[list[int]], list[int]]:
-        positions = getattr(self.core.config.get_text_config(), "max_position_embeddings", None) or budget
-        return siblings(rows.owner, *rows.lengths, longest=min(positions, budget))
+    def hidden_states(self, batch: Batch) -> tuple[Float[Tensor, "M H"], Bool[Tensor, "N K T"]]:
+        """(the hidden states that predict the M steps of a batch, row by row; the steps' places in `[N, K, T]`)."""
+        rows, _ = present_rows(batch.context, batch.action)
+        return self.hidden_at_steps(rows), batch.action.mask
 
-    def _trees(self, rows: Rows, groups: list[list[int]], budget: int) -> Iterator[Trees]:
-        prompts, steps = rows.lengths
-        sizes = [prompts[group[0]] + sum(steps[row] - 1 for row in group) for group in groups]
-        for piece in pack(sizes, budget):
-            yield make_trees(rows, [groups[place] for place in piece])
-
-    def tree_hidden(self, trees: Trees) -> Float[Tensor, "M H"]:
-        """`action_hidden` of rows that share their prompts, step by step, row by row."""
-        raise TypeError(f"{type(self).__name__} reads each row by itself")
-
-    def packed_hidden(self, rows: Rows) -> Float[Tensor, "M H"]:
-        """`action_hidden` at the real steps, row by row, by one sequence of all rows."""
-        raise TypeError(f"{type(self).__name__} reads each row by itself")
-
-    def padded_size(self, prompts: list[int], steps: list[int]) -> int:
-        """Tokens that rows take when they are run together, padding counted: prompts and steps padded apart."""
-        return len(steps) * (max(prompts) + max(steps))
+    # Measure and pull back.
 
     def likelihood(self, batch: Batch, reference: Reference | None, needs: frozenset[str]) -> Likelihood:
-        """Measure. See `valence.protocols.Policy`; per-step, exact KLs over the full vocabulary.
+        """Measure, per step, with exact KLs over the full vocabulary. See `valence.protocols.Policy`.
 
         Raises:
-            ValueError: a reference quantity is asked for and `reference` is None.
+            ValueError: a reference quantity is in `needs` and `reference` is None; padding on the wrong side.
         """
-        if needs & REFERENCED == {"ref_log_prob"} and getattr(reference, "keeps", "") == "log_prob":
+        if needs & REFERENCED == {"ref_log_prob"} and isinstance(reference, LogProbCache):
             return self._with_known_reference(batch, reference, needs)
-        measured = self._measure(batch, reference, needs)
-        if measured is None:
+        steps = self._steps(batch, reference, needs)
+        if steps is None:
             return self._nothing(batch, needs)
-        parts = self._through_head(measured.hidden, measured.ref_hidden, measured.targets, reference, needs)
-        return measured.scatter(parts, batch.action.mask)
+        return steps.scatter(self._through_head(steps.hidden, steps.ref_hidden, steps.targets, reference, needs))
+
+    def backward(
+        self, batch: Batch, reference: Reference | None, likelihood: Likelihood, grads: Mapping[str, Tensor]
+    ) -> None:
+        """Pull back through the graph kept by `likelihood`."""
+        pull_back(likelihood, grads)
 
     def likelihood_and_backward(
         self, batch: Batch, reference: Reference | None, needs: frozenset[str], grads: Mapping[str, Tensor]
     ) -> Likelihood:
         """`likelihood` and `backward` in one, for gradients that are known before anything is measured.
 
-        Returns the likelihood without its graph. Two products with the head fewer than one after the other.
+        This saves two products with the head. Returns the likelihood without its graph.
         """
         heads = self._linear_heads(reference if needs & REFERENCED else None)
         if heads is None or grads.keys() - {"log_prob", "ref_kl"}:
             likelihood = self.likelihood(batch, reference, needs)
             self.backward(batch, reference, likelihood, grads)
             return likelihood.detach()
-        measured = self._measure(batch, reference, needs)
-        if measured is None:
+        steps = self._steps(batch, reference, needs)
+        if steps is None:
             return self._nothing(batch, needs)
-        head, learns = heads[0], heads[0].weight.requires_grad
-        # Added where it belongs: a head's second gradient may be the largest tensor of all.
-        into = head.weight.grad if learns and head.weight.is_leaf else None
-        if into is not None and into.dtype != accumulation(self.mixed_precision or measured.hidden.dtype):
-            into = None
-        parts, hidden, weight, bias = likelihoods_and_gradients(
-            measured.hidden.detach(), measured.ref_hidden, measured.targets, *heads,
-            {name: grad[measured.place] for name, grad in grads.items()}, needs=needs, dtype=self.mixed_precision,
-            learn_weight=learns, learn_bias=head.bias is not None and head.bias.requires_grad, into=into,
-        )  # fmt: skip
-        if learns and head.weight.is_leaf and head.weight.grad is None and weight is not None:
-            head.weight.grad = into = weight.to(head.weight.dtype)
-        pulled = [(measured.hidden, hidden), (head.weight, None if into is not None else weight), (head.bias, bias)]
-        live = [(part, grad.to(part.dtype)) for part, grad in pulled if part is not None and grad is not None]
-        live = [(part, grad) for part, grad in live if part.requires_grad]
-        if live:
-            torch.autograd.backward([part for part, _ in live], [grad for _, grad in live])
-        return measured.scatter(parts, batch.action.mask)
-
-    def _with_known_reference(self, batch: Batch, reference: Any, needs: frozenset[str]) -> Likelihood:
-        """log pi as always, log pi_ref from what the reference remembers (see `training.reference_cache`)."""
-        mine = self.likelihood(batch, None, needs - REFERENCED)
-        rows, present = present_rows(batch.context, batch.action)
-        if not len(rows.steps):
-            return self._nothing(batch, needs)
-
-        def measure(new: Rows) -> Tensor:
-            with torch.no_grad(), reference.active() as other:
-                return other.step_log_probs(new.to(other.device)).to(self.device)
-
-        place = torch.zeros_like(batch.action.mask)
-        place[..., : rows.mask.shape[1]][present] = rows.mask
-        known = reference.recall(rows, measure).float()
-        empty = torch.zeros(place.shape, device=self.device)
-        return replace(mine, ref_log_prob=empty.masked_scatter(place, known))
+        return measure_and_pull_back(steps, *heads, grads, needs=needs, dtype=self.mixed_precision)
 
     def step_log_probs(self, rows: Rows) -> Float[Tensor, " M"]:
         """log pi of the M real steps of all rows, row by row."""
         needs = frozenset({"log_prob"})
         return self._through_head(self.hidden_at_steps(rows), None, rows.steps[rows.mask], None, needs)["log_prob"]
 
-    def _through_head(
-        self, hidden: Float[Tensor, "M H"], ref_hidden: Float[Tensor, "M G"] | None, targets: Int[Tensor, " M"],
-        reference: Reference | None, needs: frozenset[str],
-    ) -> dict[str, Float[Tensor, " M"]]:  # fmt: skip
-        """What is asked for of M steps, through the fused head where there is one for both models."""
-        heads = self._linear_heads(reference if needs & REFERENCED else None)
-        if heads is not None:
-            return fused_likelihoods(hidden, ref_hidden, targets, *heads, needs=needs, dtype=self.mixed_precision)
-        ref_head = None if reference is None else _reference_head(reference)
-        return token_likelihoods(
-            hidden, ref_hidden, targets, self.head, ref_head, vocabulary=self.vocabulary, needs=needs
-        )
-
-    def _measure(self, batch: Batch, reference: Reference | None, needs: frozenset[str]) -> _Measured | None:
+    def _steps(self, batch: Batch, reference: Reference | None, needs: frozenset[str]) -> Steps | None:
         """What the head works on; None where no action has a step."""
-        asked = needs & REFERENCED
-        if asked and reference is None:
-            raise ValueError(f"{sorted(asked)} need a reference policy, and none was given")
-        rows, present = present_rows(batch.context, batch.action)
+        asked = referenced(needs, reference)
+        rows, _ = present_rows(batch.context, batch.action)
         if not len(rows.steps):
             return None
         hidden, ref_hidden = self.hidden_at_steps(rows), None
         if asked and reference is not None:
+            measure = by_reference(reference, lambda other, new: other.hidden_at_steps(new), self.device)
+            stored = isinstance(reference, HiddenCache)
+            ref_hidden = reference.recall_hidden(rows, measure) if stored else measure(rows)
+        return Steps(hidden, ref_hidden, rows.steps[rows.mask], batch.action.mask)
 
-            def measure(new: Rows) -> Tensor:
-                with torch.no_grad(), reference.active() as other:
-                    return other.hidden_at_steps(new.to(other.device)).to(hidden.device)
-
-            known = getattr(reference, "keeps", "") == "hidden"
-            ref_hidden = reference.recall(rows, measure) if known else measure(rows)  # pyright: ignore[reportAttributeAccessIssue]
-        place = torch.zeros_like(batch.action.mask)
-        place[..., : rows.mask.shape[1]][present] = rows.mask
-        return _Measured(hidden, ref_hidden, rows.steps[rows.mask], place)
+    def _with_known_reference(self, batch: Batch, reference: LogProbCache, needs: frozenset[str]) -> Likelihood:
+        """log pi as always; log pi_ref from the cache, which calls `measure` for rows that it has not stored."""
+        own = self.likelihood(batch, None, needs - REFERENCED)
+        rows, _ = present_rows(batch.context, batch.action)
+        if not len(rows.steps):
+            return self._nothing(batch, needs)
+        measure = by_reference(reference, lambda other, new: other.step_log_probs(new), self.device)
+        return replace(own, ref_log_prob=scatter(reference.recall_log_probs(rows, measure), batch.action.mask))
 
     def _nothing(self, batch: Batch, needs: frozenset[str]) -> Likelihood:
+        """The likelihood of a batch without steps: zeros without a graph."""
         empty = torch.zeros(batch.action.mask.shape, device=self.device)
         return Likelihood(log_prob=empty, mask=batch.action.mask, **dict.fromkeys(needs & REFERENCED, empty))
+
+    # The head.
+
+    def head(self, hidden: Float[Tensor, "M H"]) -> Float[Tensor, "M V"]:
+        """Hidden states to logits, float32, divided by the temperature."""
+        with self.precision():
+            return LogitHead(self.core, temperature=self.temperature)(hidden)
 
     def _linear_heads(self, reference: Reference | None) -> tuple[LinearHead, LinearHead | None] | None:
         """The policy's head and the reference's; None where they are more than a matrix or lie on two devices."""
@@ -289,11 +236,20 @@ class LanguagePolicy(nn.Module):
             theirs = linear_head(other.core, temperature=other.temperature) if other.device == self.device else None
         return None if theirs is None else (mine, theirs.detach())
 
-    def backward(
-        self, batch: Batch, reference: Reference | None, likelihood: Likelihood, grads: Mapping[str, Tensor]
-    ) -> None:
-        """Pull back through the graph kept by `likelihood`."""
-        pull_back(likelihood, grads)
+    def _through_head(
+        self, hidden: Float[Tensor, "M H"], ref_hidden: Float[Tensor, "M G"] | None, targets: Int[Tensor, " M"],
+        reference: Reference | None, needs: frozenset[str],
+    ) -> dict[str, Float[Tensor, " M"]]:  # fmt: skip
+        """The quantities in `needs` of M steps, through the fused head where both models have one."""
+        heads = self._linear_heads(reference if needs & REFERENCED else None)
+        if heads is not None:
+            return fused_likelihoods(hidden, ref_hidden, targets, *heads, needs=needs, dtype=self.mixed_precision)
+        ref_head = None
+        if reference is not None:
+            ref_head = by_reference(reference, lambda other, states: other.head(states), self.device)
+        return token_likelihoods(
+            hidden, ref_hidden, targets, self.head, ref_head, vocabulary=self.vocabulary, needs=needs
+        )
 
     def distribution(self, context: TokenContext, action: Action) -> Categorical:
         """Each step's Categorical, batch shape `[N, K, T]`. Holds all logits: for small models and tests."""
@@ -306,51 +262,36 @@ class LanguagePolicy(nn.Module):
         part = nn.functional.pad(part, (0, 0, 0, action.mask.shape[2] - shape[1]))
         return Categorical(logits=logits.masked_scatter(present[..., None, None].expand_as(logits), part))
 
+    # Sample, copy and save.
+
     @torch.no_grad()
     def sample(self, context: TokenContext, num_samples: int, generator: torch.Generator) -> Action:
         """Draw completions by the model's own `generate`, plain sampling at `temperature`.
 
         Returns steps `[N, num_samples, T]`; a completion that did not end within `max_new_tokens` has no
         end-of-sequence token. The global random state is left as it was.
+
+        Raises:
+            ValueError: the prompts are padded on the right.
         """
-        from transformers import GenerationConfig
-
-        ends, pad = list(self.end_token_ids), self.pad_token_id
-        config = GenerationConfig(
-            do_sample=True, temperature=self.temperature, top_k=0, top_p=1.0, max_new_tokens=self.max_new_tokens,
-            eos_token_id=ends, pad_token_id=pad, bos_token_id=self.tokenizer.bos_token_id,
-            decoder_start_token_id=getattr(self.core.config, "decoder_start_token_id", None),
-            num_return_sequences=num_samples, renormalize_logits=False,
-        )  # fmt: skip
+        check_padding(context)
         seed = int(torch.randint(0, 2**31, (), generator=generator))
-        devices = [self.device] if self.device.type == "cuda" else []
-        was_training, core = self.model.training, self.core
-        # `generate` takes what `config` leaves open (repetition penalty, forced tokens, …) from the model's own.
-        own, core.generation_config = core.generation_config, GenerationConfig()
-        self.model.eval()
-        try:
-            with torch.random.fork_rng(devices=devices), self.precision():
-                torch.manual_seed(seed)
-                ids, attended = self.model_prompt(context.ids, context.mask)
-                out = core.generate(input_ids=ids, attention_mask=attended.long(), generation_config=config)
-        finally:
-            core.generation_config = own
-            self.model.train(was_training)
-        new = out[:, 1:] if self.encoder_decoder else out[:, context.ids.shape[1] :]
-        ending = torch.isin(new, torch.tensor(ends, device=new.device))
-        ended = ending.int().cumsum(-1)
-        mask = (ended == 0) | (ending & (ended == 1))
-        texts = [self.decode(row[keep]) for row, keep in zip(new, mask, strict=True)]
-        rows = [texts[start : start + num_samples] for start in range(0, len(texts), num_samples)]
+        ids, mask = self.model_prompt(context.ids, context.mask)
+        with self.precision():
+            tokens = generate(
+                self.core, ids, mask, seed=seed, num_return_sequences=num_samples, temperature=self.temperature,
+                max_new_tokens=self.max_new_tokens, eos_token_id=list(self.end_token_ids),
+                pad_token_id=self.pad_token_id, bos_token_id=self.tokenizer.bos_token_id,
+                decoder_start_token_id=getattr(self.core.config, "decoder_start_token_id", None),
+            )  # fmt: skip
+        mask = until_end(tokens, self.end_token_ids)
+        texts = [self.decode(row[real]) for row, real in zip(tokens, mask, strict=True)]
+        output = [texts[first : first + num_samples] for first in range(0, len(texts), num_samples)]
         shape = (len(context.ids), num_samples)
-        return Action(new.unflatten(0, shape), mask.unflatten(0, shape), output=rows)
-
-    @property
-    def pad_token_id(self) -> int:
-        pad = self.tokenizer.pad_token_id
-        return self.tokenizer.eos_token_id if pad is None else pad
+        return Action(tokens.unflatten(0, shape), mask.unflatten(0, shape), output=output)
 
     def decode(self, ids: Tensor) -> str:
+        """Token ids to text, special tokens left out."""
         return self.tokenizer.decode(ids, skip_special_tokens=True)
 
     def trainable(self) -> dict[str, nn.Parameter]:
@@ -368,7 +309,7 @@ class LanguagePolicy(nn.Module):
 
     @contextlib.contextmanager
     def adapters_off(self) -> Iterator[LanguagePolicy]:
-        """Inside, this policy is its base model: LoRA's reference, no second copy."""
+        """Inside, this policy is its base model: LoRA's reference, without a second copy."""
         with self.model.disable_adapter():
             yield self
 
@@ -376,31 +317,18 @@ class LanguagePolicy(nn.Module):
         """Write weights (safetensors), tokenizer and temperature so that transformers or peft loads them."""
         if self.temperature != 1 and getattr(self.core, "generation_config", None) is not None:
             self.core.generation_config.update(do_sample=True, temperature=self.temperature)
-        # Here, not above: loading builds policies, and so imports this file.
-        from valence.policies.loading import dropout_restored
-
         with dropout_restored(self.model):
             self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
-
-
-def _reference_head(reference: Reference) -> HeadFn:
-    """A head that works under the reference's weights each time it is called (also when a tile is made again)."""
-
-    def head(hidden: Tensor) -> Tensor:
-        with reference.active() as other:
-            return other.head(hidden.to(other.device)).to(hidden.device)
-
-    return head
 
 
 class CausalLM(LanguagePolicy):
     """A decoder-only model: prompt and completion are one sequence."""
 
     def action_hidden(self, rows: Rows) -> Float[Tensor, "R T H"]:
-        """Prompt and steps side by side, padding behind: what is real then sees nothing of it, without a mask."""
+        """Prompt and steps side by side, padded on the right: real tokens then see no padding, without a mask."""
         ids, mask = rows.joined()
-        # The last step predicts nothing that is asked for.
+        # The last step predicts nothing that is needed.
         out = self._run(ids[:, : int(mask.sum(-1).max()) - 1])
         steps = torch.arange(rows.steps.shape[1], device=ids.device)
         place = (rows.context_mask.sum(-1, keepdim=True) - 1 + steps).clamp(0, out.shape[1] - 1)
@@ -409,14 +337,14 @@ class CausalLM(LanguagePolicy):
     def tree_hidden(self, trees: Trees) -> Float[Tensor, "M H"]:
         visible = trees.visible[:, None]
         if self.core.config._attn_implementation != "sdpa":
-            # Added to the scores, where sdpa takes what is seen as it is.
+            # sdpa takes a boolean mask; the others add it to the scores.
             low = torch.finfo(self.core.dtype).min
             visible = torch.zeros_like(visible, dtype=self.core.dtype).masked_fill_(~visible, low)
         out = self._run(trees.ids, attention_mask=visible, position_ids=trees.positions)
         return out[trees.sequence, trees.place]
 
     def packed_hidden(self, rows: Rows) -> Float[Tensor, "M H"]:
-        """Positions alone tell the rows apart: kernels for sequences of varying length (flash attention) read them."""
+        """Only positions tell the rows apart: kernels for sequences of varying length (flash attention) read them."""
         ids, positions, before = rows.packed()
         return self._run(ids, position_ids=positions)[0, before]
 

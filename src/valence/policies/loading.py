@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
-import inspect
 import json
-from collections.abc import Callable, Iterator
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor, nn
 
-from valence.errors import UserError
-from valence.policies.fused import linear_head
+from valence.errors import UserError, one_line
+from valence.policies.checks import can_pack, can_share_prompts, check_head, flash, reason
+from valence.policies.dropout import disable_dropout
 from valence.policies.language import CausalLM, LanguagePolicy, Seq2SeqLM
-from valence.policies.rows import Rows
-from valence.policies.shared_prompt import attends_everywhere, make_trees
-from valence.policies.token_head import LogitHead
 
 SMALL_LM = "small-lm"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def small_lm_path() -> Path:
-    """Where the carried small model lies."""
+    """The folder of the small model that Valence carries."""
     return Path(str(files("valence") / "assets" / "small-lm"))
 
 
@@ -55,31 +49,29 @@ def load_language_policy(
             products in bfloat16 (an update of 1e-4 is lost in a bfloat16 weight); under LoRA the base is bfloat16.
         lora_rank: 0 fine-tunes every weight; above 0, LoRA adapters of that rank are trained.
         lora_alpha: LoRA's scale; twice the rank by default.
-        head: "fused", or "plain" for the one that holds tiles of logits; they give the same up to rounding.
-        lora_targets: "all-linear", or module names with commas between.
-        attention: transformers' name of an implementation, such as sdpa, eager or flash_attention_2; its choice where
-            not given.
+        lora_targets: "all-linear", or module names separated by commas.
+        head: "fused", or "plain" for the one that holds tiles of logits; they agree up to rounding.
+        attention: an implementation by transformers' name, such as sdpa, eager or flash_attention_2; by default
+            transformers chooses.
         batching: "auto" reads the completions of one prompt as one sequence where the model can, and with flash
             attention packs rows without padding; "rows" reads each row by itself.
     Raises:
         UserError: there is no model at `model`, it is no language model, its tokenizer does not fit it or has no end
-            token, there is no such device or it is too small.
+            token, there is no such device, or the device is too small.
     """
     if dtype not in DTYPES:
-        raise UserError(f"dtype is {dtype!r}, and must be one of {', '.join(DTYPES)}")
+        raise UserError(f"`dtype` is {dtype!r}, and must be one of {', '.join(DTYPES)}")
     check_device(device)
     path = str(small_lm_path()) if model == SMALL_LM else model
     if lora_rank > 0 and (Path(path) / "adapter_config.json").is_file():
         raise UserError(
-            f"{path} is a LoRA adapter, and a second one on top would be saved without it: leave out --lora-rank, or "
+            f"{path} is a LoRA adapter, and a second one on top would be saved without it: leave out `lora_rank`, or "
             "align a merged copy (in Python: load_language_policy(FOLDER).save(Path(MERGED)))"
         )
     mixed = DTYPES[dtype] if lora_rank == 0 and dtype != "float32" else None
+    weights = torch.float32 if mixed else DTYPES[dtype]
     try:
-        network, tokenizer = _load(
-            path, dtype=torch.float32 if mixed else DTYPES[dtype], trust_remote_code=trust_remote_code,
-            attention=attention,
-        )  # fmt: skip
+        network, tokenizer = _load(path, dtype=weights, trust_remote_code=trust_remote_code, attention=attention)
         check_tokenizer(network, tokenizer, path)
         disable_dropout(network)
         if lora_rank > 0:
@@ -97,7 +89,7 @@ def load_language_policy(
             policy.shares_prompts, policy.packs = can_share_prompts(policy), flash(policy) and can_pack(policy)
     except torch.OutOfMemoryError as error:
         raise UserError(
-            f"{path} does not fit into the memory of {device}: try --dtype bfloat16 with --lora-rank 16"
+            f'{path} does not fit into the memory of {device}: try `dtype="bfloat16"`, `lora_rank=16`'
         ) from error
     return policy
 
@@ -110,26 +102,24 @@ def check_device(device: str) -> None:
             raise RuntimeError(f"torch {torch.__version__} sees {torch.cuda.device_count()} GPUs")
         torch.zeros(1, device=place).item()
     except torch.OutOfMemoryError as error:
-        raise UserError(f"--device {device} has no free memory: end what fills it, or take another device") from error
+        raise UserError(
+            f"`device` {device} has no free memory: end the program that fills it, or choose another device"
+        ) from error
     except (RuntimeError, AssertionError) as error:
-        reason = _reason(error, most=120)
-        raise UserError(f"--device is {device!r}, which is not here ({reason}): give cpu, cuda or auto") from error
-
-
-def _reason(error: BaseException, *, most: int = 200) -> str:
-    """What an error says, in one line of bounded length."""
-    said = " ".join(str(error).split())
-    return (f"{type(error).__name__} {said}" if isinstance(error, KeyError) or not said else said)[:most]
+        raise UserError(
+            f"`device` is {device!r}, which this machine does not have ({one_line(error, 120)}): give cpu, cuda or auto"
+        ) from error
 
 
 def _load(path: str, *, dtype: torch.dtype, trust_remote_code: bool, attention: str = "") -> tuple[Any, Any]:
+    """(the network, its tokenizer), an adapter merged into its base."""
     import transformers
     from huggingface_hub.errors import StrictDataclassError
 
     transformers.utils.logging.disable_progress_bar()
     folder = Path(path)
-    looks_local = folder.exists() or path.startswith((".", "/", "~"))
-    if looks_local and not folder.is_dir():
+    local = folder.exists() or path.startswith((".", "/", "~"))
+    if local and not folder.is_dir():
         raise UserError(f"no model at {path}: no such folder; give a folder that transformers can load, or a hub id")
     adapter, base = folder / "adapter_config.json", path
     options = {"trust_remote_code": trust_remote_code}
@@ -152,32 +142,33 @@ def _load(path: str, *, dtype: torch.dtype, trust_remote_code: bool, attention: 
             _set_start_token(network, tokenizer)
     except torch.OutOfMemoryError:
         raise
-    # The last three: values in config.json that no check of transformers has foreseen.
+    # The last three: values in config.json that transformers does not check.
     except (
         OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError, StrictDataclassError,
         TypeError, AttributeError, ArithmeticError,
     ) as error:  # fmt: skip
-        asked = f" with --attention {attention}" if attention else ""
-        raise UserError(f"no language model could be loaded from {base}{asked}: {_reason(error)}") from error
+        asked = f' with `attention="{attention}"`' if attention else ""
+        raise UserError(f"no language model could be loaded from {base}{asked}: {reason(error)}") from error
     return network, tokenizer
 
 
 def _set_start_token(network: Any, tokenizer: Any) -> None:
-    """An encoder-decoder's first decoder token, put into its config where a folder says it elsewhere or not at all
-    (a plain T5 starts with padding).
+    """Put an encoder-decoder's first decoder token into its config, where only another file of the folder names it.
+
+    A plain T5 starts with its padding token.
 
     Raises:
-        ValueError: nothing says it.
+        ValueError: no file names one.
     """
     config = network.config
     places = (
         (config, "decoder_start_token_id"), (network.generation_config, "decoder_start_token_id"),
         (config, "pad_token_id"), (tokenizer, "pad_token_id"),
     )  # fmt: skip
-    found = [getattr(place, name, None) for place, name in places]
-    start = next((token for token in found if token is not None), None)
+    tokens = [getattr(place, name, None) for place, name in places]
+    start = next((token for token in tokens if token is not None), None)
     if start is None:
-        raise ValueError("nothing says what its decoder starts with: set decoder_start_token_id in config.json")
+        raise ValueError("no file says what its decoder starts with: set decoder_start_token_id in config.json")
     config.decoder_start_token_id = start
 
 
@@ -195,48 +186,13 @@ def check_tokenizer(network: Any, tokenizer: Any, path: str) -> None:
         )
 
 
-def disable_dropout(network: nn.Module) -> None:
-    """Dropout to zero everywhere: log pi / pi_ref must be 0 at the start, and equal calls must agree.
-
-    What a config said before is kept as `network.original_dropout`, a list of (config, name, value), for
-    `dropout_restored`.
-    """
-    kept: list[tuple[Any, str, float]] = list(getattr(network, "original_dropout", ()))
-    for module in network.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        # What is no module is a number of the module's own (BART, also for whole layers) or of its config's (Falcon).
-        for owner in (module, getattr(module, "config", None)):
-            for name in [name for name in vars(owner) if "drop" in name] if owner is not None else []:
-                value = getattr(owner, name)
-                if isinstance(value, float) and value:
-                    if owner is not module:
-                        kept.append((owner, name, value))
-                    setattr(owner, name, 0.0)
-    network.original_dropout = kept  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
-
-
-@contextlib.contextmanager
-def dropout_restored(network: nn.Module) -> Iterator[None]:
-    """Inside, the configs of `network` (or of what peft wraps) say the dropout that they came with, so that saving
-    does not write our zeros into a user's config.json; the network's modules stay without dropout."""
-    original = getattr(network, "original_dropout", ())
-    try:
-        for config, name, value in original:
-            setattr(config, name, value)
-        yield
-    finally:
-        for config, name, _ in original:
-            setattr(config, name, 0.0)
-
-
 def _checkpoint_gradients(network: Any, *, lora: bool) -> None:
-    # transformers 5 gave it a new name on the way.
+    # transformers 5 renamed it.
     enable = getattr(network, "activation_checkpointing_enable", None) or network.gradient_checkpointing_enable
     try:
         enable({"use_reentrant": False})
     except ValueError as error:
-        raise UserError(f"--gradient-checkpointing does not fit this model: {_reason(error)}") from error
+        raise UserError(f"`gradient_checkpointing` does not fit this model: {reason(error)}") from error
     if lora:
         network.enable_input_require_grads()
 
@@ -254,102 +210,4 @@ def _add_lora(network: Any, rank: int, alpha: int | None, targets: str) -> Any:
     try:
         return get_peft_model(network, config)
     except ValueError as error:
-        raise UserError(f"LoRA targets {targets!r} do not fit this model: {_reason(error)}") from error
-
-
-def check_head(policy: LanguagePolicy) -> None:
-    """Our path to the logits must give the model's own, or every log-prob would be silently wrong.
-
-    Raises:
-        UserError: it does not, or cannot be run at all; the model is of a kind that we do not know.
-    """
-    name = type(policy.core).__name__
-    try:
-        with _plain_precision(policy):
-            ours, theirs = _both_logits(policy)
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:  # a model's own code may fail in any way
-        raise UserError(f"{name} cannot be run as a language policy: {_reason(error)}") from error
-    if not theirs.isfinite().all():
-        raise UserError(
-            f"{name} gives logits that are not finite: its weights are damaged, or overflow in this --dtype"
-        )
-    theirs = torch.log_softmax(theirs, -1)
-    tolerance = 1e-3 if policy.model.dtype == torch.float32 and not flash(policy) else 0.1
-    for logits in ours:
-        log_p = torch.log_softmax(logits, -1)
-        if not torch.allclose(log_p, theirs, atol=tolerance):
-            raise UserError(
-                f"{name} turns hidden states into logits in a way Valence does not know "
-                f"(largest difference {(log_p - theirs).abs().max().item():.3g}); please report this model"
-            )
-
-
-def flash(policy: LanguagePolicy) -> bool:
-    """Whether attention is by kernels for sequences of varying length."""
-    return "flash" in (policy.core.config._attn_implementation or "")
-
-
-def can_share_prompts(policy: LanguagePolicy) -> bool:
-    """Whether several completions of a prompt may be read as one sequence (see `valence.policies.shared_prompt`): tried
-    on a few tokens, beside the rows one by one."""
-    if not attends_everywhere(policy.core.config):
-        return False
-    return _reads_alike(policy, lambda rows: policy.tree_hidden(make_trees(rows, [[0, 1], [2, 3]])))
-
-
-def can_pack(policy: LanguagePolicy) -> bool:
-    """Whether rows may be read one after another as one sequence; tried as in `can_share_prompts`."""
-    return _reads_alike(policy, policy.packed_hidden)
-
-
-@torch.no_grad()
-def _reads_alike(policy: LanguagePolicy, read: Callable[[Rows], Tensor]) -> bool:
-    """Whether `read` gives the hidden states of four rows, two and two of one prompt, as they are one by one."""
-    numbered = "position_ids" in inspect.signature(policy.core.base_model.forward).parameters
-    if policy.encoder_decoder or not numbered:
-        return False
-    device, size = policy.device, policy.vocabulary
-    generator = torch.Generator().manual_seed(0)
-    context, steps = (torch.randint(size, (4, width), generator=generator) for width in (4, 24))
-    # A long first completion: who numbers or sees wrongly is then far off on the second.
-    context[1], context[3] = context[0], context[2]
-    seen = torch.tensor([[False, True, True, True]] * 2 + [[True] * 4] * 2)
-    mask = torch.arange(24)[None] < torch.tensor([[24], [9], [20], [1]])
-    rows = Rows(context, seen, steps, mask, torch.tensor([0, 0, 1, 1])).to(device)
-    mask = rows.mask
-    try:
-        with _plain_precision(policy):
-            ours, theirs = read(rows), policy.action_hidden(rows)[mask]
-    except torch.OutOfMemoryError:
-        raise
-    except Exception:  # a model's own code may fail in any way: it then reads row by row
-        return False
-    exact = next(policy.model.parameters()).dtype == torch.float32 and not flash(policy)
-    far = (ours - theirs).float().square().mean().sqrt() / theirs.float().square().mean().sqrt()
-    return bool(ours.isfinite().all()) and float(far) <= (1e-4 if exact else 1e-2)
-
-
-def _plain_precision(policy: LanguagePolicy) -> torch.autocast:
-    """Not the mixed one, whose rounding would hide what is off; but flash attention knows no other."""
-    return policy.precision() if flash(policy) else torch.autocast(policy.device.type, enabled=False)
-
-
-@torch.no_grad()
-def _both_logits(policy: LanguagePolicy) -> tuple[list[Tensor], Tensor]:
-    """(by our paths, the model's own), float32, of a few tokens."""
-    device = policy.device
-    ids = torch.tensor([[3, 5, 4]], device=device) % policy.vocabulary
-    mask = torch.ones_like(ids, dtype=torch.bool)
-    steps = torch.tensor([[2, 6, 3]], device=device) % policy.vocabulary
-    hidden = policy.action_hidden(Rows(ids, mask, steps, mask, torch.zeros_like(ids[:, 0])))[0]
-    ours = [LogitHead(policy.core)(hidden)]
-    if policy.fused and (head := linear_head(policy.core)) is not None:
-        ours.append(head.logits(hidden, slice(0, policy.vocabulary), hidden.dtype))
-    if policy.encoder_decoder:
-        start = torch.full_like(steps[:, :1], policy.core.config.decoder_start_token_id)
-        theirs = policy.model(input_ids=ids, decoder_input_ids=torch.cat([start, steps[:, :-1]], 1)).logits[0]
-    else:
-        theirs = policy.model(input_ids=torch.cat([ids, steps], 1)).logits[0, 2:-1]
-    return ours, theirs.float()
+        raise UserError(f"`lora_targets` {targets!r} do not fit this model: {reason(error)}") from error

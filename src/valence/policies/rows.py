@@ -1,11 +1,11 @@
-"""Prompts and completions as token ids: padded in a batch, as rows without it, and what of them runs together.
+"""Prompts and completions as token ids: padded in a batch, or as rows with little padding that run together.
 
-Shape legend: N contexts · K actions of each · R rows · S prompt tokens · T steps · M steps of all rows.
+Shape legend: N contexts · K actions of each · R rows · S prompt tokens · T steps · M steps of all rows · L tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,7 +20,9 @@ class Rows:
     """The present actions of a batch as R rows, padding trimmed to what these rows need.
 
     Args:
-        owner: which context each row is of.
+        context, context_mask: prompts, padded on the left, `[R, S]`.
+        steps, mask: completions, padded on the right, `[R, T]`.
+        owner: the context of each row, `[R]`.
     """
 
     context: Int[Tensor, "R S"]
@@ -30,10 +32,11 @@ class Rows:
     owner: Int[Tensor, " R"]
 
     def to(self, device: torch.device) -> Rows:
+        """The same rows on another device."""
         return Rows(*(part.to(device) for part in vars(self).values()))
 
     def pick(self, which: Int[Tensor, " r"]) -> Rows:
-        """Some of the rows, padding trimmed anew: prompts are padded on the left, steps on the right."""
+        """Some of the rows, with the padding trimmed to what they need."""
         context_mask, mask = self.context_mask[which], self.mask[which]
         width, length = int(context_mask.sum(-1).max()), int(mask.sum(-1).max())
         start = context_mask.shape[1] - width
@@ -47,15 +50,19 @@ class Rows:
         """(prompt tokens, steps) of each row."""
         return self.context_mask.sum(-1).tolist(), self.mask.sum(-1).tolist()
 
-    def by_length(self, budget: int, size: Callable[[list[int], list[int]], int]) -> list[Int[Tensor, " r"]]:
-        """Which rows to run together: of like length, each piece within `budget` tokens with its padding.
+    def by_length(
+        self, budget: int, size: Callable[[list[int], list[int]], int], among: Sequence[int] | None = None
+    ) -> list[Int[Tensor, " r"]]:
+        """Split rows into pieces of similar length, each within `budget` tokens, padding included.
 
         Args:
-            size: tokens that rows of such prompts and such steps take together, padding counted.
+            size: (prompt lengths, step lengths) of a piece -> the tokens that it takes, padding included.
+            among: the rows to split; all of them by default.
         """
         prompts, steps = self.lengths
         pieces: list[list[int]] = []
-        for row in sorted(range(len(steps)), key=lambda row: (prompts[row] + steps[row], prompts[row])):
+        rows = range(len(steps)) if among is None else among
+        for row in sorted(rows, key=lambda row: (prompts[row] + steps[row], prompts[row])):
             grown = [*pieces[-1], row] if pieces else []
             if grown and size([prompts[at] for at in grown], [steps[at] for at in grown]) <= budget:
                 pieces[-1] = grown
@@ -64,12 +71,15 @@ class Rows:
         return [torch.tensor(piece, device=self.steps.device) for piece in pieces]
 
     def joined(self) -> tuple[Int[Tensor, "R L"], Bool[Tensor, "R L"]]:
-        """Each row's prompt and steps side by side, padding behind them: (ids, mask)."""
+        """Each row's prompt and steps side by side, padded on the right: (ids, mask)."""
         return pad_right(torch.cat([self.context, self.steps], 1), torch.cat([self.context_mask, self.mask], 1))
 
     def packed(self) -> tuple[Int[Tensor, "1 L"], Int[Tensor, "1 L"], Int[Tensor, " M"]]:
-        """All rows one after another, without padding: (ids, positions that start anew in every row, where the token
-        before each step is)."""
+        """All rows one after another, without padding.
+
+        Returns:
+            (ids, positions that start at 0 in every row, the place of the token before each step).
+        """
         mask = torch.cat([self.context_mask, self.mask], 1)
         ids = torch.cat([self.context, self.steps], 1)[mask]
         place = mask.flatten().cumsum(0).view_as(mask) - 1
@@ -78,14 +88,38 @@ class Rows:
 
 
 def present_rows(context: TokenContext, action: Action) -> tuple[Rows, Bool[Tensor, "N K"]]:
-    """(rows, which of `[N, K]` they are): actions with at least one step."""
+    """(rows, which of `[N, K]` they are): the actions with at least one step.
+
+    Raises:
+        ValueError: the prompts are not padded on the left, or the steps not on the right.
+    """
+    check_padding(context, action)
     present = action.mask.any(-1)
     which = present.nonzero()[:, 0]
     rows = Rows(context.ids[which], context.mask[which], action.steps[present], action.mask[present], which)
     return (rows.pick(torch.arange(len(which), device=which.device)) if len(which) else rows), present
 
 
+def check_padding(context: TokenContext, action: Action | None = None) -> None:
+    """Refuse padding on the wrong side: trimming it would drop tokens, and log pi would be wrong.
+
+    It reads one number back from the device. This is done where a policy measures or samples, and not where a
+    `TokenContext` is made, because contexts are also made by slicing and moving.
+
+    Raises:
+        ValueError: a prompt token stands before padding, or a step after it.
+    """
+    gaps = (context.mask[:, :-1] & ~context.mask[:, 1:]).any()
+    if action is not None:
+        gaps = gaps | (action.mask[..., 1:] & ~action.mask[..., :-1]).any()
+    if bool(gaps):
+        raise ValueError(
+            "prompts must be padded on the left and steps on the right, and these are not: tokenize with "
+            "`padding_side='left'`, or build them with `pad_left` and `pad_actions` of `valence.data.collate`"
+        )
+
+
 def pad_right(ids: Int[Tensor, "R L"], mask: Bool[Tensor, "R L"]) -> tuple[Int[Tensor, "R L"], Bool[Tensor, "R L"]]:
-    """The same rows with what is real on the left, in its order."""
+    """The same rows, their tokens moved to the left in their order, and the padding behind them."""
     order = (~mask).int().argsort(dim=-1, stable=True)
     return ids.gather(-1, order), mask.gather(-1, order)

@@ -83,6 +83,19 @@ def pack(sizes: Sequence[int], budget: int) -> list[list[int]]:
     return pieces
 
 
+def plan(rows: Rows, *, budget: int, longest: int) -> tuple[list[list[list[int]]], list[int]]:
+    """(groups of rows that share a prompt, those that run together in one list; the rows to run one by one).
+
+    Args:
+        budget: tokens that run together, padding included.
+        longest: tokens of one sequence, at most.
+    """
+    prompts, steps = rows.lengths
+    groups, alone = siblings(rows.owner, prompts, steps, longest=longest)
+    sizes = [prompts[group[0]] + sum(steps[row] - 1 for row in group) for group in groups]
+    return [[groups[place] for place in piece] for piece in pack(sizes, budget)], alone
+
+
 def make_trees(rows: Rows, groups: Sequence[Sequence[int]]) -> Trees:
     """One sequence for each group of rows that share their prompt.
 

@@ -1,4 +1,4 @@
-"""What the KL is to: a frozen copy, refreshed every N steps, a moving average, or LoRA's base with adapters off."""
+"""What the KL is to: a frozen copy of the policy, refreshed every N steps or never, or LoRA's base model."""
 
 from __future__ import annotations
 
@@ -13,43 +13,38 @@ class FrozenCopy:
     """The policy as it was, optionally in another precision or on another device.
 
     Args:
-        policy: copied now; must offer `frozen_copy(dtype=, device=)`.
-        refresh_every: copy it anew every so many steps; 0 never does (offline training).
-        ema: in (0, 1): move towards the policy by 1 - ema at each step instead.
-    Raises:
-        ValueError: both refreshing and a moving average are asked for.
+        policy: copied now, by its `frozen_copy`; a denoiser under LoRA copies its adapters alone.
+        refresh_every: optimizer steps after which it is copied anew; 0 never does (offline training).
     """
 
     def __init__(
-        self, policy: Any, *, refresh_every: int = 0, ema: float | None = None,
-        dtype: torch.dtype | None = None, device: str | None = None,
-    ) -> None:  # fmt: skip
-        if refresh_every and ema is not None:
-            raise ValueError("a reference is refreshed every N steps or averaged, not both")
+        self, policy: Any, *, refresh_every: int = 0, dtype: torch.dtype | None = None, device: str | None = None
+    ) -> None:
         self.copy = policy.frozen_copy(dtype=dtype, device=device)
-        self.refresh_every, self.ema = refresh_every, ema
+        self.refresh_every = refresh_every
 
     @contextlib.contextmanager
     def active(self) -> Iterator[Any]:
         yield self.copy
 
     def trainable(self) -> dict[str, torch.nn.Parameter]:
-        """What a checkpoint must hold: the copy's weights, if it moves."""
-        return dict(self.copy.named_parameters()) if self.refresh_every or self.ema is not None else {}
+        """The copy's weights if they are refreshed: a checkpoint must hold them."""
+        return dict(self.copy.named_parameters()) if self.refresh_every else {}
 
     @torch.no_grad()
     def after_step(self, policy: Any, step: int) -> None:
-        """Called by the learner after optimizer step number `step` (from 1)."""
-        rate = 1.0 if self.refresh_every and step % self.refresh_every == 0 else 0.0
-        if self.ema is not None:
-            rate = 1.0 - self.ema
-        if rate:
+        """Copy the policy anew where `step` (counted from 1) is a multiple of `refresh_every`."""
+        if self.refresh_every and step % self.refresh_every == 0:
             for mine, theirs in zip(self.copy.parameters(), policy.parameters(), strict=True):
-                mine.lerp_(theirs.to(mine), rate) if rate < 1.0 else mine.copy_(theirs)
+                mine.copy_(theirs)
 
 
 class AdaptersOff:
-    """LoRA's base model, by switching the adapters off: one model in memory."""
+    """LoRA's base model, by switching the adapters off: one model in memory.
+
+    Args:
+        policy: must have `adapters_off`, as language models and denoisers do.
+    """
 
     def __init__(self, policy: Any) -> None:
         self.policy = policy
@@ -59,5 +54,9 @@ class AdaptersOff:
         with self.policy.adapters_off() as base:
             yield base
 
+    def trainable(self) -> dict[str, torch.nn.Parameter]:
+        """Empty: the base does not move."""
+        return {}
+
     def after_step(self, policy: Any, step: int) -> None:
-        """Nothing to do: the base never moves."""
+        """Nothing to do: the base does not move."""

@@ -1,10 +1,10 @@
-"""What a reference that never moves says of rows it has seen, kept on disk by content and shared between runs.
+"""Stores what a frozen reference gives for each row on disk, found by content and shared between runs.
 
-A row that was measured once costs no pass through the reference again, in a later epoch, method or run. Of objectives
-that read no more than log pi_ref (DPO, KTO, IPO, REBEL, DRO) the cache keeps that; for an exact KL it keeps the
-reference's last hidden states, some KiB a token (4 bytes a width in float32, 2 in bfloat16), which is for small sets.
-What is looked up is the content itself: the reference's weights, its temperature and precision, and the row's token
-ids (so also the tokenizer's and the template's work).
+A row that was measured once needs no second pass through the reference, in a later epoch, method or run. For objectives
+that read only log pi_ref (DPO, KTO, IPO, REBEL, DRO), `CachedLogProbs` stores that. For an exact KL, `CachedHidden`
+stores the reference's last hidden states: 4 bytes a hidden unit and token in float32, 2 in bfloat16, which is for small
+sets. The key of a row is a hash of the reference's weights, settings, temperature and precision, and of the row's token
+ids (which also reflect the tokenizer and the chat template).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,23 +24,40 @@ from torch import Tensor
 from valence.errors import UserError
 
 FILE = "reference.sqlite"
-UNTOLD = frozenset({"_name_or_path", "transformers_version", "use_cache", "architectures"})
-"""Settings that change nothing of what a model computes."""
+NEUTRAL = frozenset({"_name_or_path", "transformers_version", "use_cache", "architectures"})
+"""Settings of a config that do not change what a model computes."""
+PRECISIONS = (torch.float32, torch.bfloat16)
 
 
 def fingerprint(policy: Any) -> bytes:
-    """Of what a language policy's log-probabilities depend on, given token ids: weights (adapters apart, which a
-    reference has switched off), settings such as rotary frequencies, temperature, precision."""
+    """A hash of all that a language policy's log-probabilities depend on, apart from token ids.
+
+    These are its weights, settings such as rotary frequencies, its temperature and precision. Adapters do not count:
+    a reference has them switched off.
+    """
     digest = hashlib.blake2b(digest_size=16)
     about = [type(policy).__name__, policy.temperature, str(policy.mixed_precision), policy.device.type]
-    settings = {name: value for name, value in policy.core.config.to_dict().items() if name not in UNTOLD}
+    settings = {name: value for name, value in policy.core.config.to_dict().items() if name not in NEUTRAL}
     digest.update(json.dumps([about, settings], sort_keys=True, default=str).encode())
     weights = {name.replace(".base_layer", ""): part for name, part in policy.core.state_dict().items()}
     for name, part in sorted((name, part) for name, part in weights.items() if "lora_" not in name):
         digest.update(f"{name} {part.dtype} {tuple(part.shape)}".encode())
-        # Bytes, whatever the precision: numpy knows no bfloat16.
+        # Bytes, whatever the precision: numpy has no bfloat16.
         digest.update(part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.digest()
+
+
+def cache_reference(reference: Any, folder: str | Path, needs: frozenset[str]) -> CachedLogProbs | CachedHidden:
+    """The reference with a cache that serves these needs: its hidden states for an exact KL, else its log-probs.
+
+    Args:
+        needs: of an objective, `needs` and `frozen_needs` together.
+    Raises:
+        UserError: nothing in `needs` comes from the reference, or the folder cannot be used.
+    """
+    if not needs & {"ref_log_prob", "ref_kl", "mismatched"}:
+        raise UserError("`reference_cache` is set, but this objective reads nothing of the reference: leave it out")
+    return (CachedHidden if "ref_kl" in needs else CachedLogProbs)(reference, folder)
 
 
 def _open(path: Path) -> sqlite3.Connection:
@@ -59,11 +76,8 @@ def _open(path: Path) -> sqlite3.Connection:
     return store
 
 
-PRECISIONS = (torch.float32, torch.bfloat16)
-
-
 def _pack(value: Tensor) -> bytes:
-    """Precision and width, then the numbers; bytes, for numpy knows no bfloat16."""
+    """Precision and width, then the numbers, as bytes: numpy has no bfloat16."""
     value = value.detach().cpu().contiguous()
     if value.dtype not in PRECISIONS:
         value = value.float()
@@ -72,29 +86,28 @@ def _pack(value: Tensor) -> bytes:
     return head + value.flatten().view(torch.uint8).numpy().tobytes()
 
 
-def _unpack(kept: bytes) -> Tensor:
-    width = int.from_bytes(kept[1:5], "little")
-    flat = torch.frombuffer(bytearray(kept[5:]), dtype=PRECISIONS[kept[0]])
+def _unpack(stored: bytes) -> Tensor:
+    width = int.from_bytes(stored[1:5], "little")
+    flat = torch.frombuffer(bytearray(stored[5:]), dtype=PRECISIONS[stored[0]])
     return flat.view(-1, width) if width else flat
 
 
-class CachedReference:
-    """A reference that remembers what it said.
+class _CachedReference:
+    """What both caches share.
 
     Args:
         reference: the true one; must not move.
         folder: where `reference.sqlite` lies or is made. Several runs may use it at a time.
-        keeps: "log_prob", or "hidden" for exact KLs; what else is asked for is measured each time.
     Raises:
-        UserError: the folder cannot be written to, or what lies there is no cache.
+        UserError: the folder cannot be written to, or the file there is no cache.
     """
 
-    def __init__(
-        self, reference: Any, folder: str | Path, *, keeps: Literal["log_prob", "hidden"] = "log_prob"
-    ) -> None:
-        self.reference, self.keeps = reference, keeps
+    kind: bytes
+
+    def __init__(self, reference: Any, folder: str | Path) -> None:
+        self.reference = reference
         with reference.active() as policy:
-            self._about = fingerprint(policy) + keeps.encode()
+            self._about = fingerprint(policy) + self.kind
         self.hits = self.misses = 0
         path = Path(folder) / FILE
         try:
@@ -107,34 +120,30 @@ class CachedReference:
         return self.reference.active()
 
     def trainable(self) -> dict[str, torch.nn.Parameter]:
+        """Empty: the reference does not move."""
         return {}
 
     def after_step(self, policy: Any, step: int) -> None:
         """Nothing to do: the reference does not move."""
 
-    def recall(self, rows: Any, measure: Callable[[Any], Tensor]) -> Tensor:
-        """Of the rows' M real steps, row by row: log pi_ref, `[M]`, or the hidden states they are read off, `[M, H]`.
-
-        Args:
-            rows: `valence.policies.rows.Rows`.
-            measure: the same for rows that are not known yet.
-        """
+    def _recall(self, rows: Any, measure: Callable[[Any], Tensor]) -> Tensor:
+        """One value for each of the rows' M real steps, row by row; `measure` gives those of rows not yet stored."""
         parts = (rows.context, rows.context_mask, rows.steps, rows.mask)
         names = [self._name(*row) for row in zip(*(part.cpu() for part in parts), strict=True)]
         known = self._look_up(names)
         lengths = rows.mask.sum(-1).tolist()
-        found = [known.get(name) for name in names]
-        # A row of another length cannot be it, whatever its name says.
-        missing = [place for place, (value, length) in enumerate(zip(found, lengths, strict=True))
+        values = [known.get(name) for name in names]
+        # A stored row of another length cannot be this one, whatever its name.
+        missing = [place for place, (value, length) in enumerate(zip(values, lengths, strict=True))
                    if value is None or len(value) != length]  # fmt: skip
         self.hits, self.misses = self.hits + len(names) - len(missing), self.misses + len(missing)
         if missing:
             which = torch.tensor(missing, device=rows.mask.device)
             measured = measure(rows.pick(which)).detach().cpu().split([lengths[place] for place in missing])
             for place, value in zip(missing, measured, strict=True):
-                found[place] = value
-            self._keep({names[place]: value for place, value in zip(missing, measured, strict=True)})
-        return torch.cat([part for part in found if part is not None]).to(rows.mask.device)
+                values[place] = value
+            self._add({names[place]: value for place, value in zip(missing, measured, strict=True)})
+        return torch.cat([part for part in values if part is not None]).to(rows.mask.device)
 
     def _name(self, context: Tensor, context_mask: Tensor, steps: Tensor, mask: Tensor) -> bytes:
         digest = hashlib.blake2b(self._about, digest_size=16)
@@ -143,7 +152,7 @@ class CachedReference:
         return digest.digest()
 
     def _look_up(self, names: list[bytes]) -> dict[bytes, Tensor]:
-        found = {}
+        found: dict[bytes, Tensor] = {}
         for start in range(0, len(names), 500):
             some = names[start : start + 500]
             marks = ",".join("?" * len(some))
@@ -151,7 +160,7 @@ class CachedReference:
                 found[name] = _unpack(value)
         return found
 
-    def _keep(self, new: dict[bytes, Tensor]) -> None:
+    def _add(self, new: dict[bytes, Tensor]) -> None:
         try:
             self._store.execute("BEGIN IMMEDIATE")
             self._store.executemany(
@@ -160,6 +169,26 @@ class CachedReference:
             )
             self._store.execute("COMMIT")
         except sqlite3.OperationalError:
-            # A full disk or another run's long turn: the figures are there, they are only not kept.
+            # A full disk, or another run that writes for long: the values are measured, only not stored.
             if self._store.in_transaction:
                 self._store.execute("ROLLBACK")
+
+
+class CachedLogProbs(_CachedReference):
+    """Stores log pi_ref of each step."""
+
+    kind = b"log_prob"
+
+    def recall_log_probs(self, rows: Any, measure: Callable[[Any], Tensor]) -> Tensor:
+        """log pi_ref of the M real steps of `rows` (`valence.policies.rows.Rows`), row by row, `[M]`."""
+        return self._recall(rows, measure)
+
+
+class CachedHidden(_CachedReference):
+    """Stores the last hidden state that predicts each step."""
+
+    kind = b"hidden"
+
+    def recall_hidden(self, rows: Any, measure: Callable[[Any], Tensor]) -> Tensor:
+        """The reference's hidden states at the M real steps of `rows`, row by row, `[M, H]`."""
+        return self._recall(rows, measure)

@@ -1,0 +1,46 @@
+"""Dropout is off in policies: log pi / pi_ref must be 0 before the first step, and equal calls must agree."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+
+
+def disable_dropout(network: nn.Module) -> None:
+    """Set every dropout rate of a network to zero.
+
+    The rates that its configs held are stored as `network.original_dropout`, a list of (config, name, rate), for
+    `dropout_restored`.
+    """
+    original: list[tuple[Any, str, float]] = list(getattr(network, "original_dropout", ()))
+    for module in network.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        # Other rates are plain numbers of a module (BART, also for whole layers) or of its config (Falcon).
+        for owner in (module, getattr(module, "config", None)):
+            for name in [name for name in vars(owner) if "drop" in name] if owner is not None else []:
+                rate = getattr(owner, name)
+                if isinstance(rate, float) and rate:
+                    if owner is not module:
+                        original.append((owner, name, rate))
+                    setattr(owner, name, 0.0)
+    network.original_dropout = original  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
+
+
+@contextlib.contextmanager
+def dropout_restored(network: nn.Module) -> Iterator[None]:
+    """Inside, the configs of `network` (or of what peft wraps) hold their original dropout rates.
+
+    Saving then does not write our zeros into a user's config.json. The network itself stays without dropout.
+    """
+    original = getattr(network, "original_dropout", ())
+    try:
+        for config, name, rate in original:
+            setattr(config, name, rate)
+        yield
+    finally:
+        for config, name, _ in original:
+            setattr(config, name, 0.0)
