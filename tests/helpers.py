@@ -90,7 +90,7 @@ def policy(
     max_new_tokens: int = 6, lora: bool = False,
 ) -> LanguagePolicy:  # fmt: skip
     """A tiny language policy as the loader would give it: dropout off, in training mode."""
-    from valence.policies.loading import disable_dropout
+    from valence.policies.dropout import disable_dropout
 
     model = network(kind, vocabulary, seed=seed, spread=spread)
     disable_dropout(model)
