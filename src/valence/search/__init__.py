@@ -1,7 +1,4 @@
-"""Black-box search from feedback of any sign: values, ranks, labels or pairs.
-
-The PMPO paper's own protocol, slow and kept to compare with, is `valence.search.gradient.GradientSearch`.
-"""
+"""Black-box optimisation from feedback of any kind: values, ranks, labels or pairs."""
 
 from valence.search.search import PreferenceSearch, Result
 from valence.search.space import Box, Unbounded

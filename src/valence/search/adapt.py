@@ -1,13 +1,13 @@
-"""How fast a search improves its policy: one setting, from the dimension alone, and the path of the mean.
+"""One improvement step of a search. Its rates depend on the dimension and the number of samples alone.
 
-The path is the mean's recent shift, whitened and scaled so that it is a draw of N(0, I) while feedback says nothing.
-It counts as one more accepted sample for size and shape: a mean that keeps going one way lengthens the policy along
-it, one that goes to and fro shortens it. It is what a reference that lags would see (second moments about the mean of
-some steps ago), with a smooth forgetting for the lag.
+The path is an exponential average of the mean's shifts, whitened and scaled so that it is a draw of N(0, I) while the
+feedback is random. Size and shape treat it as one more accepted sample: a mean that keeps moving in one direction
+lengthens the policy along it, a mean that moves back and forth shortens it. A reference that lags would have the same
+effect: it sees second moments about the mean of some steps ago.
 
-Departs from the paper: the path, and KL weights of their own for size and shape. The path and the shape's rates are
-those of evolution strategies (Hansen, "The CMA Evolution Strategy: A Tutorial", 2016, appendix A), where the path's
-length sets the size.
+Departs from the paper: the path, and separate KL weights for size and shape. The path and the rates of the shape are
+those of evolution strategies (Hansen, "The CMA Evolution Strategy: A Tutorial", 2016, appendix A). There the length of
+the path sets the size.
 """
 
 from __future__ import annotations
@@ -21,18 +21,24 @@ from valence.search.gaussian import Gaussian
 from valence.search.m_step import Weights, mean_step, shape_step, size_step
 
 SIZE_BETA = 4 / 3
-"""KL weight of the size, in units of W: samples and path have each 3 parts in 10 in its square, the reference 4."""
+"""KL weight of the size, in units of W: its square is 30% samples, 30% path and 40% reference."""
 
 
 def default_population(dim: int) -> int:
-    """How many are asked for at a time: even, growing with the logarithm of the dimension."""
+    """Points per improvement step: even, and growing with the logarithm of the dimension."""
     count = 4 + int(3 * np.log(dim))
     return count + count % 2
 
 
 @dataclass(frozen=True)
 class Rates:
-    """Shares of the new in path and shape, of a draw that is worth `effective` samples in `dim` coordinates."""
+    """How much of a step is new.
+
+    Args:
+        path: share of the new shift in the path.
+        shape_path: share of the path in the shape.
+        shape_sample: share of the samples in the shape.
+    """
 
     path: float
     shape_path: float
@@ -40,13 +46,14 @@ class Rates:
 
     @classmethod
     def of(cls, dim: int, effective: float, *, diagonal: bool) -> Rates:
+        """The rates for a draw that is worth `effective` equally weighted samples in `dim` coordinates."""
         mu = max(effective, 1.0)
         path = 2 / ((dim + 1.3) ** 2 + mu)
         sample = 2 * (mu - 2 + 1 / mu) / ((dim + 2) ** 2 + mu)
-        # A diagonal has fewer numbers to learn (Ros & Hansen, 2008).
-        faster = (dim + 2) / 3 if diagonal else 1.0
-        faster = min(faster, 0.5 / (path + sample)) if faster > 1 else 1.0
-        return cls((mu + 2) / (dim + mu + 5), faster * path, faster * sample)
+        # A diagonal has fewer parameters (Ros & Hansen, 2008).
+        speedup = (dim + 2) / 3 if diagonal else 1.0
+        speedup = min(speedup, 0.5 / (path + sample)) if speedup > 1 else 1.0
+        return cls((mu + 2) / (dim + mu + 5), speedup * path, speedup * sample)
 
 
 def improve(
@@ -56,16 +63,18 @@ def improve(
     weights: Weights,
     *,
     diagonal: bool,
-    widest: float,
+    max_std: float,
 ) -> tuple[Gaussian, Float[np.ndarray, " d"]]:
-    """One improvement step from a judged draw.
+    """Improve the policy from a judged draw.
 
     Args:
-        path: of the steps before, `[d]`.
+        path: the path of the steps before, `[d]`.
         z: the draw, whitened by `policy`, `[n, d]`.
-        widest: no coordinate's standard deviation grows beyond it.
+        weights: the weight of each sample.
+        diagonal: keep the covariance diagonal.
+        max_std: upper bound of each latent coordinate's standard deviation.
     Returns:
-        The new policy and path.
+        (new policy, new path).
     """
     shift = mean_step(z, weights)
     rates = Rates.of(len(shift), weights.effective, diagonal=diagonal)
@@ -75,15 +84,15 @@ def improve(
         policy, z, weights, path, sample_rate=rates.shape_sample, path_rate=rates.shape_path, diagonal=diagonal
     )
     mean = policy.mean + policy.size * policy.root @ shift
-    size = min(policy.size * factor, widest / float(np.sqrt(np.diag(shape).max())))
+    size = min(policy.size * factor, max_std / float(np.sqrt(np.diag(shape).max())))
     return Gaussian(mean, size, shape), path
 
 
 def _noise(z: Float[np.ndarray, "n d"], weights: Weights) -> float:
-    """Variance of the shift, a coordinate, while feedback says nothing of directions.
+    """Variance of one coordinate of the shift while the feedback is random in direction.
 
-    With the KL in closed form the samples' own lengths count: rejected ones are longer than others near an optimum,
-    which is no reason to grow.
+    With the KL in closed form the lengths of the samples count too: near an optimum the rejected ones are longer than
+    the others, which is no reason to grow.
     """
     square = (z**2).mean(-1) if weights.closed_kl else 1.0
     return max(float((weights.mean**2 * square).sum()), 1e-300)

@@ -1,4 +1,4 @@
-"""The draw that is out for judgement: what was asked of the present policy, and what was said of it so far."""
+"""The points drawn from the present policy, and the feedback on them so far."""
 
 from __future__ import annotations
 
@@ -11,93 +11,98 @@ from jaxtyping import Float
 
 from valence.search.judgement import Judgement, judge_labels, judge_pairs, judge_ranks, judge_values, merge
 
+JUDGES = {"values": judge_values, "ranks": judge_ranks, "labels": judge_labels, "pairs": judge_pairs}
+"""What turns each kind of feedback into a `Judgement`."""
+
 
 @dataclass
 class Draw:
-    """Points asked of one policy, and tells about them.
+    """Points drawn from one policy, and feedback on them.
 
     Args:
-        asked: x as bytes -> whitened sample, `[d]`; what is told of goes from here to `z`.
-        z: whitened samples told of, one `[n, d]` a tell.
-        said: `(kind, what)` of each tell, as it was given.
+        pending: x as bytes -> whitened sample, `[d]`, of points without feedback.
+        z: whitened samples with feedback, one `[n, d]` per call of `tell`.
+        feedback: `(kind, feedback)` of each call of `tell`, as it was given.
     """
 
-    asked: dict[bytes, np.ndarray] = field(default_factory=dict)
+    pending: dict[bytes, np.ndarray] = field(default_factory=dict)
     z: list[np.ndarray] = field(default_factory=list)
-    said: list[tuple[str, Any]] = field(default_factory=list)
+    feedback: list[tuple[str, Any]] = field(default_factory=list)
 
     @property
-    def told(self) -> int:
+    def num_judged(self) -> int:
         return sum(len(samples) for samples in self.z)
 
     def samples(self) -> Float[np.ndarray, "n d"]:
-        """What was told of, then what was only asked."""
-        return np.concatenate([*self.z, *(sample[None] for sample in self.asked.values())])
-
-    def add(self, z: Float[np.ndarray, "n d"], kind: str, what: Any) -> None:
-        self.z.append(z)
-        self.said.append((kind, what))
+        """Whitened samples: those with feedback, then the pending ones."""
+        return np.concatenate([*self.z, *(sample[None] for sample in self.pending.values())])
 
     def values(self) -> list[float]:
-        """All values told."""
-        return [float(value) for kind, what in self.said if kind == "values" for value in what]
+        """All values in the feedback."""
+        return [float(value) for kind, feedback in self.feedback if kind == "values" for value in feedback]
 
     def judgement(self) -> Judgement:
-        """All tells together. Values are compared across tells, ranks and pairs within each; untold is unlabelled."""
-        if all(kind == "values" for kind, _ in self.said):
-            parts = [judge("values", self.values(), self.told)]
+        """The judgement of all samples, in the order of `samples`; pending ones are unlabelled.
+
+        Values are compared across calls of `tell`, if all feedback is values. Ranks and pairs are compared within
+        their own call only.
+        """
+        if all(kind == "values" for kind, _ in self.feedback):
+            parts = [judge_values(self.values(), self.num_judged)]
         else:
-            parts = [judge(kind, what, len(z)) for (kind, what), z in zip(self.said, self.z, strict=True)]
-        return merge([*parts, judge("labels", [0] * len(self.asked), len(self.asked))])
+            parts = [JUDGES[kind](given, len(z)) for (kind, given), z in zip(self.feedback, self.z, strict=True)]
+        return merge([*parts, judge_labels([0] * len(self.pending), len(self.pending))])
+
+    def state_dict(self) -> dict[str, Any]:
+        """As JSON values that read back to the same bits."""
+        return {
+            "pending": [[np.frombuffer(x).tolist(), z.tolist()] for x, z in self.pending.items()],
+            "z": [z.tolist() for z in self.z],
+            "feedback": [[kind, _json_values(kind, feedback)] for kind, feedback in self.feedback],
+        }
+
+    @classmethod
+    def from_state_dict(cls, state: dict[str, Any]) -> Draw:
+        return cls(
+            {np.array(x, dtype=np.float64).tobytes(): np.array(z) for x, z in state["pending"]},
+            [np.array(z) for z in state["z"]],
+            [(kind, feedback) for kind, feedback in state["feedback"]],
+        )
 
 
-def judge(kind: str, what: Any, count: int) -> Judgement:
-    """The judgement of `count` points from feedback of one kind.
-
-    Raises:
-        ValueError: the feedback does not fit.
-    """
-    if kind == "values":
-        return judge_values(what, count)
-    if kind == "ranks":
-        return judge_ranks(what, count)
-    return judge_labels(what, count) if kind == "labels" else judge_pairs(what, count)
-
-
-def plain(kind: str, what: Any) -> list[Any]:
-    """Feedback as JSON can hold it, exactly."""
+def _json_values(kind: str, feedback: Any) -> list[Any]:
     if kind == "pairs":
-        return [[int(better), int(worse)] for better, worse in what]
+        return [[int(better), int(worse)] for better, worse in feedback]
     if kind == "labels":
-        return [None if label is None else int(label) for label in what]
-    return [float(number) for number in what]
+        return [None if label is None else int(label) for label in feedback]
+    return [float(number) for number in feedback]
 
 
-def one_kind(**given: Any) -> tuple[str, list[Any]]:
-    """The one kind of feedback that is not None, as a list.
+def one_kind(**feedback: Any) -> tuple[str, list[Any]]:
+    """(the kind of feedback that is not None, the feedback as a list).
 
     Raises:
-        ValueError: none, or several.
+        ValueError: there is none, or there are several.
     """
-    told = {kind: what for kind, what in given.items() if what is not None}
-    if len(told) != 1:
-        raise ValueError(f"tell one of {', '.join(given)}, got {', '.join(told) or 'none'}")
-    ((kind, what),) = told.items()
-    return kind, list(what) if isinstance(what, Iterable) else [what]
+    given = {kind: values for kind, values in feedback.items() if values is not None}
+    if len(given) != 1:
+        raise ValueError(f"give exactly one of {', '.join(feedback)}; given: {', '.join(given) or 'none'}")
+    ((kind, values),) = given.items()
+    return kind, list(values) if isinstance(values, Iterable) else [values]
 
 
 def as_points(x: Any, dim: int) -> Float[np.ndarray, "n d"]:
-    """Checked points, `[n, d]`, in float64.
+    """Points as a float64 array `[n, d]`.
 
     Raises:
-        ValueError: not finite numbers of that shape.
+        ValueError: they are not finite numbers of that shape.
     """
     try:
         points = np.array(x, dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"points must be numbers, [n, {dim}]") from error
+        raise ValueError(f"points must be numbers of shape [n, {dim}]") from error
     if points.ndim != 2 or points.shape[1] != dim or len(points) == 0:
-        raise ValueError(f"points must be [n, {dim}], got shape {points.shape}")
+        raise ValueError(f"points must have shape [n, {dim}], got {points.shape}")
     if not np.isfinite(points).all():
         raise ValueError("points must be finite")
     return points

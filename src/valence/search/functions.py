@@ -1,6 +1,6 @@
-"""Functions to search on, each of value 0 at its optimum.
+"""Test functions, each with value 0 at its optimum. x is `[d]`.
 
-x is `[d]`. Every one but Rosenbrock and Schwefel's 2.26 has its optimum at the origin; `shifted` moves it.
+The optimum is the origin, except for Rosenbrock and Schwefel's 2.26; `shifted` moves it.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ def double_sum(x: Vector) -> float:
 
 
 def schwefel(x: Vector) -> float:
-    """Schwefel's problem 2.26: many optima, the best one far from the next and near the edge, at 420.9687…"""
+    """Schwefel's problem 2.26: many local optima; the global one, at 420.9687…, is far from the next best."""
     return float(418.9828872724337 * len(x) - (x * np.sin(np.sqrt(np.abs(x)))).sum())
 
 
 def ellipsoid(x: Vector) -> float:
-    """Squares weighed from 1 to a million."""
+    """Squares weighted from 1 to a million."""
     return float(10 ** np.linspace(0, 6, len(x)) @ x**2)
 
 
 def cigar(x: Vector) -> float:
-    """One long axis, the others a thousand times as short."""
+    """One long axis; the others are a thousand times shorter."""
     return float(x[0] ** 2 + 1e6 * (x[1:] @ x[1:]))
 
 
 def different_powers(x: Vector) -> float:
-    """|x_i| to powers from 2 to 6."""
+    """Sum of |x_i| to powers from 2 to 6."""
     return float((np.abs(x) ** np.linspace(2, 6, len(x))).sum())
 
 
@@ -62,13 +62,13 @@ def griewank(x: Vector) -> float:
 
 
 def rastrigin(x: Vector) -> float:
-    """A bowl with an optimum near every whole number."""
+    """A bowl with a local optimum near every integer point."""
     return float((x**2 + 10 - 10 * np.cos(2 * np.pi * x)).sum())
 
 
 @dataclass(frozen=True)
 class Known:
-    """A function by name, and the box that is usual for it."""
+    """A test function and its usual box; `least_dim` is the fewest coordinates it works with."""
 
     function: Function
     low: float
@@ -91,5 +91,5 @@ FUNCTIONS = {
 
 
 def shifted(function: Function, by: Vector) -> Function:
-    """The function moved by `by`."""
+    """The function with its optimum moved by `by`."""
     return lambda x: function(x - by)

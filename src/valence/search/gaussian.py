@@ -1,4 +1,4 @@
-"""A Gaussian policy without context, its covariance kept as size and shape: covariance = size^2 * shape, det(shape) 1.
+"""A Gaussian policy without context. Its covariance is size^2 * shape, where shape has determinant 1.
 
 Shapes: n samples of d coordinates. Whitened samples z = shape^(-1/2) (u - mean) / size are draws of N(0, I).
 """
@@ -18,8 +18,13 @@ class Gaussian:
 
     Args:
         mean: `[d]`.
-        size: > 0; the geometric mean of the standard deviations along the axes.
-        shape: `[d, d]`, symmetric, positive definite, of determinant 1.
+        size: the geometric mean of the standard deviations along the axes, > 0.
+        shape: `[d, d]`, symmetric, positive definite, with determinant 1.
+    Attributes:
+        root: the symmetric square root of shape, `[d, d]`.
+        axes: square roots of the eigenvalues of shape, ascending, `[d]`.
+    Raises:
+        ValueError: the covariance is not positive definite.
     """
 
     mean: Float[np.ndarray, " d"]
@@ -37,7 +42,7 @@ class Gaussian:
 
     @classmethod
     def round(cls, mean: Float[np.ndarray, " d"], size: float) -> Gaussian:
-        """The same standard deviation in all directions."""
+        """The Gaussian with standard deviation `size` in all directions."""
         return cls(mean, float(size), np.eye(len(mean)))
 
     @property
@@ -51,7 +56,7 @@ class Gaussian:
 
     @property
     def condition(self) -> float:
-        """The longest axis over the shortest, squared."""
+        """(longest axis / shortest axis)^2."""
         return float((self.axes[-1] / self.axes[0]) ** 2)
 
     def unwhiten(self, z: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
@@ -64,12 +69,3 @@ class Gaussian:
         """log density, nats."""
         dim = len(self.mean)
         return -0.5 * (self.whiten(samples) ** 2).sum(-1) - dim * (math.log(self.size) + 0.5 * math.log(2 * math.pi))
-
-
-def kl_divergence(first: Gaussian, second: Gaussian) -> float:
-    """KL(first ‖ second), nats."""
-    shift = second.whiten(first.mean[None])[0]
-    moved = np.linalg.solve(second.root, first.root)
-    scale = first.size / second.size
-    dim = len(first.mean)
-    return float(0.5 * (scale**2 * (moved**2).sum() + shift @ shift - dim) - dim * math.log(scale))

@@ -2,18 +2,18 @@
 
     minimise  -alpha E_accepted[log pi] + (1 - alpha) E_rejected[log pi] + beta KL(pi_ref || pi)
 
--beta KL(pi_ref || pi) is beta E_ref[log pi] and a constant, so this is maximum likelihood with signed weights of total
-W = alpha - (1 - alpha) + beta (PMPO paper, Eq. 10), and a Gaussian's maximum likelihood has a closed form. Mean, size
-and shape are each solved for with the other two at the reference's (as MPO decouples mean and covariance), so each can
-have a KL weight of its own.
+-beta KL(pi_ref || pi) is beta E_ref[log pi] plus a constant, so this is maximum likelihood with signed weights of sum
+W = alpha - (1 - alpha) + beta (PMPO paper, Eq. 10). For a Gaussian it has a closed form. Mean, size and shape are each
+solved for while the other two are the reference's (as MPO decouples mean and covariance), so each can have its own KL
+weight.
 
-Shapes: n samples of d coordinates, whitened by the reference: z = 0 is its mean, E_ref[z z'] = I. A sample weighs w;
-sum(w) plus the weight of a closed-form KL is W, which must be > 0.
+Shapes: n samples of d coordinates, whitened by the reference: z = 0 is its mean, E_ref[z z'] = I. Each sample has a
+weight; the sum of the weights and of the weight of a closed-form KL is W, which must be > 0.
 
-Departs from the paper: E_ref[log pi] can be taken over the very draw that was judged (`kl="sampled"`, PMPO's BC form)
-instead of in closed form (`kl="exact"`). Both are unbiased. On its own draw the objective at the smallest bounded beta
-has weights >= 0, as in the limit of many samples its optimum has density >= 0; in closed form the noise of a rejected
-mean of a few samples stays uncancelled, which a search pays for at every step.
+Departs from the paper: E_ref[log pi] can be estimated on the judged draw itself (`kl="sampled"`, PMPO's BC form), not
+only in closed form (`kl="exact"`). Both are unbiased. On the draw itself the weights at the smallest bounded beta are
+>= 0, as the density of the optimum is with many samples. In closed form the noise of a rejected mean of a few samples
+is not cancelled, which slows a search down at every step.
 """
 
 from __future__ import annotations
@@ -25,23 +25,24 @@ from statistics import NormalDist
 import numpy as np
 from jaxtyping import Float
 
-from valence.objectives import PMPO
+from valence.objectives.pmpo import PMPO
 from valence.search.gaussian import Gaussian
 from valence.search.judgement import Judgement
 
 SMALLEST, LARGEST = 0.25, 4.0
-"""How far one step may change the size's square, and (the lower one) an eigenvalue of the shape."""
+"""Bounds of the factor by which one step changes size^2. The lower one also bounds the eigenvalues of the shape's."""
 
 
 @dataclass(frozen=True, eq=False)
 class Weights:
-    """What each sample's log pi weighs, divided by W: sums to 1 together with `closed_kl`.
+    """The weight of each sample's log pi, divided by W. Each column sums to 1 together with `closed_kl`.
 
     Args:
-        mean: `[n]`, for the mean; accepted samples weighed by rank.
-        spread: `[n]`, for size and shape; plain class means, which on a slope leave size and shape as they are.
+        mean: `[n]`, for the mean; accepted samples are weighted by rank.
+        spread: `[n]`, for size and shape; plain class means, which leave size and shape unchanged on a linear slope.
         closed_kl: weight of the closed-form KL, >= 0.
-        slope: what `spread` makes of z'z - d on a slope, where size should stay: 0 for classes of one half each.
+        slope: the expectation of spread @ (z'z - d) on a linear slope, where the size should not change; 0 where both
+            classes hold half of the samples.
     """
 
     mean: Float[np.ndarray, " n"]
@@ -51,22 +52,25 @@ class Weights:
 
     @property
     def effective(self) -> float:
-        """How many equally weighed samples would leave as much noise in the mean."""
+        """Number of equally weighted samples that would give the mean as much noise."""
         return 1 / max(float((self.mean**2).sum()), 1e-300)
 
 
 def pmpo_weights(judgement: Judgement, objective: PMPO, *, exact_kl: bool) -> Weights | None:
-    """The objective's weights on a judged draw; None where its classes are empty, so that nothing is to be learned.
+    """The objective's weights on a judged draw; None where its classes are empty and there is nothing to learn.
 
-    A class that nobody spoke of drops out, and beta="auto" is then the bound of what is left, (1 - alpha) / rho with
-    rho the rejected part of the whole draw: what nobody judged counts as not rejected, and where some are rejected more
-    than others (pairs, ties) the most rejected decides. Where all were rejected, the
-    draw says nothing of what else the reference does: the KL is in closed form, and rho taken for one half.
+    An empty class is dropped. beta="auto" is the bound of what is left, (1 - alpha) / rho, where rho is the rejected
+    fraction of the whole draw; unlabelled samples count as not rejected. Where some samples are rejected more than
+    others (pairs, ties), the most rejected one sets the bound. Where all samples were rejected, the draw shows nothing
+    else of the reference: the KL is then in closed form, and rho is taken as 1/2.
 
+    Args:
+        objective: its alpha and beta are read.
+        exact_kl: take the KL in closed form.
     Warns:
-        W <= 0 with the objective's own beta, as with beta 0.5 where all that is said are rejections: the bound is used.
+        The objective's beta gives W <= 0, as beta 0.5 does where there are only rejections: the bound is used.
     """
-    count, alpha = len(judgement), objective.alpha
+    count, alpha = len(judgement), objective.accepted_weight
     accepts = alpha * bool(judgement.accepted.any())
     rejects = (1 - alpha) * bool(judgement.rejected.any())
     if accepts == 0 and rejects == 0:
@@ -74,14 +78,12 @@ def pmpo_weights(judgement: Judgement, objective: PMPO, *, exact_kl: bool) -> We
     rejected = float((judgement.rejected > 0).mean()) if rejects else 0.0
     exact_kl = exact_kl or rejected == 1.0
     away = rejects * _unit(judgement.rejected)
-    # Where all are alike, rejects / rho; ties and pairs reject by halves, and the most rejected sample decides.
+    # rejects / rho where all rejected samples weigh the same; else the most rejected sample sets the bound.
     bound = 2 * rejects if rejected == 1.0 else float(away.max()) * count
     beta = bound if objective.beta == "auto" else float(objective.beta)
     total = accepts - rejects + beta
     if total <= 1e-12:
-        warnings.warn(
-            f"beta = {beta:g} does not hold the policy against what is rejected here: {bound:g} is used", stacklevel=4
-        )
+        warnings.warn(f"beta = {beta:g} is too small for the rejections in this draw: {bound:g} is used", stacklevel=4)
         beta, total = bound, accepts - rejects + bound
     anchor = 0.0 if exact_kl else beta / count
     mean = (accepts * _unit(judgement.strength) - away + anchor) / total
@@ -92,7 +94,7 @@ def pmpo_weights(judgement: Judgement, objective: PMPO, *, exact_kl: bool) -> We
 
 
 def _tail_excess(fraction: float) -> float:
-    """E[z^2] - 1 of the outer `fraction` of a standard normal on one side; 0 where the fraction is not known."""
+    """E[z^2] - 1 of the upper `fraction` of a standard normal; 0 where the fraction is 0 or 1."""
     if not 0 < fraction < 1:
         return 0.0
     edge = NormalDist().inv_cdf(1 - fraction)
@@ -105,19 +107,19 @@ def _unit(column: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
 
 
 def mean_step(z: Float[np.ndarray, "n d"], weights: Weights) -> Float[np.ndarray, " d"]:
-    """Where the mean goes, whitened: (alpha m_a - (1 - alpha) m_r + beta m_0) / W, with m_0 = 0."""
+    """The whitened shift of the mean: (alpha m_a - (1 - alpha) m_r + beta m_0) / W, with m_0 = 0."""
     return weights.mean @ z
 
 
 def size_step(z: Float[np.ndarray, "n d"], weights: Weights, path: Float[np.ndarray, " d"], *, beta: float) -> float:
-    """The factor of the size.
+    """The factor by which the size changes.
 
     Args:
-        path: one more accepted sample, of weight 1 (see `adapt`).
-        beta: the size's own KL weight, in units of W.
+        path: one more accepted sample, with weight 1 (see `adapt`).
+        beta: KL weight of the size, in units of W.
     """
     own = weights.spread @ ((z**2).mean(-1) - 1) - weights.slope / len(path)
-    # One sample alone says nothing of a spread.
+    # A spread cannot be estimated from one sample.
     own *= min(max(weights.effective - 1, 0.0), 1.0)
     return float(np.sqrt(np.clip(1 + (own + path @ path / len(path) - 1) / (2 + beta), SMALLEST, LARGEST)))
 
@@ -132,12 +134,12 @@ def shape_step(
     path_rate: float,
     diagonal: bool,
 ) -> Float[np.ndarray, "d d"]:
-    """The new shape: among covariances of determinant 1 the likeliest is the weighted second moment, rescaled.
+    """The new shape: the weighted second moment, rescaled, is the likeliest covariance with determinant 1.
 
     Args:
-        sample_rate: share of the samples, W / (W + path's weight + the shape's own beta).
-        path_rate: share of the path, likewise; both in [0, 1), the reference's share is the rest.
-        diagonal: only the diagonal is let go.
+        sample_rate: share of the samples, W / (W + weight of the path + KL weight of the shape), in [0, 1).
+        path_rate: share of the path, likewise; the rest is the reference's share.
+        diagonal: only the diagonal changes.
     """
     identity = np.eye(z.shape[1])
     moment = (weights.spread[:, None] * z).T @ z - weights.spread.sum() * identity

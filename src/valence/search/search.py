@@ -1,4 +1,4 @@
-"""`PreferenceSearch`: ask for points, tell what was thought of them, get better ones. Minimises.
+"""`PreferenceSearch`: ask for points, tell the feedback on them, get better points. Minimises.
 
     search = PreferenceSearch(Box(-5, 5, dim=2))
     while not search.stop():
@@ -6,32 +6,37 @@
         search.tell(x, values=[f(point) for point in x])     # or ranks=, labels=, pairs=
     search.result
 
-Source: PMPO paper, section 5.1, with the improvement step in closed form (`m_step`); what departs is said there and in
-`adapt` and `judgement`. Restarts double the population, as in IPOP (Auger & Hansen, 2005).
+Source: PMPO paper, section 5.1, with the improvement step in closed form (`m_step`). It departs from the paper as
+`m_step`, `adapt` and `judgement` say. Restarts double the population, as in IPOP (Auger & Hansen, 2005).
 """
 
 from __future__ import annotations
 
+import json
 import math
-from dataclasses import dataclass
+import os
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float
 
-from valence.objectives import PMPO
+from valence.errors import UserError
+from valence.objectives.pmpo import PMPO
 from valence.search.adapt import default_population, improve
-from valence.search.draw import Draw, as_points, judge, one_kind
+from valence.search.draw import JUDGES, Draw, as_points, one_kind
 from valence.search.gaussian import Gaussian
 from valence.search.m_step import pmpo_weights
-from valence.search.over import Watch
-from valence.search.space import Space
+from valence.search.space import SPACES, Space
+from valence.search.stopping import StoppingRule
 
 Points = Float[np.ndarray, "n d"]
 
-FOREIGN = 3.0
-"""A point that was not asked for counts as lying at most this far beyond where samples lie."""
+MAX_EXCESS = 3.0
+"""A point that was not asked for counts as lying at most this far, whitened, beyond where samples lie."""
+VERSION = 2
+"""The version of a saved search."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,18 +44,18 @@ class Result:
     """What a search has found.
 
     Args:
-        x: the best point seen, by value; where no values were told, the policy's mean.
-        value: its value; None where x is a mean.
-        source: "best value" or "mean": which it is.
-        told: how many points were told of.
-        steps: improvement steps.
-        restarts: how often it began anew.
+        x: the best point by value; the policy's mean where no values were given.
+        value: the value of x; None where x is a mean.
+        source: "best value" or "mean": which of the two x is.
+        num_judged: number of points with feedback.
+        steps: number of improvement steps.
+        restarts: number of restarts.
     """
 
     x: Float[np.ndarray, " d"]
     value: float | None
     source: str
-    told: int
+    num_judged: int
     steps: int
     restarts: int
 
@@ -59,17 +64,19 @@ class PreferenceSearch:
     """Black-box optimisation from values, ranks, labels or pairs.
 
     Args:
-        space: where to look.
-        objective: PMPO with any alpha: 0.5 learns from accepted and rejected, 1 from accepted, 0 from rejected.
+        space: the space to search.
+        objective: PMPO; only its alpha and beta are read. An alpha of 0.5 (the default) learns from accepted and
+            rejected points, 1 from accepted ones, 0 from rejected ones.
         covariance: "full", or "diagonal" where coordinates are many or independent.
-        population: points to an improvement step; None takes it from the dimension.
-        start: the first mean, as a point; None takes the box's centre or the space's mean.
-        sigma: the first standard deviation: of a box as a part of its width (None: 0.3), else in units of `scale` (1).
-        restarts: how often to begin anew where a run is over, each time with twice the population; needs values.
-        kl: the KL's expectation over the draw itself ("sampled"), or in closed form ("exact"); see `m_step`.
-        seed: same seed, same bits.
+        population: points per improvement step; None takes it from the dimension.
+        start: the initial mean, as a point; None takes the box's centre or the space's mean.
+        sigma: the initial standard deviation: for a box a fraction of its width (None: 0.3), else in units of the
+            space's `scale` (None: 1).
+        restarts: how often to start again, with twice the population, after a run has converged. Needs values.
+        kl: the KL's expectation over the draw itself ("sampled") or in closed form ("exact"); see `m_step`.
+        seed: random seed; the same seed gives the same bits.
     Raises:
-        ValueError: an argument out of range.
+        ValueError: an argument is out of range.
     """
 
     def __init__(
@@ -91,101 +98,102 @@ class PreferenceSearch:
         self.first_population = population or default_population(space.dim)
         self.sigma = space.default_sigma if sigma is None else float(sigma)
         self.random = np.random.default_rng(seed)
-        self.told = self.steps = self.begun = 0
+        self.num_judged = self.steps = self.runs = 0
         self.best: tuple[float, np.ndarray] | None = None
         self.reason: str | None = None
         self.extra: dict[str, Any] = {}
         centre = np.zeros(space.dim)
         if start is not None:
             centre = space.latent(as_points([start], space.dim), centre)[0]
-        self._begin(centre)
+        self._start_run(centre)
 
-    def _begin(self, mean: Float[np.ndarray, " d"]) -> None:
-        """A run from `mean` (latent), with its population."""
-        size = self.sigma * self.space.sigma_unit
-        self.policy = Gaussian.round(mean, min(size, self.space.widest))
+    def _start_run(self, mean: Float[np.ndarray, " d"]) -> None:
+        """Start a run from `mean`, a latent vector."""
+        self.policy = Gaussian.round(mean, min(self.sigma * self.space.sigma_unit, self.space.max_std))
         self.path = np.zeros(self.space.dim)
-        self.population = self.first_population * 2**self.begun
+        self.population = self.first_population * 2**self.runs
         self.draw = Draw()
-        self.watch = Watch(10 + math.ceil(30 * self.space.dim / self.population), self.policy.size)
-        self.begun += 1
+        self.stopping = StoppingRule(10 + math.ceil(30 * self.space.dim / self.population), self.policy.size)
+        self.runs += 1
 
     @property
-    def missing(self) -> int:
-        """How many points still have to be told of for the next step, >= 1."""
-        return max(self.population - self.draw.told, 1)
+    def remaining(self) -> int:
+        """How many points still need feedback before the next step, >= 1."""
+        return max(self.population - self.draw.num_judged, 1)
 
     def ask(self, n: int | None = None) -> Points:
-        """Draw `n` points from the present policy, `[n, d]`; None: as many as still have to be told of for a step.
+        """Draw `n` points from the present policy, `[n, d]`; None: `remaining` points.
 
         Raises:
             ValueError: n < 1.
         """
-        count = self.missing if n is None else n
+        count = self.remaining if n is None else n
         if count < 1:
-            raise ValueError(f"n must be >= 1, got {n}")
+            raise ValueError(f"`n` is {n}, and must be at least 1")
         z = self.random.standard_normal((count, self.space.dim))
         x = self.space.points(self.policy.unwhiten(z))
-        self.draw.asked |= {point.tobytes(): sample for point, sample in zip(x, z, strict=True)}
+        self.draw.pending |= {point.tobytes(): sample for point, sample in zip(x, z, strict=True)}
         return x
 
     def tell(self, x: Any, *, values: Any = None, ranks: Any = None, labels: Any = None, pairs: Any = None) -> None:
-        """Say what was thought of points; after every `population` of them the policy is improved.
+        """Give feedback on points. The policy is improved whenever `population` of them have feedback.
 
-        What was asked and is not told of by then counts as seen and not judged, like label 0 or None: it still says
-        what the policy does. Points that were not asked for are welcome, and count as near the policy.
+        Points that were asked for and have no feedback by then count as unlabelled: they still show what the policy
+        does. Points that were not asked for are allowed, and count as near the policy.
 
         Args:
             x: the points, `[n, d]`.
             values: lower is better; +inf is the worst.
-            ranks: 1 is best; within this call.
-            labels: +1 or True good, -1 or False bad, 0 or None no opinion.
-            pairs: (better, worse) positions in x.
+            ranks: 1 is best, within this call.
+            labels: +1 or True is good, -1 or False is bad, 0 or None is no opinion.
+            pairs: (better, worse) indices into x.
         Raises:
-            ValueError: not exactly one kind of feedback, or one that does not fit.
+            ValueError: not exactly one kind of feedback is given, or it does not fit the points.
         """
-        kind, what = one_kind(values=values, ranks=ranks, labels=labels, pairs=pairs)
+        kind, feedback = one_kind(values=values, ranks=ranks, labels=labels, pairs=pairs)
         x = as_points(x, self.space.dim)
-        judge(kind, what, len(x))
-        self.draw.add(self._whitened(x), kind, what)
-        self.told += len(x)
+        JUDGES[kind](feedback, len(x))  # Refuses what does not fit, before anything changes.
+        self.draw.z.append(self._whitened(x))
+        self.draw.feedback.append((kind, feedback))
+        self.num_judged += len(x)
         if kind == "values":
-            self._remember(x, np.asarray(what, dtype=np.float64))
-        if self.draw.told >= self.population:
+            self._update_best(x, np.asarray(feedback, dtype=np.float64))
+        if self.draw.num_judged >= self.population:
             self._improve()
 
     def _whitened(self, x: Points) -> Points:
+        """The whitened samples of points; they are no longer pending."""
         foreign = self.policy.whiten(self.space.latent(x, self.policy.mean))
-        limit = np.sqrt(self.space.dim) + FOREIGN
+        limit = np.sqrt(self.space.dim) + MAX_EXCESS
         foreign *= np.minimum(1, limit / np.maximum(np.linalg.norm(foreign, axis=1, keepdims=True), limit))
-        asked = self.draw.asked
-        return np.stack([asked.pop(point.tobytes(), z) for point, z in zip(x, foreign, strict=True)])
+        pending = self.draw.pending
+        return np.stack([pending.pop(point.tobytes(), z) for point, z in zip(x, foreign, strict=True)])
 
-    def _remember(self, x: Points, values: Float[np.ndarray, " n"]) -> None:
+    def _update_best(self, x: Points, values: Float[np.ndarray, " n"]) -> None:
         place = int(values.argmin())
         if self.best is None or values[place] < self.best[0]:
             self.best = (float(values[place]), x[place].copy())
 
     def _improve(self) -> None:
-        judgement, z = self.draw.judgement(), self.draw.samples()
-        weights = pmpo_weights(judgement, self.objective, exact_kl=self.kl == "exact")
+        weights = pmpo_weights(self.draw.judgement(), self.objective, exact_kl=self.kl == "exact")
         if weights is not None and self.reason is None:
             self.policy, self.path = improve(
-                self.policy, self.path, z, weights, diagonal=self.covariance == "diagonal", widest=self.space.widest
-            )
+                self.policy, self.path, self.draw.samples(), weights,
+                diagonal=self.covariance == "diagonal", max_std=self.space.max_std,
+            )  # fmt: skip
         self.steps += 1
-        why = self.watch.over(self.policy, self.draw.values())
+        converged = self.stopping.reason(self.policy, self.draw.values())
         self.draw = Draw()
-        if why is None:
+        if converged is None:
             return
-        # Without values nobody could say which run has found the better point.
-        if self.begun > self.restarts or self.best is None:
-            self.reason = self.reason or why
+        # Without values it is unknown which run has found the better point.
+        if self.runs > self.restarts or self.best is None:
+            self.reason = self.reason or converged
         else:
-            self._begin(self.space.anywhere(self.random))
+            self._start_run(self.space.random_start(self.random))
 
     def stop(self) -> str | None:
-        """Why there is no use in going on, after all restarts; None while there is."""
+        """Why the search has converged, after all restarts; None while it has not."""
         return self.reason
 
     @property
@@ -195,53 +203,98 @@ class PreferenceSearch:
 
     @property
     def result(self) -> Result:
-        """What it has found so far."""
+        """The best point so far."""
         x, value, source = self.mean, None, "mean"
         if self.best is not None:
             (value, x), source = self.best, "best value"
-        return Result(x.copy(), value, source, self.told, self.steps, self.begun - 1)
+        return Result(x.copy(), value, source, self.num_judged, self.steps, self.runs - 1)
 
     def log_density(self, x: Any) -> Float[np.ndarray, " n"]:
         """log density of the present policy at points `[n, d]`, nats."""
         return self.space.log_density(self.policy, as_points(x, self.space.dim))
 
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that is needed to continue bit for bit, as JSON values."""
+        policy, best = self.policy, self.best
+        return {
+            "version": VERSION,
+            "space": self.space.state_dict(),
+            "objective": asdict(self.objective),
+            "options": {
+                "covariance": self.covariance, "population": self.first_population, "sigma": self.sigma,
+                "restarts": self.restarts, "kl": self.kl, "seed": self.seed,
+            },
+            "state": {
+                "num_judged": self.num_judged, "steps": self.steps, "runs": self.runs, "population": self.population,
+                "reason": self.reason, "extra": self.extra,
+            },
+            "random": self.random.bit_generator.state,
+            "best": None if best is None else [best[0], best[1].tolist()],
+            "policy": {"mean": policy.mean.tolist(), "size": policy.size, "shape": policy.shape.tolist()},
+            "path": self.path.tolist(),
+            "stopping": asdict(self.stopping),
+            "draw": self.draw.state_dict(),
+        }  # fmt: skip
+
+    @classmethod
+    def from_state_dict(cls, tree: dict[str, Any]) -> PreferenceSearch:
+        """The search that `state_dict` was called on."""
+        space = dict(tree["space"])
+        search = cls(SPACES[space.pop("kind")](**space), PMPO(**tree["objective"]), **tree["options"])
+        state, best, policy = tree["state"], tree["best"], tree["policy"]
+        search.num_judged, search.steps, search.runs = state["num_judged"], state["steps"], state["runs"]
+        search.population, search.reason, search.extra = state["population"], state["reason"], state["extra"]
+        search.random.bit_generator.state = tree["random"]
+        search.best = None if best is None else (best[0], np.array(best[1]))
+        search.policy = Gaussian(np.array(policy["mean"]), policy["size"], np.array(policy["shape"]))
+        search.path, search.stopping = np.array(tree["path"]), StoppingRule(**tree["stopping"])
+        search.draw = Draw.from_state_dict(tree["draw"])
+        return search
+
     def save(self, path: str | Path, *, extra: dict[str, Any] | None = None) -> None:
-        """Write everything that is needed to go on bit for bit, as JSON, whole or not at all.
+        """Write `state_dict` to a JSON file, through a draft beside it, so that the file is never half written.
 
         Args:
-            extra: JSON values to keep beside it; a loaded search has them as `extra`.
+            extra: JSON values to save as well; the loaded search has them as `extra`.
         """
-        from valence.search.store import save_search
-
-        self.extra = self.extra if extra is None else extra
-        save_search(self, Path(path))
+        path, self.extra = Path(path), self.extra if extra is None else extra
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = path.with_name(f".{path.name}.draft-{os.getpid()}")
+        draft.write_text(json.dumps(self.state_dict()))
+        draft.replace(path)
 
     @classmethod
     def load(cls, path: str | Path) -> PreferenceSearch:
-        """A search as it was saved.
+        """The search that was saved in `path`.
 
         Raises:
-            UserError: it cannot be read.
+            UserError: the file cannot be read, or is of another version.
         """
-        from valence.search.store import load_search
-
-        return load_search(Path(path))
+        try:
+            tree = json.loads(Path(path).read_text())
+            if tree["version"] != VERSION:
+                raise UserError(f"{path} was saved by another version of Valence: start a new search")
+            return cls.from_state_dict(tree)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise UserError(f"the saved search {path} cannot be read ({reason}): start a new search") from error
 
 
 def _check(
     objective: PMPO, covariance: str, kl: str, population: int | None, restarts: int, sigma: float | None
 ) -> None:
-    if objective.regularizer != "kl" or objective.temperature is not None:
-        raise ValueError("a search takes PMPO with alpha and beta alone: it makes its own KL and weights")
-    if objective.beta != "auto" and 2 * objective.alpha - 1 + objective.beta <= 0:
-        raise ValueError(objective.unbounded_reason(accepted=0.5, rejected=0.5) or "beta is too small")
+    if objective != PMPO(alpha=objective.alpha, beta=objective.beta):
+        raise ValueError("a search reads only alpha and beta of its objective: leave its other fields out")
+    smallest = 1 - 2 * objective.accepted_weight
+    if objective.beta != "auto" and objective.beta <= smallest:
+        raise ValueError(f"`beta` is {objective.beta:g}, and must be above {smallest:g}: else the search is unbounded")
     if covariance not in ("full", "diagonal"):
-        raise ValueError(f"covariance must be 'full' or 'diagonal', got {covariance!r}")
+        raise ValueError(f"`covariance` is {covariance!r}, and must be 'full' or 'diagonal'")
     if kl not in ("sampled", "exact"):
-        raise ValueError(f"kl must be 'sampled' or 'exact', got {kl!r}")
+        raise ValueError(f"`kl` is {kl!r}, and must be 'sampled' or 'exact'")
     if population is not None and population < 2:
-        raise ValueError(f"population must be >= 2, got {population}")
+        raise ValueError(f"`population` is {population}, and must be at least 2")
     if restarts < 0:
-        raise ValueError(f"restarts must be >= 0, got {restarts}")
+        raise ValueError(f"`restarts` is {restarts}, and must be at least 0")
     if sigma is not None and not 0 < sigma < np.inf:
-        raise ValueError(f"sigma must be > 0, got {sigma}")
+        raise ValueError(f"`sigma` is {sigma}, and must be positive and finite")

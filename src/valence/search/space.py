@@ -1,12 +1,12 @@
-"""Where a search looks, and how its Gaussian lives there.
+"""Spaces to search: they map latent vectors to points.
 
-A policy is a Gaussian over *latent* vectors u; a space turns u into the point x that is judged. Shapes: n points of
-d coordinates, `[n, d]`. Latent units: half the box's width, or the scale that was given.
+The policy is a Gaussian over *latent* vectors u; a space maps u to the point x that gets feedback. The latent unit is
+half the box's width, or the given scale. Shapes: n points of d coordinates, `[n, d]`.
 
-A box does not clamp (that puts mass on its faces, where no density is): the Gaussian is *reflected* at the faces.
-Inside, x is u but for shift and scale, so nothing is distorted near an optimum, wherever it lies; a face is reached at
-finite u; and the density of x is a sum over mirror images (`Box.log_density`). The search's KLs are between the
-latent Gaussians: an upper bound on the KL between what is seen of them (data processing), equal away from the faces.
+A box *reflects* the Gaussian at its faces. (Clamping would put probability on the faces, which have no density.)
+Inside, x is u up to shift and scale, so an optimum is not distorted wherever it lies; a face is reached at a finite u;
+and the density of x is a sum over mirror images (`Box.log_density`). The search's KLs are between latent Gaussians: an
+upper bound on the KL between distributions of x (data processing inequality), and equal to it away from the faces.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Float
@@ -26,9 +26,9 @@ Vector = Float[np.ndarray, " d"]
 Points = Float[np.ndarray, "n d"]
 Numbers = int | float | Sequence[int | float] | np.ndarray
 
-MOST_IMAGES = 100_000
+MAX_IMAGES = 100_000
 REACH = 9.0
-"""Images further than so many standard deviations are left out of a density: less than 1e-17 of it."""
+"""Mirror images further than this many standard deviations are skipped: they add less than 1e-17 of the density."""
 
 
 def _vector(value: Numbers, dim: int | None, name: str) -> np.ndarray:
@@ -36,15 +36,15 @@ def _vector(value: Numbers, dim: int | None, name: str) -> np.ndarray:
     try:
         array = np.array(value, dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{name} must be a number or a list of numbers, got {value!r}") from error
+        raise ValueError(f"`{name}` must be a number or a list of numbers, got {value!r}") from error
     if array.ndim == 0:
         if dim is None or dim < 1:
-            raise ValueError(f"{name} is one number: say dim, the number of coordinates (>= 1)")
+            raise ValueError(f"`{name}` is one number: give `dim`, the number of coordinates, at least 1")
         array = np.full(dim, float(array))
     if array.ndim != 1 or len(array) == 0 or (dim is not None and len(array) != dim):
-        raise ValueError(f"{name} must have one number a coordinate, got shape {array.shape}")
+        raise ValueError(f"`{name}` must have one number per coordinate, got shape {array.shape}")
     if not np.isfinite(array).all():
-        raise ValueError(f"{name} must be finite, got {value!r}")
+        raise ValueError(f"`{name}` must be finite, got {value!r}")
     return array
 
 
@@ -53,7 +53,8 @@ class Box:
     """All x with low <= x <= high.
 
     Args:
-        low, high: one number a coordinate, or one for all of `dim` coordinates.
+        low, high: one number per coordinate, or one for all coordinates.
+        dim: number of coordinates, where low and high are single numbers.
     Raises:
         ValueError: not finite, of different length, or low >= high somewhere.
     """
@@ -67,7 +68,7 @@ class Box:
         object.__setattr__(self, "low", _vector(low, dim, "low"))
         object.__setattr__(self, "high", _vector(high, dim, "high"))
         if not (self.low < self.high).all():
-            raise ValueError(f"low must be below high in every coordinate, got {low!r} and {high!r}")
+            raise ValueError(f"`low` must be below `high` in every coordinate, got {low!r} and {high!r}")
 
     @property
     def dim(self) -> int:
@@ -79,45 +80,45 @@ class Box:
         return self.high / 2 - self.low / 2
 
     @property
-    def widest(self) -> float:
-        """The largest latent standard deviation that still says something: 0.3 times the width. Reflected, it is
-        nearly uniform already."""
+    def max_std(self) -> float:
+        """The largest useful latent standard deviation, 0.3 times the width: reflected, it is nearly uniform."""
         return 0.6
 
     default_sigma: ClassVar[float] = 0.3
     sigma_unit: ClassVar[float] = 2.0
-    """Sigma is a part of the width, the latent unit half of it."""
+    """Sigma is a fraction of the width; the latent unit is half the width."""
 
     def points(self, latent: Points) -> Points:
-        """Latent vectors to points: a triangle wave of period 4, the identity on [-1, 1]."""
+        """Map latent vectors to points, by a triangle wave of period 4 that is the identity on [-1, 1]."""
         folded = np.abs((latent - 1) % 4 - 2) - 1
         return np.clip(self.low / 2 + self.high / 2 + self.half * folded, self.low, self.high)
 
     def latent(self, points: Points, near: Vector) -> Points:
-        """Points to the latent vectors, of the many that show as them, nearest to `near` in each coordinate.
+        """Map points to latent vectors: of the many that map to a point, the nearest to `near` in each coordinate.
 
         Raises:
             ValueError: a point lies outside the box.
         """
         if not ((points >= self.low) & (points <= self.high)).all():
-            raise ValueError("a point lies outside the box")
+            raise ValueError("a point of `x` lies outside the box")
         inside = (points - (self.low / 2 + self.high / 2)) / self.half
         both = np.stack([inside, 2 - inside])
         both = both + 4 * np.round((near - both) / 4)
         return np.where(np.abs(both[0] - near) <= np.abs(both[1] - near), both[0], both[1])
 
     def log_density(self, policy: Gaussian, points: Points) -> Float[np.ndarray, " n"]:
-        """log density of x, in nats, x in its own unit: the sum over the mirror images of x that the policy can reach.
+        """log density of points, nats: a sum over the mirror images of each point that the policy can reach.
 
         Raises:
-            ValueError: more than 100,000 images matter (a wide policy in many coordinates), or a point lies outside.
+            ValueError: there are more than 100,000 such images (a wide policy in many coordinates), or a point lies
+                outside the box.
         """
         inside = self.latent(points, np.zeros(self.dim))
         spread = REACH * policy.std
         first = np.floor((policy.mean - spread - 1) / 2).astype(int)
         last = np.ceil((policy.mean + spread + 1) / 2).astype(int)
-        if math.prod((last - first + 1).tolist()) > MOST_IMAGES:
-            raise ValueError("the policy is too wide for its density to be summed over mirror images")
+        if math.prod((last - first + 1).tolist()) > MAX_IMAGES:
+            raise ValueError("the policy is too wide to sum its density over mirror images")
         # Image number k of a coordinate: 2 k + x where k is even, 2 k - x where it is odd.
         cells = itertools.product(*(range(a, b + 1) for a, b in zip(first, last, strict=True)))
         number = np.array(list(cells))[:, None, :]
@@ -126,9 +127,13 @@ class Box:
         top = logs.max(0)
         return top + np.log(np.exp(logs - top).sum(0)) - np.log(self.half).sum()
 
-    def anywhere(self, random: np.random.Generator) -> Vector:
-        """A latent start drawn evenly from the box."""
+    def random_start(self, random: np.random.Generator) -> Vector:
+        """A latent vector drawn uniformly from the box."""
         return random.uniform(-1, 1, self.dim)
+
+    def state_dict(self) -> dict[str, Any]:
+        """As JSON values; see `SPACES`."""
+        return {"kind": "Box", "low": self.low.tolist(), "high": self.high.tolist()}
 
 
 @dataclass(frozen=True, eq=False, init=False)
@@ -136,8 +141,9 @@ class Unbounded:
     """All of R^d, searched from N(mean, diag(scale^2)).
 
     Args:
-        mean: where it begins; one number a coordinate, or one for all of `dim` coordinates.
-        scale: standard deviations that it begins with, > 0.
+        mean: the initial mean; one number per coordinate, or one for all coordinates.
+        scale: the initial standard deviations, > 0.
+        dim: number of coordinates, where mean and scale are single numbers.
     Raises:
         ValueError: not finite, of different length, or scale <= 0.
     """
@@ -151,15 +157,15 @@ class Unbounded:
         object.__setattr__(self, "mean", _vector(mean, dim, "mean"))
         object.__setattr__(self, "scale", _vector(scale, dim, "scale"))
         if not (self.scale > 0).all():
-            raise ValueError(f"scale must be > 0, got {scale!r}")
+            raise ValueError(f"`scale` is {scale!r}, and must be positive")
 
     @property
     def dim(self) -> int:
         return len(self.mean)
 
     @property
-    def widest(self) -> float:
-        """No standard deviation is too large here."""
+    def max_std(self) -> float:
+        """There is no upper bound."""
         return math.inf
 
     default_sigma: ClassVar[float] = 1.0
@@ -172,12 +178,18 @@ class Unbounded:
         return (points - self.mean) / self.scale
 
     def log_density(self, policy: Gaussian, points: Points) -> Float[np.ndarray, " n"]:
-        """log density of x, in nats, x in its own unit."""
+        """log density of points, nats."""
         return policy.log_prob(self.latent(points, policy.mean)) - np.log(self.scale).sum()
 
-    def anywhere(self, random: np.random.Generator) -> Vector:
-        """A latent start drawn from where the search began."""
+    def random_start(self, random: np.random.Generator) -> Vector:
+        """A latent vector drawn from the initial policy at sigma 1."""
         return random.standard_normal(self.dim)
+
+    def state_dict(self) -> dict[str, Any]:
+        """As JSON values; see `SPACES`."""
+        return {"kind": "Unbounded", "mean": self.mean.tolist(), "scale": self.scale.tolist()}
 
 
 Space = Box | Unbounded
+SPACES: dict[str, type[Box] | type[Unbounded]] = {"Box": Box, "Unbounded": Unbounded}
+"""The spaces by the "kind" in their `state_dict`."""
