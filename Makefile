@@ -45,12 +45,12 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $(STAMP)
 
-# The simulator of `valence reproduce offline-control`, in an environment of its own: it wants another mujoco.
+# The simulator of `python -m experiments offline-control`, in an environment of its own: it wants another mujoco.
 metaworld: .venv-metaworld/.installed
 
-.venv-metaworld/.installed: scripts/metaworld.txt
+.venv-metaworld/.installed: experiments/offline_control/metaworld.txt
 	$(PYTHON) -m venv .venv-metaworld
-	.venv-metaworld/bin/python -m pip install --quiet --disable-pip-version-check -r scripts/metaworld.txt
+	.venv-metaworld/bin/python -m pip install --quiet --disable-pip-version-check -r experiments/offline_control/metaworld.txt
 	touch $@
 
 clean:

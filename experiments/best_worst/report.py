@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from experiments.common.pictures import new_figure, save_figure
-from experiments.common.results import Claim, mean, spread
+from experiments.common.results import Claim
 
 ITERATIONS = 3
 PAPER = {
@@ -53,10 +54,10 @@ def table(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     for name, points in found.items():
         line: dict[str, Any] = {"method": name, "seeds": len(points)}
         for figure, column, factor in COLUMNS:
-            values = [{column: factor * point[figure]} for point in points]
-            line[column] = mean(values, column)
+            values = [factor * point[figure] for point in points]
+            line[column] = sum(values) / len(values)
             if figure in ("reward", "gold_win_rate"):
-                line[f"{column}_sd"] = spread(values, column)
+                line[f"{column}_sd"] = statistics.stdev(values) if len(values) > 1 else 0.0
         lines.append(line | PAPER.get(name, {}))
     return lines
 

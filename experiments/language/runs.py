@@ -128,7 +128,7 @@ def _align(setting: Setting, task: Task, out: Path) -> Path:
     """The model after `valence.align` on the human pairs."""
     from valence.runs.align import align
 
-    options = _options(setting, setting.batches) | {"eval_samples": 1} | dict(setting.options)
+    options: dict[str, Any] = {**_options(setting, setting.batches), "eval_samples": 1, **setting.options}
     return align(task.pairs, model="small-lm", out=out, **options).model
 
 

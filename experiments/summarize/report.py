@@ -123,7 +123,9 @@ def _curve_claims(rows: Rows) -> list[Claim]:
     if ppo:
         curves = [_deciles(some) for some in (rebel, ppo)]
         near = max(curve[0][0] for curve in curves)
-        mine, other = (float(np.interp(near, *zip(*curve, strict=True))) for curve in curves)
+        mine, other = (
+            float(np.interp(near, [far for far, _ in curve], [reward for _, reward in curve])) for curve in curves
+        )
         text = f"at {near:.1f} nats, the nearest that both have: REBEL {mine:.2f}, PPO {other:.2f}"
         claims.append(Claim("REBEL scores higher where samples are near the start", "Fig. 5", text, mine > other))
     return claims

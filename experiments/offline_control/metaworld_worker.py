@@ -1,7 +1,7 @@
-"""Meta-World's pick-place-v3 behind a pipe, for an interpreter of its own: it pins another mujoco than the rest does.
+"""Meta-World's pick-place-v3 behind a pipe, in an interpreter of its own: it pins another mujoco than Valence does.
 
-Run by path under `.venv-metaworld`. Reads one JSON line a request on standard input, answers with one on standard
-output: `{"reset": seed}` and `{"step": action}`, both with `{"observation", "reward", "success"}`.
+Run by its path under `.venv-metaworld`. Reads requests from standard input, one JSON object per line, `{"reset": seed}`
+or `{"step": action}`, and answers each on standard output with `{"observation", "reward", "success"}`.
 
 Observation `[14]`: hand (3, metres), gripper opening (1), puck (3, metres), its quaternion (4), goal (3, metres).
 Action `[4]`: the hand's displacement (3) and the gripper's effort, in [-1, 1]. Reward: Meta-World's over 10, in [0, 1].
@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 HORIZON = 100
-"""Steps of an episode: the scripted policy needs about 55."""
+"""Steps of an episode; the scripted policy needs about 55."""
 GOAL = slice(36, 39)
-"""Where the goal stands in Meta-World's observation of 39 numbers; the first 11 are hand, gripper and puck."""
+"""The goal in Meta-World's observation of 39 numbers; the first 11 are hand, gripper and puck."""
 
 
 class PickPlace:
@@ -28,7 +28,7 @@ class PickPlace:
         from metaworld.envs.sawyer_pick_place_v3 import SawyerPickPlaceEnvV3  # pyright: ignore[reportMissingImports]
 
         self.env: Any = SawyerPickPlaceEnvV3()
-        # What `set_task` sets, but with puck and goal drawn anew at each reset instead of one of fifty kept tasks.
+        # As `set_task` does, but puck and goal are drawn at each reset instead of taken from one of fifty fixed tasks.
         self.env._set_task_called, self.env._freeze_rand_vec, self.env.seeded_rand_vec = True, False, True
         self.env._partially_observable = False
         self.raw = np.zeros(39)

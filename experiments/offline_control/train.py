@@ -1,4 +1,4 @@
-"""The parts of `valence reproduce offline-control`: a value function, its labels, one training, one evaluation."""
+"""The parts of one run of `python -m experiments offline-control`: value, labels, training and evaluation."""
 
 from __future__ import annotations
 
@@ -9,36 +9,35 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from experiments.common import experiment as common
+from experiments.offline_control.simulator import PickPlace
 from valence.feedback.advantages import label_advantage
 from valence.objectives.pmpo import pmpo_beta
 from valence.policies.gaussian import GaussianPolicy
-from valence.reproduce.offline_control_env import PickPlace
 from valence.runs import offline_control as offline
 from valence.sources.episodes import EpisodeTable, mixture
 
-DISCOUNT, TRACE = 0.98, 0.9
+DISCOUNT, GAE_LAMBDA = 0.98, 0.9
 EXPECTILE = 0.7
-VALUE_BATCH = offline.VALUE_BATCH
-BATCH_SIZE, HIDDEN = 512, (256, 256)
+VALUE_BATCH, BATCH_SIZE, HIDDEN = 2048, 512, (256, 256)
 MIN_SCALE = 0.3
-"""The policy's least standard deviation, half action ranges: the mean of the data's noise. It and the tanh on the
-mean bound log pi from below, so that a rejection cannot pay without end."""
+"""The policy's least standard deviation, in half action ranges: the mean of the data's noise. With the tanh on the mean
+it bounds log pi from below, so that a rejection cannot pay without end."""
 
 
 @dataclass(frozen=True)
-class Mixture:
-    """Which losses, and their weights.
+class Mixture(common.Setting):
+    """One run: which losses it has, and their weights. Its name is the one in the paper's Table 1.
 
     Args:
-        name: as in the paper's Table 1.
-        accept, reject, clone: which rows it sees.
-        alpha: weight of accepted against rejected.
+        accept, reject, clone: which rows it learns from.
+        alpha: weight of accepted against rejected rows.
         beta: weight of cloning.
-        over_bound: with rejections, beta in units of its smallest bounded value on the labels at hand, in its place.
-        lr: of Adam, falling linearly to 0.
+        over_bound: beta divided by its smallest bounded value on the labels at hand; takes the place of `beta`.
+        lr: learning rate of Adam, falling linearly to 0.
+        every: only the labels of every so many-th early episode are used.
     """
 
-    name: str
     accept: bool = False
     reject: bool = False
     clone: bool = False
@@ -46,9 +45,10 @@ class Mixture:
     beta: float = 1.0
     over_bound: float | None = None
     lr: float = 1e-3
+    every: int = 1
 
     def on(self, sign: Int[Tensor, "E S"]) -> Mixture:
-        """With the beta that these labels ask for: their own rejected share rho gives the bound (1 - alpha) / rho."""
+        """With the beta for these labels: with their rejected share rho, the bound is (1 - alpha) / rho."""
         if self.over_bound is None:
             return self
         counts = {"accepted": float((sign > 0).sum()), "rejected": float((sign < 0).sum())}
@@ -56,22 +56,23 @@ class Mixture:
 
 
 def fit_value(table: EpisodeTable, *, seed: int, steps: int) -> Float[Tensor, "E L"]:
-    """V of every observation, at this experiment's settings."""
+    """V of every observation, with this experiment's settings."""
     return offline.fit_value(
-        table, seed=seed, steps=steps, discount=DISCOUNT, trace=TRACE, expectile=EXPECTILE, hidden=HIDDEN,
+        table, seed=seed, steps=steps, discount=DISCOUNT, gae_lambda=GAE_LAMBDA, expectile=EXPECTILE, hidden=HIDDEN,
         batch_size=VALUE_BATCH,
     )  # fmt: skip
 
 
 def make_labels(table: EpisodeTable, value: Float[Tensor, "E L"], early: int) -> Int[Tensor, "E S"]:
     """The sign of the advantage in the first `early` episodes; the others stay unlabelled (0)."""
-    sign = label_advantage(offline.advantages(table, value, discount=DISCOUNT, trace=TRACE), table.present)
+    advantage = offline.advantages(table, value, discount=DISCOUNT, gae_lambda=GAE_LAMBDA)
+    sign = label_advantage(advantage, table.present)
     sign[early:] = 0
     return sign
 
 
 def thin(sign: Int[Tensor, "E S"], every: int) -> Int[Tensor, "E S"]:
-    """The labels of every `every`-th episode alone."""
+    """The labels of every `every`-th episode only."""
     kept = torch.zeros_like(sign)
     kept[::every] = sign[::every]
     return kept
@@ -89,7 +90,7 @@ def train_policy(
 
 
 def evaluate(policy: GaussianPolicy, table: EpisodeTable, task: PickPlace, seeds: range) -> dict[str, Any]:
-    """Act by the mean: the sum of rewards of each episode, and the share of episodes that reached the goal."""
+    """Act by the mean action: the sum of rewards of each episode, and the share of episodes that reached the goal."""
     rewards, solved = [], []
     for seed in seeds:
         observation, total, done = task.reset(seed), 0.0, False

@@ -1,6 +1,7 @@
-"""The simulator of `valence reproduce offline-control`, behind a pipe: it lives in an environment of its own.
+"""The simulator of `python -m experiments offline-control`, behind a pipe.
 
-Meta-World 3.1.1 pins mujoco 3.3.0, on which nothing else here runs; see `metaworld_worker`.
+Meta-World 3.1.1 pins mujoco 3.3.0, on which nothing else here runs, so it has a Python environment of its own; see
+`metaworld_worker`.
 """
 
 from __future__ import annotations
@@ -20,24 +21,24 @@ HOW = "make metaworld (a second environment, .venv-metaworld, 390 MB), or set VA
 
 
 def interpreter() -> Path | None:
-    """The Python that has Meta-World: $VALENCE_METAWORLD, or .venv-metaworld here or in the checkout; None: nowhere."""
+    """The Python that has Meta-World: $VALENCE_METAWORLD, else .venv-metaworld here or in the checkout, else None."""
     named = os.environ.get("VALENCE_METAWORLD")
-    roots = (Path.cwd(), Path(__file__).parents[3])
+    roots = (Path.cwd(), Path(__file__).parents[2])
     places = [Path(named)] if named else [root / ".venv-metaworld" / "bin" / "python" for root in roots]
     return next((place for place in places if place.is_file()), None)
 
 
 class PickPlace:
-    """One environment in a process of its own; use as a context manager.
+    """One environment in a process of its own, as a context manager.
 
     Raises:
-        UserError: no interpreter has Meta-World, or it does not start.
+        UserError: no Python has Meta-World, or its process does not start.
     """
 
     def __init__(self) -> None:
         python = interpreter()
         if python is None:
-            raise UserError(f"offline-control evaluates in Meta-World, which is not here: {HOW}")
+            raise UserError(f"offline-control evaluates policies in Meta-World, which is not installed: {HOW}")
         self.process = subprocess.Popen(
             [str(python), "-W", "ignore", str(WORKER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
@@ -54,11 +55,11 @@ class PickPlace:
         self.process.wait(timeout=10)
 
     def reset(self, seed: int) -> np.ndarray:
-        """Begin an episode; the same seed gives the same puck and goal. Observation `[14]`."""
+        """Begin an episode; returns the observation `[14]`. The same seed gives the same puck and goal."""
         return self._ask({"reset": seed})[0]
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool]:
-        """Observation `[14]`, reward in [0, 1], and whether the puck is at the goal."""
+        """(observation `[14]`, reward in [0, 1], whether the puck is at the goal)."""
         return self._ask({"step": action.tolist()})
 
     def _ask(self, request: dict[str, Any]) -> tuple[np.ndarray, float, bool]:
@@ -73,5 +74,5 @@ class PickPlace:
         line = self.process.stdout.readline()
         if not line:
             status = self.process.wait()
-            raise UserError(f"Meta-World's process ended with status {status}: make its environment again: {HOW}")
+            raise UserError(f"Meta-World's process ended with status {status}; install its environment again: {HOW}")
         return json.loads(line)

@@ -1,13 +1,13 @@
-"""Make the data of `valence reproduce offline-control`: 1,400 pick-and-place episodes of a learner getting better.
+"""Make the data of `python -m experiments offline-control`: 1,400 pick-and-place episodes of a learner that improves.
 
-    PYTHONPATH=src .venv-metaworld/bin/python scripts/make_pick_place.py --out src/valence/assets/pick_place
+    PYTHONPATH=src:. .venv-metaworld/bin/python -m experiments.offline_control.make_data --out NEW_FOLDER
 
-Meta-World pick-place-v3, acted by its scripted policy or by one of four systematic failures, in equal shares, with
+Each episode of Meta-World's pick-place-v3 is acted by its scripted policy or by one of four systematic failures, with
 Gaussian noise on every action. The chance of the scripted policy grows with the episode's number as a learner's would:
-from 0 to 0.2 over the first 400 (the paper's first 40k of 140k), then to 0.8. So the first 400 are mostly bad, the
-others a mixture with a large share of bad ones. Fixed before any mixture was trained; see docs/decisions.md.
-
-The failures are biased, not only noisy: noise of mean zero would leave the mean of a cloned Gaussian right.
+from 0 to 0.2 over the first 400 (the paper's first 40k of 140k), then to 0.8. So the first 400 are mostly bad, and the
+others contain a large share of bad episodes. The recipe was fixed before any mixture was trained; see
+docs/decisions.md. The failures are biased, not only noisy: noise of mean zero would leave the mean of a cloned Gaussian
+right.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ from pathlib import Path
 
 import numpy as np
 
+from experiments.offline_control.metaworld_worker import GOAL, HORIZON, PickPlace
 from valence.data.episodes import Episode, write_episodes
-from valence.reproduce.metaworld_worker import GOAL, HORIZON, PickPlace
 
 EPISODES, EARLY, SEED = 1400, 400, 20_000
 FAILURES = ("wander", "no_grasp", "drop", "wrong_place")
 NOISE = (0.1, 0.5)
-"""Standard deviation of the action noise: drawn once an episode, in units of half the action range."""
+"""Standard deviation of the action noise, drawn once per episode, in units of half the action range."""
 GOALS = np.array([[-0.1, 0.8, 0.05], [0.1, 0.9, 0.3]])
 REACH = np.array([[-0.4, 0.45, 0.06], [0.4, 0.95, 0.45]])
-"""Boxes that goals, and the points to wander to, are drawn from, metres: the task's goals, and the hand's room."""
+"""Boxes in metres: the task's goals, and the points that a wandering hand goes to."""
 
 
 def skill(place: int) -> float:
-    """Chance that episode number `place` is acted by the scripted policy."""
+    """The chance that the scripted policy acts episode number `place`."""
     if place < EARLY:
         return 0.2 * place / EARLY
     return 0.2 + 0.6 * (place - EARLY) / (EPISODES - 1 - EARLY)
 
 
 class Actor:
-    """One episode's behaviour: `kind` is "skilled" or one of FAILURES."""
+    """The behaviour of one episode; `kind` is "skilled" or one of `FAILURES`."""
 
     def __init__(self, kind: str, goal: np.ndarray, generator: np.random.Generator) -> None:
         from metaworld.policies import SawyerPickPlaceV3Policy  # pyright: ignore[reportMissingImports]
@@ -65,7 +65,7 @@ class Actor:
 
 
 def live(task: PickPlace, place: int) -> tuple[Episode, str, bool]:
-    """Episode number `place`, its behaviour, and whether the puck came to the goal."""
+    """(episode number `place`, its behaviour, whether the puck reached the goal)."""
     generator = np.random.default_rng([SEED, place])
     kind = "skilled" if generator.random() < skill(place) else str(generator.choice(FAILURES))
     observations, actions, rewards, solved = [task.reset(SEED + place)], [], [], False
@@ -91,7 +91,7 @@ def main() -> None:
     lived = [live(task, place) for place in range(options.episodes)]
     folder = write_episodes(
         options.out, [episode for episode, *_ in lived], dataset_id="valence/pick-place-v0",
-        description="Meta-World 3.1.1 pick-place-v3, a learner getting better: see scripts/make_pick_place.py",
+        description="Meta-World 3.1.1 pick-place-v3, a learner getting better: see experiments/offline_control",
     )  # fmt: skip
     print(f"{len(lived)} episodes in {time.perf_counter() - began:.0f} s: {folder}")
     for kind in ("skilled", *FAILURES):
