@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from valence.policies.runner import PolicyRunner
     from valence.runs.align import align
     from valence.runs.control import control
-    from valence.runs.improve import improve
     from valence.runs.improve_images import improve_images
+    from valence.runs.improve_language import improve
     from valence.search.search import PreferenceSearch
 
 __all__ = [
@@ -34,7 +34,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "align": "valence.runs.align",
     "control": "valence.runs.control",
-    "improve": "valence.runs.improve",
+    "improve": "valence.runs.improve_language",
     "improve_images": "valence.runs.improve_images",
     "load_feedback": "valence.data.formats",
     "PolicyRunner": "valence.policies.runner",

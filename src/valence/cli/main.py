@@ -1,51 +1,111 @@
-"""`valence COMMAND …`: parse, call, print. Each command lies in a file of its own, imported when it is called."""
+"""`valence COMMAND …`: a table of commands, and one way to parse, call and print."""
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+RUNS = "valence.runs"
+
+
+@dataclass(frozen=True)
+class Command:
+    """A row of the table.
+
+    Args:
+        summary: one line for `valence --help`.
+        module: where the command lies.
+        config: the class of its configuration, in that module.
+        run: the function (config, log=, show=) that runs it; with `early`, (words, positional, log=, show=).
+        extra: the package extra that has what it needs.
+        early: whether the function parses the words itself, since the method is chosen by the data.
+    """
+
+    summary: str
+    module: str
+    config: str
+    run: str
+    extra: str = "language"
+    early: bool = False
+
 
 COMMANDS = {
-    "inspect": "tell what a file of feedback holds, and which method would learn from it",
-    "align": "make a language model better from a file of feedback",
-    "control": "make a control policy better by acting in an environment",
-    "improve": "make a language model better on prompts, from a reward of its own completions",
-    "improve-images": "make an image pipeline better on prompts, from a reward of its own images",
-    "compare": "tell whose completions are better, of two models",
-    "reward-model": "train a judge for improve from comparisons or scores",
-    "demo": "align the small model that Valence carries with real human thumbs, in minutes",
-    "offline-control": "make a control policy from episodes on disk, accepted and rejected actions and cloning",
-    "search": "find where a function is smallest, from values of any scale, by accepting and rejecting",
-    "reproduce": "rerun an experiment, the paper's figures beside ours",
-}
+    "inspect": Command(
+        "show what a file of feedback holds, and which method would learn from it",
+        f"{RUNS}.inspect", "InspectConfig", "inspect",
+    ),
+    "align": Command(
+        "make a language model better from a file of feedback",
+        f"{RUNS}.align", "AlignConfig", "align_from_words", early=True,
+    ),
+    "improve": Command(
+        "make a language model better on prompts, from a reward of its own completions",
+        f"{RUNS}.improve_language", "ImproveConfig", "run_language_improvement",
+    ),
+    "improve-images": Command(
+        "make an image pipeline better on prompts, from a reward of its own images",
+        f"{RUNS}.improve_images", "ImagesConfig", "run_image_improvement", "images",
+    ),
+    "reward-model": Command(
+        "train a judge for improve from comparisons or scores",
+        f"{RUNS}.reward_model", "RewardModelConfig", "train_reward_model",
+    ),
+    "compare": Command(
+        "compare the completions of two models", f"{RUNS}.compare", "CompareConfig", "run_comparison",
+    ),
+    "control": Command(
+        "make a control policy better by acting in an environment",
+        f"{RUNS}.control", "ControlConfig", "run_control", "control",
+    ),
+    "offline-control": Command(
+        "make a control policy from episodes on disk: accepted and rejected actions, and cloning",
+        f"{RUNS}.offline_control", "OfflineControlConfig", "run_offline_control", "control",
+    ),
+    "search": Command(
+        "find where a function is smallest, from values of any scale, by accepting and rejecting",
+        f"{RUNS}.search", "SearchConfig", "run_search_command", "control",
+    ),
+    "demo": Command(
+        "align the small model that Valence carries with real human thumbs, in minutes",
+        f"{RUNS}.demo", "DemoConfig", "demo",
+    ),
+}  # fmt: skip
 
-USAGE = "usage: valence COMMAND …\n\n{commands}\n\nvalence COMMAND --help tells more; valence --version the version."
+USAGE = (
+    "usage: valence COMMAND …\n\n{commands}\n\nvalence COMMAND --help lists its options; valence --version prints the "
+    "version."
+)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point. Exits with 0, or with 2 and one clear line for bad input, or 130 when interrupted."""
+    """Entry point. Exits with 0, with 2 and one clear line for bad input, or with 130 when interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(USAGE.format(commands="\n".join(f"  {name:15} {text}" for name, text in COMMANDS.items())))
+        lines = (f"  {name:15} {command.summary}" for name, command in COMMANDS.items())
+        print(USAGE.format(commands="\n".join(lines)))
         sys.exit(0 if arguments else 2)
     if arguments[0] == "--version":
         import valence
 
         print(f"valence {valence.__version__}")
         return
-    name, rest = arguments[0], arguments[1:]
+    name, words = arguments[0], arguments[1:]
     if name not in COMMANDS:
         fail(f"there is no command {name!r}; the commands are {', '.join(COMMANDS)}")
     from valence.errors import UserError
 
     try:
-        import_module(f"valence.cli.{name.replace('-', '_')}").run(rest)
+        call(name, words)
     except UserError as error:
         fail(str(error))
     except KeyboardInterrupt:
         print(
-            "interrupted; align, improve, improve-images, control and search go on with --resume from the last "
+            "interrupted; align, improve, improve-images, control and search continue with --resume from the last "
             "checkpoint in --out",
             file=sys.stderr,
         )
@@ -53,21 +113,87 @@ def main(argv: Sequence[str] | None = None) -> None:
     except ModuleNotFoundError as error:
         if not error.name or error.name.split(".")[0] == "valence":
             raise
-        fail(f"the package {error.name} is not installed: pip install 'valence-learn[{_extra(name, rest)}]'")
+        fail(f"the package {error.name} is not installed: pip install 'valence-learn[{COMMANDS[name].extra}]'")
     except BrokenPipeError:
-        # The reader of our output (head, less) has gone; say nothing more.
+        # The reader of our output (head, less) has gone; print nothing more.
         sys.stderr.close()
         sys.exit(0)
 
 
-def _extra(command: str, rest: Sequence[str]) -> str:
-    about = rest[0] if command == "reproduce" and rest else command
-    if about in ("improve-images", "image"):
-        return "images"
-    return "control" if about in ("control", "offline-control", "search", "bandit") else "language"
+def call(name: str, words: Sequence[str]) -> None:
+    """Parse the words of a command and run it."""
+    command = COMMANDS[name]
+    module = import_module(command.module)
+    kind: Any = getattr(module, command.config)
+    from valence.runs.settings import configure
+
+    if "-h" in words or "--help" in words:
+        print(help_of(kind, words, name))
+        return
+    rest, positional = with_config_file(kind, words)
+    run: Any = getattr(module, command.run)
+    prog = f"valence {name}"
+    if command.early:
+        run(rest, positional, log=log, show=True)
+    else:
+        run(configure(kind, rest, positional, prog=prog), log=log, show=True)
+
+
+def help_of(kind: Any, words: Sequence[str], name: str) -> str:
+    """The help of a command, with the options of the method that the words name."""
+    from valence.cli.help import render
+    from valence.runs.methods import METHODS
+    from valence.runs.settings import last_value, preset_default
+
+    if not kind.place:
+        return render(kind, kind(), name, [])
+    table = METHODS[kind.place]
+    method = last_value(words, "method") or kind.method
+    if method not in table:
+        return render(kind, kind(), name, list(table))
+    default = preset_default(kind, table[method], last_value(words, "preset"), method)
+    return render(kind, default, method, list(table) if len(table) > 1 else [])
+
+
+def with_config_file(kind: Any, words: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+    """The words without --config, behind those of its file; with --resume and no file, of the run's own config.yaml."""
+    from valence.runs.settings import (
+        CONFIG_FILE,
+        fields_for_method,
+        last_value,
+        read_config,
+        to_words,
+        without_option,
+    )
+
+    path = last_value(words, "config")
+    if path is None and any(word == "--config" for word in words):
+        fail("--config needs a file")
+    rest, out = without_option(words, "config"), last_value(words, "out")
+    if path is None and "--resume" in rest and out is not None and (Path(out) / CONFIG_FILE).is_file():
+        path = str(Path(out) / CONFIG_FILE)
+    if path is None:
+        return rest, {}
+    more, positional = to_words(kind, fields_for_method(kind, read_config(path), last_value(rest, "method")))
+    return [*more, *rest], positional
+
+
+def spell(text: str) -> str:
+    """Arguments between backquotes as the command line spells them: `max_length=8` becomes --max-length 8."""
+    return re.sub(r"`([a-z][a-z0-9_]*)(=[^`]*)?`", _spelled, text)
+
+
+def _spelled(match: re.Match[str]) -> str:
+    flag, value = f"--{match[1].replace('_', '-')}", (match[2] or "=")[1:].strip("\"'")
+    return flag if value in ("", "True") else f"{flag} {value}"
+
+
+def log(line: str) -> None:
+    """Print a line, arguments spelled as the command line does."""
+    print(spell(line), flush=True)
 
 
 def fail(message: str) -> None:
-    """One line on standard error, and exit status 2."""
-    print(f"valence: {' '.join(message.split())}", file=sys.stderr)
+    """Print one line on standard error, and exit with status 2."""
+    print(f"valence: {' '.join(spell(message).split())}", file=sys.stderr)
     sys.exit(2)

@@ -4,36 +4,62 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-import torch
-import yaml
+import tyro
 
 from valence.data.collate import Encoder
+from valence.data.formats.load import Loaded
 from valence.errors import UserError
+from valence.evaluation.samples import Evaluation
 from valence.policies.language import LanguagePolicy
-from valence.protocols import Objective
-from valence.runs.config import AlignConfig, align_config, check_complete, flat
-from valence.runs.data import Encoded, Say, encode_feedback, read_feedback
-from valence.runs.evaluation import Evaluation
-from valence.runs.methods import describe, make_critic, make_objective
-from valence.runs.session import (
-    CONFIG_FILE,
-    RunResult,
-    claim,
-    learning_rate,
-    load_policy,
-    make_optimizers,
-    resume,
-    run_session,
-    start_reference,
+from valence.runs.data import Encoded, convert, encode_feedback, load_and_describe, method_for
+from valence.runs.fitting import count_classes
+from valence.runs.language import initial_reference, learning_rate, load_policy, make_learner, positions_of
+from valence.runs.methods import ALIGN, ValueNetwork, describe
+from valence.runs.options import (
+    CachedReferenceOptions,
+    DataOptions,
+    ModelOptions,
+    RunOptions,
+    SamplingOptions,
+    TrainOptions,
 )
+from valence.runs.run import Job, Log, RunResult, begin, claim, make_schedule, resume, run_job, settings_of
+from valence.runs.settings import NoOptions, RunConfig, configure, to_words
 from valence.sources.offline import OfflineSource
 from valence.training.learner import Learner
-from valence.training.loop import Schedule
-from valence.training.reference_cache import CachedReference
+from valence.training.reference_cache import CachedHidden, CachedLogProbs, cache_reference
+
+
+@dataclass(frozen=True)
+class AlignConfig(RunConfig):
+    """Make a language model better from feedback of any shape. `valence inspect` shows what a file holds."""
+
+    place: ClassVar[str] = "align"
+    paths: ClassVar[tuple[str, ...]] = ("feedback", "eval_feedback")
+    required: ClassVar[tuple[str, ...]] = ("feedback", "model", "out")
+    usage: ClassVar[str] = "valence align FEEDBACK --model MODEL --out DIR"
+
+    feedback: tyro.conf.Positional[tuple[str, ...]] = ()
+    """Files or folders of feedback."""
+    model: str = ""
+    """A folder that transformers can load, a hub id, or small-lm for the model that Valence carries."""
+    out: str = ""
+    """Folder to write into."""
+    method: str = "auto"
+    """The method; auto chooses by the feedback. Its options: valence align --method NAME --help."""
+    preset: str | None = None
+    """pmpo: ar (accepted and rejected), a (accepted only) or r (rejected only), with the paper's alpha and beta."""
+    options: Any = field(default_factory=NoOptions)
+    data: DataOptions = field(default_factory=DataOptions)
+    network: ModelOptions = field(default_factory=ModelOptions)
+    sampling: SamplingOptions = field(default_factory=SamplingOptions)
+    reference: CachedReferenceOptions = field(default_factory=CachedReferenceOptions)
+    train: TrainOptions = field(default_factory=TrainOptions)
+    run: RunOptions = field(default_factory=RunOptions)
 
 
 def align(
@@ -47,107 +73,116 @@ def align(
         model: a folder, a hub id, or "small-lm".
         out: a folder to write into.
         quiet: print nothing.
-        options: any field of the run, as on the command line: method, lr, max_steps, kl_budget, …
+        options: any option of the command line: method, lr, max_steps, kl_budget, …
     Raises:
         UserError: bad input, in one line that says what, where and what to do.
     """
-    config = align_config(feedback=feedback, model=str(model), out=str(out), **options)
-    check_complete(config)
-    return run_alignment(config, say=(lambda line: None) if quiet else print, show=not quiet)
+    log: Log = (lambda line: None) if quiet else print
+    words, positional = to_words(AlignConfig, {"feedback": feedback, "model": model, "out": out} | options)
+    return align_from_words(words, positional, log=log, show=not quiet)
 
 
-def run_alignment(config: AlignConfig, *, say: Say = print, show: bool = True) -> RunResult:
-    """Run what `config` says; see `align`."""
-    if config.run.threads:
-        torch.set_num_threads(config.run.threads)
-    torch.manual_seed(config.train.seed)
-    out = claim(Path(config.out), _kept(config), resume=config.run.resume)
-    feedback = read_feedback(config, say)
-    policy = load_policy(config.model, config.network)
-    positions = getattr(policy.core.config, "max_position_embeddings", None) or config.data.max_length
+def align_from_words(words: Sequence[str], positional: dict[str, Any], *, log: Log, show: bool) -> RunResult:
+    """Run what the words describe. With the method "auto" the feedback is read first."""
+    loaded: list[Loaded] = []
+
+    def choose(config: AlignConfig) -> str:
+        loaded.append(load_and_describe(config.feedback, config.data, log))
+        return method_for(loaded[0].records, log)
+
+    config = configure(AlignConfig, words, positional, prog="valence align", choose=choose)
+    return run_alignment(config, loaded[0] if loaded else None, log=log, show=show)
+
+
+def run_alignment(
+    config: AlignConfig, loaded: Loaded | None = None, *, log: Log = print, show: bool = True
+) -> RunResult:
+    """Run what `config` describes; `loaded` is its feedback where it has been read already."""
+    row, options, data = ALIGN[config.method], config.options, config.data
+    config.reference.check_beside(config.network.lora_rank)
+    begin(config.run.threads, config.train.seed)
+    settings = settings_of(config)
+    out = claim(Path(config.out), settings, resume=config.run.resume)
+    if loaded is None:
+        loaded = load_and_describe(config.feedback, data, log)
+        log(f"method: {config.method} (asked for)")
+    objective = row.make(options)
+    feedback = convert(loaded, row, options, objective, data, config.train.seed, log)
+    policy = load_policy(config.model, config.network, temperature=config.sampling.temperature)
+    positions = positions_of(policy, data.max_length)
     encoder = Encoder(
-        policy.tokenizer, encoder_decoder=policy.encoder_decoder, max_length=min(config.data.max_length, positions),
-        separator=config.data.separator, end_token_ids=policy.end_token_ids,
+        policy.tokenizer, encoder_decoder=policy.encoder_decoder, max_length=min(data.max_length, positions),
+        separator=data.separator, end_token_ids=policy.end_token_ids,
     )  # fmt: skip
-    data = encode_feedback(feedback, encoder, out, strict=config.data.strict, say=say)
-    _limit_samples(config, policy, data, positions)
-    objective, notes = make_objective(feedback.method, config.method, data.groups)
-    for note in notes:
-        say(note)
-    learner, source, steps = _learner(config, feedback.method, policy, objective, data)
-    say(_plan(config, policy, learner, data, steps))
+    rows = encode_feedback(feedback, encoder, out, strict=data.strict, log=log)
+    policy.max_new_tokens = _longest_sample(config, policy, rows, positions)
+    if row.fit is not None:
+        objective, notes = row.fit(objective, count_classes(rows.groups))
+        for note in notes:
+            log(note)
+    learner, source, steps = _build(config, policy, objective, rows)
+    log(_plan(config, policy, learner, rows, steps))
+    schedule = make_schedule(steps, config.run)
     if config.run.resume:
-        resume(out, learner, source, say)
-    (out / CONFIG_FILE).write_text(yaml.safe_dump(_kept(config), sort_keys=False))
-    pool = list(data.heldout or data.train)
+        resume(out, learner, source, schedule, log)
+    pool = rows.heldout or rows.train
     evaluation = Evaluation(
-        policy, learner.reference, [row.prompt for row in pool], rows=data.heldout, config=config.run,
-        seed=config.train.seed,
+        policy, learner.reference, [context.prompt for context in pool], rows=rows.heldout,
+        num_samples=config.run.eval_samples, num_rows=config.run.eval_rows, seed=config.train.seed,
     )  # fmt: skip
     facts = {
-        "objective": describe(learner.objective), "model": config.model,
+        "objective": describe(objective), "model": config.model,
         "feedback": ", ".join(Path(path).name for path in config.feedback),
     }  # fmt: skip
-    schedule = Schedule(
-        steps, log_every=config.run.log_every, eval_every=config.run.eval_every, save_every=config.run.save_every,
-        kl_budget=config.run.kl_budget,
+    job = Job(
+        method=config.method, learner=learner, source=source, schedule=schedule, evaluation=evaluation, facts=facts,
+        save=lambda folder: policy.save(folder / "model"), show=show,
     )  # fmt: skip
-    done = run_session(
-        out, config.run, flat(config), feedback.method, facts, learner, source, schedule, evaluation, say, show=show
-    )
-    if isinstance(learner.reference, CachedReference):
-        say(f"reference cache: {learner.reference.hits} rows looked up, {learner.reference.misses} measured")
-    return done
+    result = run_job(out, job, config.run, settings, log)
+    if isinstance(learner.reference, CachedLogProbs | CachedHidden):
+        log(f"reference cache: {learner.reference.hits} rows looked up, {learner.reference.misses} measured")
+    return result
 
 
-def _limit_samples(config: AlignConfig, policy: LanguagePolicy, data: Encoded, positions: int) -> None:
-    """How long samples may grow: as asked, else as the longest completion of the feedback (256 at most), and never
+def _longest_sample(config: AlignConfig, policy: LanguagePolicy, rows: Encoded, positions: int) -> int:
+    """Tokens of the longest sample: as asked, else those of the longest completion of the feedback, at most 256; never
     past the model's positions."""
-    longest = max(len(ids) for row in data.train for ids in row.completions)
-    limit = config.network.max_new_tokens or min(256, longest)
+    longest = max(len(ids) for row in rows.train for ids in row.completions)
+    limit = config.sampling.max_new_tokens or min(256, longest)
     if not policy.encoder_decoder:
-        limit = min(limit, positions - max(len(row.prompt) for row in [*data.train, *data.heldout]))
-    policy.max_new_tokens = max(1, limit)
+        limit = min(limit, positions - max(len(row.prompt) for row in [*rows.train, *rows.heldout]))
+    return max(1, limit)
 
 
-def _kept(config: AlignConfig) -> dict[str, Any]:
-    """The config as config.yaml: it reruns the run, so it does not itself say resume."""
-    return flat(replace(config, run=replace(config.run, resume=False)))
-
-
-def _learner(
-    config: AlignConfig, method: str, policy: LanguagePolicy, objective: Objective, data: Encoded
+def _build(
+    config: AlignConfig, policy: LanguagePolicy, objective: Any, rows: Encoded
 ) -> tuple[Learner, OfflineSource, int]:
-    options = config.train
+    """(learner, source, optimizer steps)."""
+    row, train = ALIGN[config.method], config.train
     source = OfflineSource(
-        data.train, batch_size=options.batch_size, pad=policy.pad_token_id, seed=options.seed,
+        rows.train, batch_size=train.batch_size, pad=policy.pad_token_id, seed=train.seed,
         mismatched="mismatched" in objective.frozen_needs, device=policy.device,
     )  # fmt: skip
-    steps = options.max_steps or max(1, math.ceil(options.epochs * source.batches_per_epoch))
-    lr = learning_rate(options, config.network, policy, high=method == "dro")
-    critic = make_critic(objective, config.method, policy)
-    optimizers = make_optimizers(options, policy, critic, lr)
-    warmup = min(150, steps // 10) if options.warmup_steps is None else options.warmup_steps
-    reference = start_reference(policy, config.network)
-    if config.network.reference_cache:
+    steps = train.max_steps or max(1, math.ceil(train.epochs * source.batches_per_epoch))
+    lr = learning_rate(train, config.network, policy, high=row.high_lr)
+    network = row.part(ValueNetwork, config.options)
+    critic = None if row.critic is None else row.critic(objective, network, policy)
+    reference = initial_reference(policy, config.network, config.reference)
+    if config.reference.reference_cache:
         asked = objective.needs | objective.frozen_needs
         if not asked & {"ref_log_prob", "ref_kl", "mismatched"}:
-            raise UserError(f"--reference-cache keeps what the reference says, and {method} does not ask: leave it out")
-        keeps = "hidden" if "ref_kl" in asked else "log_prob"
-        reference = CachedReference(reference, config.network.reference_cache, keeps=keeps)
-    learner = Learner(
-        policy, objective, reference, optimizers, critic=critic, warmup_steps=warmup,
-        total_steps=steps if options.lr_schedule == "linear" else None, max_grad_norm=options.max_grad_norm,
-        micro_batch_size=options.micro_batch_size, micro_batch_tokens=options.micro_batch_tokens,
-    )  # fmt: skip
+            raise UserError(f"`reference_cache` must be left out: {config.method} does not use the reference")
+        reference = cache_reference(reference, config.reference.reference_cache, asked)
+    learner = make_learner(
+        policy, objective, reference, train, lr=lr, steps=steps, critic=critic, value_lr=network.value_lr
+    )
     return learner, source, steps
 
 
-def _plan(config: AlignConfig, policy: LanguagePolicy, learner: Learner, data: Encoded, steps: int) -> str:
+def _plan(config: AlignConfig, policy: LanguagePolicy, learner: Learner, rows: Encoded, steps: int) -> str:
     trained = sum(part.numel() for part in policy.trainable().values())
-    lr = learner.base_lrs["policy"]
     return (
         f"model: {config.model}, {trained / 1e6:.1f}M trainable parameters on {policy.device}\n"
-        f"run: {steps} steps of {config.train.batch_size} contexts, {describe(learner.objective)}, lr {lr:g}, "
-        f"{len(data.train):,} training and {len(data.heldout):,} held-out contexts"
+        f"run: {steps} steps of {config.train.batch_size} contexts, {describe(learner.objective)}, "
+        f"lr {learner.base_lrs['policy']:g}, {len(rows.train):,} training and {len(rows.heldout):,} held-out contexts"
     )

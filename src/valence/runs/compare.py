@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import html
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import torch
 import tyro
 from jinja2 import TemplateError
 
 from valence.data.collate import Encoder
-from valence.data.formats import load_feedback
 from valence.data.records import Record
 from valence.errors import UserError
 from valence.evaluation.language import sample_texts
 from valence.evaluation.win_rate import WinRate, win_rate
 from valence.rewards import load_reward
-from valence.runs.config import ModelConfig, check_numbers, parse_columns
-from valence.runs.data import Say, say_problems
-from valence.runs.session import load_policy
+from valence.runs.data import load_rows
+from valence.runs.language import device_of, load_policy, positions_of
+from valence.runs.options import DataOptions, ModelOptions, check_numbers
+from valence.runs.run import Log, begin, claim, settings_of, write_settings
+from valence.runs.settings import RunConfig, configure, to_words
 from valence.sources.prompts import EncodedPrompt, plain_prompt, verdicts
 
 STYLE = (
@@ -31,8 +32,44 @@ STYLE = (
 
 
 @dataclass(frozen=True)
-class CompareConfig:
-    """One comparison."""
+class ComparisonOptions:
+    """How the comparison is made."""
+
+    judge_template: str = "helpful"
+    """Question to a pairwise judge: helpful, summary, or a text with {prompt}, {first} and {second}."""
+    columns: str | None = None
+    """Names of your columns, such as prompt=question."""
+    max_prompts: int = 200
+    """Prompts, at most: a random part of the file."""
+    max_new_tokens: int = 64
+    """Longest completion, in tokens."""
+    max_length: int = 1024
+    """Longest prompt, in tokens; longer ones are dropped and counted."""
+    temperature: float = 1.0
+    """Sampling temperature."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the models."""
+    device: str = "auto"
+    """auto takes a GPU where there is one."""
+    seed: int = 0
+    """Random seed for the choice of prompts and sampling."""
+    threads: int = 0
+    """CPU threads; 0 leaves the choice to torch."""
+
+    def __post_init__(self) -> None:
+        check_numbers(self, "max_prompts", "max_new_tokens", least=1)
+        check_numbers(self, "max_length", least=2)
+        check_numbers(self, "temperature", above=0)
+        check_numbers(self, "seed", "threads", least=0)
+
+
+@dataclass(frozen=True)
+class CompareConfig(RunConfig):
+    """Whose completions of the same prompts are better: win rate with its interval, ties, lengths controlled."""
+
+    paths: ClassVar[tuple[str, ...]] = ("models",)
+    required: ClassVar[tuple[str, ...]] = ("models", "prompts", "judge", "out")
+    usage: ClassVar[str] = "valence compare MODEL MODEL --prompts FILE --judge J --out DIR"
 
     models: tyro.conf.Positional[tuple[str, ...]] = ()
     """Two models: folders that transformers can load, hub ids, or small-lm."""
@@ -42,109 +79,96 @@ class CompareConfig:
     """judge:MODEL@URL, or any reward of valence improve: the completion with the higher one is better."""
     out: str = ""
     """Folder to write into."""
-    judge_template: str = "helpful"
-    """judge: helpful, summary, or a text with {prompt}, {first} and {second}."""
-    columns: str | None = None
-    """Names of your columns, such as prompt=question."""
-    max_prompts: int = 200
-    """Prompts taken, at most: a random part of the file."""
-    max_new_tokens: int = 64
-    """Longest completion."""
-    max_length: int = 1024
-    """Longest prompt, in tokens; longer ones are left out, with a count."""
-    temperature: float = 1.0
-    """Of sampling."""
-    device: str = "auto"
-    """auto takes a GPU where there is one."""
-    seed: int = 0
-    """Of prompts and samples."""
-    threads: int = 0
-    """CPU threads; 0 leaves torch's own choice."""
-
-    def __post_init__(self) -> None:
-        check_numbers(self, "max_prompts", "max_new_tokens", least=1)
-        check_numbers(self, "max_length", least=2)
-        check_numbers(self, "temperature", above=0)
-        check_numbers(self, "seed", "threads", least=0)
+    comparison: ComparisonOptions = field(default_factory=ComparisonOptions)
 
 
-def compare(config: CompareConfig, *, say: Say = print) -> WinRate:
-    """Sample from both, judge, and write results.json, samples.jsonl and compare.html.
+def compare(*models: str | Path, quiet: bool = False, **options: Any) -> WinRate:
+    """Compare two models; `options` are the command line's: prompts, judge, out, …
 
     Raises:
         UserError: bad input, in one line; or no completion could be judged.
     """
-    missing = [name for name in ("models", "prompts", "judge", "out") if not getattr(config, name)]
-    if missing or len(config.models) != 2:
-        said = f"{', '.join(missing)} missing" if missing else f"{len(config.models)} models given"
-        raise UserError(f"{said}: valence compare MODEL MODEL --prompts FILE --judge J --out DIR")
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    out = Path(config.out)
-    if (out / "results.json").exists():
-        raise UserError(f"{out} already holds a comparison: give another --out")
-    out.mkdir(parents=True, exist_ok=True)
-    device = config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    words, positional = to_words(CompareConfig, {"models": models} | options)
+    config = configure(CompareConfig, words, positional, prog="valence compare")
+    return run_comparison(config, log=(lambda line: None) if quiet else print)
+
+
+def run_comparison(config: CompareConfig, *, log: Log = print, show: bool = True) -> WinRate:
+    """Sample from both, judge, and write results.json, samples.jsonl and compare.html."""
+    if len(config.models) != 2:
+        raise UserError(f"{len(config.models)} models given: {config.usage}")
+    options = config.comparison
+    begin(options.threads, options.seed)
+    out, settings = Path(config.out), settings_of(config)
+    claim(out, settings, can_resume=False)
     judge = load_reward(
-        config.judge, device=device, kept=out / "judge.sqlite", template=config.judge_template, option="--judge"
-    )
-    loaded = load_feedback([config.prompts], columns=parse_columns(config.columns))
-    say_problems(loaded.problems, say)
-    order = torch.randperm(len(loaded.records), generator=torch.Generator().manual_seed(config.seed)).tolist()
-    records = [loaded.records[place] for place in order[: config.max_prompts]]
-    texts, kept = _completions(config, records, say)
-    rows = [EncodedPrompt([], records[place].prompt, records[place].columns) for place in sorted(kept)]
-    first, second = ([part[place] for place in sorted(kept)] for part in texts)
-    said = verdicts(judge, rows, first, second)
-    known = [place for place, verdict in enumerate(said) if verdict is not None]
+        config.judge, device=device_of(options.device), cache=out / "judge.sqlite", template=options.judge_template,
+        argument="judge",
+    )  # fmt: skip
+    loaded = load_rows([config.prompts], DataOptions(columns=options.columns), log)
+    order = torch.randperm(len(loaded.records), generator=torch.Generator().manual_seed(options.seed)).tolist()
+    records = [loaded.records[place] for place in order[: options.max_prompts]]
+    texts, fitting = _completions(config, records, log)
+    rows = [EncodedPrompt([], records[place].prompt, records[place].columns) for place in sorted(fitting)]
+    first, second = ([part[place] for place in sorted(fitting)] for part in texts)
+    judged = verdicts(judge, rows, first, second)
+    known = [place for place, verdict in enumerate(judged) if verdict is not None]
     if not known:
         raise UserError(f"{config.judge} judged none of the {len(rows)} pairs")
     if len(known) < len(rows):
-        say(f"{len(rows) - len(known):,} pairs had no clear verdict and are left out")
+        log(f"{len(rows) - len(known):,} pairs had no clear verdict and were dropped")
     lengths = [(len(first[place].split()), len(second[place].split())) for place in known]
-    found = win_rate([float(said[place] or 0.0) for place in known], lengths)
+    found = win_rate([float(judged[place] or 0.0) for place in known], lengths)
     samples = [
-        {"prompt": plain_prompt(rows[place]), "first": first[place], "second": second[place], "verdict": said[place]}
+        {"prompt": plain_prompt(rows[place]), "first": first[place], "second": second[place],
+         "verdict": judged[place]}
         for place in known
     ]  # fmt: skip
-    _write(out, config, found, samples)
-    control = "" if found.length_controlled is None else f", {found.length_controlled:.1%} at equal length"
-    say(
-        f"{config.models[0]} beats {config.models[1]}: {found.rate:.1%} [{found.low:.1%}, {found.high:.1%}] of "
-        f"{found.judged:,}, ties {found.ties:.1%}{control}\nwritten: {out}/compare.html, results.json, samples.jsonl"
-    )
+    write_settings(out, settings)
+    sentence = _sentence(config, found)
+    _write(out, config, found, samples, sentence)
+    log(f"{sentence}\nwritten: {out}/compare.html, results.json, samples.jsonl")
     return found
 
 
-def _completions(config: CompareConfig, records: list[Record], say: Say) -> tuple[list[list[str]], set[int]]:
-    """(each model's completion of every prompt, places of the prompts that both could be given).
+def _sentence(config: CompareConfig, found: WinRate) -> str:
+    control = "" if found.length_controlled is None else f", {found.length_controlled:.1%} at equal length"
+    return (
+        f"{config.models[0]} beats {config.models[1]}: {found.rate:.1%} [{found.low:.1%}, {found.high:.1%}] of "
+        f"{found.judged:,}, ties {found.ties:.1%}{control}"
+    )
+
+
+def _completions(config: CompareConfig, records: list[Record], log: Log) -> tuple[list[list[str]], set[int]]:
+    """(each model's completion of every prompt, the indices of the prompts that fit both models).
 
     Raises:
         UserError: no prompt is left.
     """
-    texts, kept = [], set(range(len(records)))
+    options, texts, fitting = config.comparison, [], set(range(len(records)))
     for model in config.models:
-        policy = load_policy(model, ModelConfig(device=config.device, temperature=config.temperature))
-        policy.max_new_tokens = config.max_new_tokens
-        encoder = Encoder(policy.tokenizer, encoder_decoder=policy.encoder_decoder, max_length=config.max_length)
+        network = ModelOptions(device=options.device, dtype=options.dtype)
+        policy = load_policy(model, network, temperature=options.temperature)
+        policy.max_new_tokens = options.max_new_tokens
+        encoder = Encoder(policy.tokenizer, encoder_decoder=policy.encoder_decoder, max_length=options.max_length)
         ids = [_prompt(encoder, record) for record in records]
-        positions = getattr(policy.core.config, "max_position_embeddings", None) or config.max_length
-        room = min(config.max_length, positions - (0 if policy.encoder_decoder else config.max_new_tokens))
+        positions = positions_of(policy, options.max_length)
+        room = min(options.max_length, positions - (0 if policy.encoder_decoder else options.max_new_tokens))
         if room < 1:
             raise UserError(
-                f"--max-new-tokens {config.max_new_tokens} leaves {model} no room: it has {positions} positions"
+                f"`max_new_tokens={options.max_new_tokens}` leaves {model} no room: it has {positions} positions"
             )
-        kept &= {place for place, row in enumerate(ids) if row is not None and len(row) <= room}
+        fitting &= {place for place, row in enumerate(ids) if row is not None and len(row) <= room}
         short = [(row or [policy.pad_token_id])[:room] for row in ids]
-        texts.append(sample_texts(policy, short, seed=config.seed, pad=policy.pad_token_id)[0])
-        say(f"{model}: {len(records)} completions")
-    if len(kept) < len(records):
-        say(f"{len(records) - len(kept):,} prompts are too long, or refused by a chat template, and were left out")
-    if not kept:
+        texts.append(sample_texts(policy, short, seed=options.seed, pad=policy.pad_token_id)[0])
+        log(f"{model}: {len(records)} completions")
+    if len(fitting) < len(records):
+        log(f"{len(records) - len(fitting):,} prompts were dropped: too long, or refused by a chat template")
+    if not fitting:
         raise UserError(
-            f"none of the {len(records):,} prompts can be given to both models: shorten them, or --max-new-tokens"
+            f"none of the {len(records):,} prompts can be given to both models: shorten them, or `max_new_tokens`"
         )
-    return texts, kept
+    return texts, fitting
 
 
 def _prompt(encoder: Encoder, record: Record) -> list[int] | None:
@@ -155,8 +179,9 @@ def _prompt(encoder: Encoder, record: Record) -> list[int] | None:
         return None
 
 
-def _write(out: Path, config: CompareConfig, found: WinRate, samples: list[dict[str, Any]]) -> None:
-    (out / "results.json").write_text(json.dumps({"config": asdict(config), "result": asdict(found)}, indent=1) + "\n")
+def _write(out: Path, config: CompareConfig, found: WinRate, samples: list[dict[str, Any]], sentence: str) -> None:
+    results = {"config": settings_of(config), "result": asdict(found)}
+    (out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     (out / "samples.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in samples))
     cells = "".join(
         "<tr>" + "".join(f"<td>{html.escape(str(row[name]))}</td>" for name in ("prompt", "first", "second", "verdict"))
@@ -164,10 +189,9 @@ def _write(out: Path, config: CompareConfig, found: WinRate, samples: list[dict[
         for row in samples[:100]
     )  # fmt: skip
     one, two = (html.escape(model) for model in config.models)
-    told = f"{found.rate:.1%} [{found.low:.1%}, {found.high:.1%}] of {found.judged}, ties {found.ties:.1%}"
-    (out / "compare.html").write_text(
-        f"<!doctype html><meta charset=utf-8><title>valence compare</title><style>{STYLE}</style>"
-        f"<h1>{one} against {two}</h1><p>{told}, judged by {html.escape(config.judge)}.</p>"
-        f"<table><tr><th>prompt<th>{one}<th>{two}<th>P(first better)</tr>{cells}</table>\n",
-        encoding="utf-8",
+    page = (
+        f"<!doctype html><meta charset=utf-8><title>{one} against {two}</title><style>{STYLE}</style>"
+        f"<h1>{one} against {two}</h1><p>{html.escape(sentence)}, judged by {html.escape(config.judge)}.</p>"
+        f"<table><tr><th>prompt</th><th>{one}</th><th>{two}</th><th>P(first is better)</th></tr>\n{cells}</table>"
     )
+    (out / "compare.html").write_text(page, encoding="utf-8")

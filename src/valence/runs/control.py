@@ -1,4 +1,4 @@
-"""`valence control` and `valence.control`: an agent made from its settings, run, evaluated, saved."""
+"""Control: a policy that acts. An agent is built from its options, run, evaluated and saved."""
 
 from __future__ import annotations
 
@@ -6,59 +6,164 @@ import contextlib
 import json
 import os
 import statistics
-import sys
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import torch
+import tyro
 
 from valence.critics import QNetwork
 from valence.data.replay import Replay
-from valence.errors import UserError
+from valence.errors import UserError, one_line
 from valence.evaluation.control import Evaluation, film
 from valence.policies.actor import Actor
 from valence.policies.categorical import CategoricalPolicy
 from valence.policies.gaussian import GaussianPolicy
 from valence.policies.runner import save_actor
-from valence.runs.control_config import MIN_SCALE, AgentConfig, ControlConfig, control_config
-from valence.runs.control_methods import make_objective, unbounded_reason
-from valence.runs.progress import Progress
+from valence.runs.fitting import Acting
+from valence.runs.methods import CONTROL, Coupling
+from valence.runs.options import RunOptions, check, check_numbers
+from valence.runs.progress import Column
+from valence.runs.run import Job, Log, RunResult, begin, claim, make_schedule, resume, run_job, settings_of
+from valence.runs.settings import NoOptions, RunConfig, configure, to_words
 from valence.sources.control import ControlSettings, ControlSource
 from valence.sources.environments import Crew, Environment, make_environment
-from valence.training.checkpoint import PREFIX, REPLACED, checkpoints, load_checkpoint, save_checkpoint
 from valence.training.learner import Learner
-from valence.training.loop import Schedule, train
 from valence.training.reference import FrozenCopy
-from valence.training.tracking import open_trackers
 
 MAX_GRAD_NORM = 40.0
 DUAL_LR = 1e-2
 REPLAY = 1_000_000
-COLUMNS = (
+"""Transitions remembered, at most."""
+MIN_SCALE = 1e-3
+"""Gaussian: the standard deviation never falls below it."""
+COLUMNS: tuple[Column, ...] = (
     ("return", "eval/return", "{:.1f}"), ("training", "train_return", "{:.1f}"), ("Q", "q", "{:.1f}"),
-    ("steps/s", "steps_per_second", "{:,.0f}"),
+    ("steps/s", "env_steps_per_second", "{:,.0f}"),
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
-class ControlResult:
-    """What came of a run.
+class AgentOptions:
+    """Networks and critic, and how fast they learn."""
 
-    Args:
-        folder: where everything lies; `PolicyRunner.load(folder)` acts.
-        curve: (environment steps, mean return of the evaluation) as it went; the last is the final policy.
-        returns: the final evaluation's episodes.
-        seconds: in the updates and the environment, of this process.
+    policy: Literal["gaussian", "categorical"] = "gaussian"
+    """Gaussian, or each action dimension in bins."""
+    bins: int = 11
+    """Categorical: bins of each dimension."""
+    hidden: tuple[int, ...] = (256, 256)
+    """Units of each hidden layer, of the policy and of each critic."""
+    lr: float = 1e-3
+    """Learning rate of the policy."""
+    critic_lr: float = 1e-3
+    """Learning rate of the critic."""
+    batch_size: int = 256
+    """States in a batch."""
+    num_actions: int = 4
+    """Actions drawn from the reference and judged in each state."""
+    steps_per_update: float = 4.0
+    """Environment steps for each update; below 1, several updates a step."""
+    refresh_every: int = 25
+    """Updates between copies of the policy into the reference."""
+    target_every: int = 50
+    """Updates between copies of the critic into its target."""
+    action_repeat: int = 1
+    """Environment steps that each action lasts; the control suite's fast tasks learn sooner with 2 to 8."""
+    discount: float = 0.99
+    """Gamma, per action."""
+    n_step: int = 3
+    """Rewards in a critic's target before it bootstraps."""
+    init_scale: float = 0.5
+    """Gaussian: standard deviation at the start, in units of half the action range."""
+
+    def __post_init__(self) -> None:
+        check(bool(self.hidden) and min(self.hidden) >= 1, "hidden", self.hidden, "one size or more, each at least 1")
+        check_numbers(self, "lr", "critic_lr", "steps_per_update", above=0)
+        check_numbers(self, "batch_size", "refresh_every", "target_every", "n_step", "action_repeat", least=1)
+        check_numbers(self, "bins", "num_actions", least=2)
+        check_numbers(self, "discount", above=0, most=1)
+        gaussian = self.policy == "gaussian"
+        name, default = ("bins", AgentOptions.bins) if gaussian else ("init_scale", AgentOptions.init_scale)
+        unused = getattr(self, name)
+        check(unused == default, name, unused, f"left out: `policy={self.policy}` does not use it")
+        check(MIN_SCALE < self.init_scale <= 10, "init_scale", self.init_scale, f"above {MIN_SCALE} and at most 10")
+
+
+@dataclass(frozen=True)
+class TrialOptions:
+    """How long the run is, from which seed, and what is measured and saved."""
+
+    steps: int = 100_000
+    """Environment steps, in all environments together."""
+    seed: int = 0
+    """Random seed; the same seed gives the same bits on one machine with as many threads."""
+    num_environments: int = 1
+    """Environments side by side."""
+    warmup_steps: int = 1000
+    """Steps of random actions before the first update."""
+    eval_every: int = 10_000
+    """Environment steps between evaluations; 0 evaluates at the end only."""
+    eval_episodes: int = 5
+    """Episodes of each evaluation, acting by the most likely action."""
+    save_every: int = 10_000
+    """Environment steps between checkpoints; 0 saves none."""
+    resume: bool = False
+    """Continue from the last checkpoint in the output folder."""
+    tracker: Literal["tensorboard", "wandb", "trackio", "none"] = "tensorboard"
+    """Where metrics also go; metrics.jsonl is always written."""
+    video: bool = False
+    """Write video.gif of an episode of the final policy."""
+    threads: int = 1
+    """CPU threads; one is fastest for networks of this size."""
+
+    def __post_init__(self) -> None:
+        check_numbers(self, "steps", "num_environments", "warmup_steps", "eval_episodes", "threads", least=1)
+        check_numbers(self, "seed", "eval_every", "save_every", least=0)
+        check(self.steps > self.warmup_steps, "steps", self.steps, f"more than `warmup_steps`, {self.warmup_steps}")
+
+
+@dataclass(frozen=True)
+class ControlConfig(RunConfig):
+    """Improve a control policy by acting: a critic judges actions, the method learns from its verdicts."""
+
+    place: ClassVar[str] = "control"
+    required: ClassVar[tuple[str, ...]] = ("environment",)
+    usage: ClassVar[str] = "valence control ENVIRONMENT --method M --out DIR"
+
+    environment: tyro.conf.Positional[str] = ""
+    """dm_control/DOMAIN-TASK-v0, or an id of gymnasium's."""
+    out: str = ""
+    """Folder to write into; runs/ENVIRONMENT by default."""
+    method: str = "pmpo"
+    """pmpo, mpo, dpo or rebel. Its options: valence control --method NAME --help."""
+    preset: str | None = None
+    """pmpo: ar, a or r, with the paper's alpha and beta."""
+    options: Any = field(default_factory=NoOptions)
+    agent: AgentOptions = field(default_factory=AgentOptions)
+    trial: TrialOptions = field(default_factory=TrialOptions)
+
+    @property
+    def folder(self) -> Path:
+        """The output folder."""
+        return Path(self.out or f"runs/{self.environment.replace('/', '-').replace(':', '-')}")
+
+
+def control(environment: str, *, quiet: bool = False, **options: Any) -> RunResult:
+    """Improve a control policy by acting in `environment`; `options` are the command line's.
+
+    Returns:
+        The result; `details` holds the learning curve, [environment steps, mean return], and the last returns.
+    Raises:
+        UserError: bad input, in one line that says what, where and what to do.
     """
-
-    folder: Path
-    curve: list[tuple[int, float]]
-    returns: list[float]
-    seconds: float
+    words, positional = to_words(ControlConfig, {"environment": environment} | options)
+    config = configure(ControlConfig, words, positional, prog="valence control")
+    return run_control(config, log=(lambda line: None) if quiet else print, show=not quiet)
 
 
-def make_policy(agent: AgentConfig, observation_size: int, action_size: int) -> Actor:
+def make_policy(agent: AgentOptions, observation_size: int, action_size: int) -> Actor:
+    """The policy network."""
     if agent.policy == "gaussian":
         return GaussianPolicy(
             observation_size, action_size, agent.hidden, init_scale=agent.init_scale, min_scale=MIN_SCALE
@@ -71,8 +176,21 @@ def make(config: ControlConfig, *, pictures: bool = False) -> Environment:
     return make_environment(config.environment, repeat=config.agent.action_repeat, pictures=pictures)
 
 
+def make_objective(config: ControlConfig, action_size: int) -> tuple[Any, Any, list[str]]:
+    """(objective, conversion of the critic's values or None, notes)."""
+    row, agent = CONTROL[config.method], config.agent
+    objective, conversion, notes = row.make(config.options), row.part(row.convert, config.options), []
+    if row.fit is not None:
+        acting = Acting(
+            agent.policy == "gaussian", action_size, agent.num_actions, conversion,
+            row.part(Coupling, config.options).coupled,
+        )  # fmt: skip
+        objective, notes = row.fit(objective, acting)
+    return objective, conversion.converter(agent.num_actions), notes
+
+
 class Agent:
-    """The parts of a run, wired: `learner` improves `policy` on what `source` gives."""
+    """The parts of a run, wired: `learner` improves `policy` on the batches of `source`."""
 
     def __init__(self, config: ControlConfig) -> None:
         agent, trial = config.agent, config.trial
@@ -82,7 +200,7 @@ class Agent:
         sizes = (self.environment.observation_size, self.environment.action_size)
         self.policy = make_policy(agent, *sizes)
         reference = FrozenCopy(self.policy, refresh_every=agent.refresh_every)
-        objective, label = make_objective(config.improve, agent, sizes[1])
+        objective, label, self.notes = make_objective(config, sizes[1])
         settings = ControlSettings(
             batch_size=agent.batch_size, num_actions=agent.num_actions, steps_per_update=agent.steps_per_update,
             warmup_steps=trial.warmup_steps, critic_lr=agent.critic_lr, target_every=agent.target_every,
@@ -104,77 +222,96 @@ class Agent:
         self.updates = max(1, int((trial.steps - trial.warmup_steps) / agent.steps_per_update))
 
 
-def control(environment: str, *, quiet: bool = False, **options: Any) -> ControlResult:
-    """Improve a control policy by acting in `environment`; `options` are the command line's.
-
-    Raises:
-        UserError: an environment or a value that cannot be.
-    """
-    return run_control(control_config(environment, **options), quiet=quiet)
-
-
-def run_control(config: ControlConfig, *, quiet: bool = False) -> ControlResult:
-    """The run: builds, resumes, trains, evaluates, writes `out`."""
+def run_control(config: ControlConfig, *, log: Log = print, show: bool = True) -> RunResult:
+    """Run what `config` describes."""
     trial = config.trial
-    torch.set_num_threads(trial.threads)
+    begin(trial.threads, trial.seed)
     if "DISPLAY" not in os.environ:
         # MuJoCo looks for a screen otherwise, and complains that there is none.
         os.environ.setdefault("MUJOCO_GL", "egl" if trial.video else "disable")
     if trial.video:
         _check_camera(config)
-    out = Path(trial.out or f"runs/{config.environment.replace('/', '-').replace(':', '-')}")
+    settings = settings_of(config)
     agent = Agent(config)
-    start = _begin(out, config, agent)
-    warning = unbounded_reason(agent.learner.objective, config)
-    if warning and not quiet:
-        print(f"warning: {warning}", file=sys.stderr)
-    per_update = config.agent.steps_per_update
-    evaluation = Evaluation(lambda: make(config), trial.eval_episodes)
-    curve, updates = _kept_curve(out, start)
-    progress = _Progress(agent, start, show=not quiet)
+    out = claim(config.folder, settings, resume=trial.resume)
+    for note in agent.notes:
+        log(note)
+    log_every, eval_every, save_every, track_every = (
+        _updates(steps, config.agent.steps_per_update) for steps in (2000, trial.eval_every, trial.save_every, 1000)
+    )
+    run = RunOptions(log_every=log_every, eval_every=eval_every, save_every=save_every, tracker=trial.tracker)
+    schedule = make_schedule(agent.updates, run, track_every=track_every)
+    if trial.resume:
+        resume(out, agent.learner, agent.source, schedule, log)
+    evaluation = _Curve(config, agent, out)
 
-    def evaluate(step: int) -> dict[str, float]:
-        returns[:] = evaluation.returns(agent.policy)
-        mean = statistics.fmean(returns)
-        if step in updates:
-            # A run that was finished already.
-            del curve[updates.index(step) :], updates[updates.index(step) :]
-        curve.append((agent.source.env_steps, mean))
-        updates.append(step)
-        _write(out, config, curve, updates, returns)
-        progress.latest["eval/return"] = mean
-        return {"return": mean, "env_steps": float(agent.source.env_steps)}
-
-    returns: list[float] = []
-    schedule = Schedule(
-        agent.updates, log_every=_updates(2000, per_update), eval_every=_updates(trial.eval_every, per_update),
-        save_every=_updates(trial.save_every, per_update), track_every=_updates(1000, per_update),
-    )  # fmt: skip
-    trackers = open_trackers(trial.tracker, out, asdict(config), keep_until=start)
-    try:
-        outcome = train(
-            agent.learner, agent.source, schedule, trackers=trackers, evaluate=evaluate,
-            checkpoint_folder=out / "checkpoints", on_step=progress,
+    def save(folder: Path) -> None:
+        space = agent.environment
+        save_actor(
+            folder / "policy", agent.policy, low=space.low, high=space.high, environment=config.environment,
+            action_repeat=config.agent.action_repeat,
         )  # fmt: skip
-        if trial.save_every:
-            save_checkpoint(out / "checkpoints", agent.learner, agent.source, {})
-    except FloatingPointError as error:
-        raise UserError(str(error)) from error
+
+    job = Job(
+        method=config.method, learner=agent.learner, source=agent.source, schedule=schedule, evaluation=evaluation,
+        save=save, evaluates_first=False, show=show, unit="update", columns=COLUMNS,
+    )  # fmt: skip
+    try:
+        result = run_job(out, job, run, settings, log)
     finally:
-        progress.close()
         agent.source.crew.close()
         evaluation.close()
-        for tracker in trackers:
-            tracker.close()
-    space = agent.environment
-    save_actor(
-        out / "policy", agent.policy, low=space.low, high=space.high, environment=config.environment,
-        action_repeat=config.agent.action_repeat,
-    )  # fmt: skip
     if trial.video:
         with contextlib.closing(make(config, pictures=True)) as environment:
             film(agent.policy, environment, out / "video.gif")
-    return ControlResult(out, curve, returns, outcome.seconds)
+    result.details.update(evaluation.results)
+    returns = evaluation.results["returns"]
+    log(
+        f"return {statistics.fmean(returns):.1f} (mean of {len(returns)} episodes, {min(returns):.1f} to "
+        f"{max(returns):.1f})\nwritten: {out} (valence.PolicyRunner.load({str(out)!r}).act(observation) acts)"
+    )
+    return result
+
+
+class _Curve:
+    """Evaluates the policy, and keeps the learning curve in `out/results.json`.
+
+    Attributes:
+        results: "curve" ([environment steps, mean return] of each evaluation), "updates" (after which update each was
+            made), "returns" (of the last evaluation's episodes), "settings".
+    """
+
+    def __init__(self, config: ControlConfig, agent: Agent, out: Path) -> None:
+        self.evaluation = Evaluation(lambda: make(config), config.trial.eval_episodes)
+        self.agent, self.path = agent, out / "results.json"
+        self.results: dict[str, Any] = {
+            "curve": [], "updates": [], "returns": [], "settings": settings_of(config),
+        }  # fmt: skip
+        start = agent.learner.step
+        if start and self.path.is_file():
+            known = json.loads(self.path.read_text(encoding="utf-8"))
+            for point, update in zip(known["curve"], known["updates"], strict=True):
+                if update <= start:
+                    self.results["curve"].append(tuple(point))
+                    self.results["updates"].append(update)
+
+    def __call__(self, step: int) -> dict[str, float]:
+        returns = self.evaluation.returns(self.agent.policy)
+        mean, env_steps, updates = statistics.fmean(returns), self.agent.source.env_steps, self.results["updates"]
+        if step in updates:
+            # The run was finished already.
+            place = updates.index(step)
+            del self.results["curve"][place:], updates[place:]
+        self.results["curve"].append((env_steps, mean))
+        updates.append(step)
+        self.results["returns"] = returns
+        draft = self.path.with_suffix(".draft")
+        draft.write_text(json.dumps(self.results, indent=1) + "\n", encoding="utf-8")
+        draft.replace(self.path)
+        return {"return": mean, "env_steps": float(env_steps)}
+
+    def close(self) -> None:
+        self.evaluation.close()
 
 
 def _updates(env_steps: int, per_update: float) -> int:
@@ -182,63 +319,8 @@ def _updates(env_steps: int, per_update: float) -> int:
     return max(1, round(env_steps / per_update)) if env_steps else 0
 
 
-def _begin(out: Path, config: ControlConfig, agent: Agent) -> int:
-    """Make the folder, or load its checkpoint; returns the update to go on from."""
-    about = _about(config)
-    path = out / "control.json"
-    if not config.trial.resume:
-        if checkpoints(out / "checkpoints"):
-            raise UserError(f"{out} holds a run already: give --resume to go on with it, or another --out")
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"--out {out} cannot be written to: {error.strerror}") from error
-        return 0
-    if not path.is_file():
-        raise UserError(f"--resume finds no run in {out}: leave it out to begin one")
-    was = json.loads(path.read_text(encoding="utf-8"))
-    changed = sorted(name for name in about if was.get(name, about[name]) != about[name])
-    if changed:
-        raise UserError(f"--resume keeps a run's settings, and {', '.join(changed)} changed: give another --out")
-    found = checkpoints(out / "checkpoints")
-    if found:
-        done = int(found[-1].name.removeprefix(PREFIX).removesuffix(REPLACED))
-        if done > agent.updates:
-            raise UserError(f"--steps {config.trial.steps} is behind the checkpoint {found[-1]}: give more")
-        load_checkpoint(found[-1], agent.learner, agent.source)
-    return agent.learner.step
-
-
-def _about(config: ControlConfig) -> dict[str, Any]:
-    """What a resumed run must share with its beginning: everything but where it ends and what is watched."""
-    free = {"out", "steps", "resume", "tracker", "video", "save_every"}
-    flat = asdict(config.improve) | asdict(config.agent) | asdict(config.trial) | {"environment": config.environment}
-    return json.loads(json.dumps({name: value for name, value in flat.items() if name not in free}))
-
-
-def _kept_curve(out: Path, start: int) -> tuple[list[tuple[int, float]], list[int]]:
-    """The curve of the run that is resumed, up to its checkpoint, and after which updates each point was taken."""
-    path = out / "results.json"
-    if not start or not path.is_file():
-        return [], []
-    kept = json.loads(path.read_text(encoding="utf-8"))
-    pairs = zip(kept["curve"], kept["updates"], strict=True)
-    points = [((step, value), update) for (step, value), update in pairs if update <= start]
-    return [point for point, _ in points], [update for _, update in points]
-
-
-def _write(
-    out: Path, config: ControlConfig, curve: list[tuple[int, float]], updates: list[int], returns: list[float]
-) -> None:
-    result = {"curve": curve, "updates": updates, "returns": returns, "settings": asdict(config)}
-    draft = out / "results.json.draft"
-    draft.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    draft.replace(out / "results.json")
-
-
 def _check_camera(config: ControlConfig) -> None:
-    """Take a picture before the run, and not fail after it."""
+    """Render once before the run, so that it does not fail after it."""
     environment = make(config, pictures=True)
     try:
         environment.reset(0)
@@ -246,27 +328,9 @@ def _check_camera(config: ControlConfig) -> None:
         if len(shape) != 3 or shape[2] != 3:
             raise ValueError(f"its pictures have the shape {shape}")
     except Exception as error:
-        said, advice = " ".join(str(error).split()), "try MUJOCO_GL=egl, or leave it out"
-        raise UserError(f"--video: {config.environment} cannot be rendered here ({said}); {advice}") from error
+        raise UserError(
+            f"`video`: {config.environment} cannot be rendered here ({one_line(error)}); try MUJOCO_GL=egl, or leave "
+            "it out"
+        ) from error
     finally:
         environment.close()
-
-
-class _Progress(Progress):
-    """Counts environment steps, and keeps the last evaluation on the line."""
-
-    UNIT, COLUMNS = "update", COLUMNS
-
-    def __init__(self, agent: Agent, start: int, *, show: bool) -> None:
-        import time
-
-        super().__init__(agent.updates, start=start, show=show)
-        self.latest = self._latest
-        self._agent, self._clock, self._began, self._from = agent, time.perf_counter, time.perf_counter(), None
-
-    def __call__(self, step: int, figures: dict[str, float]) -> None:
-        steps = self._agent.source.env_steps
-        if self._from is None:
-            self._from = steps
-        speed = (steps - self._from) / max(self._clock() - self._began, 1e-9)
-        super().__call__(step, figures | {"steps_per_second": speed})

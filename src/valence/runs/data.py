@@ -1,9 +1,9 @@
-"""Feedback files made ready for one method and one model, with everything that was found said and written down."""
+"""Feedback files made ready for one method and one model; everything found on the way is logged and written down."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,22 +12,21 @@ import torch
 
 from valence.data.collate import EncodedGroup, Encoder
 from valence.data.formats import load_feedback
+from valence.data.formats.load import Loaded
 from valence.data.groups import Group, groups_for, split_groups
 from valence.data.groups.split import is_heldout
 from valence.data.inspect import choose_method, summarize
 from valence.data.records import Problem, Record
 from valence.errors import UserError
-from valence.runs.config import AlignConfig, parse_columns
-from valence.runs.methods import prepare_groups, takes
-
-Say = Callable[[str], None]
+from valence.runs.methods import Method
+from valence.runs.options import DataOptions
+from valence.runs.run import Log
 
 
 @dataclass(frozen=True)
 class Feedback:
-    """What the files hold, as contexts for one method."""
+    """The contexts of one method, for training and held out, and the rows that had problems."""
 
-    method: str
     train: list[Group]
     heldout: list[Group]
     problems: list[Problem]
@@ -42,49 +41,87 @@ class Encoded:
 
     @property
     def groups(self) -> list[Group]:
+        """The training contexts."""
         return [row.group for row in self.train]
 
 
-def read_feedback(config: AlignConfig, say: Say) -> Feedback:
-    """Load, choose the method, convert, hold out; what was found is said.
+def parse_columns(text: str | None) -> dict[str, str]:
+    """`prompt=question,completion=answer` as a dictionary.
 
     Raises:
-        UserError: nothing to learn from, or a bad row under --strict.
+        UserError: it is not of that form.
     """
-    columns = parse_columns(config.data.columns)
-    loaded = load_feedback(config.feedback, columns=columns, strict=config.data.strict)
+    pairs = [part.split("=") for part in (text or "").split(",") if part.strip()]
+    if any(len(pair) != 2 or not all(side.strip() for side in pair) for pair in pairs):
+        raise UserError(f"`columns` is {text!r}, and must look like prompt=question,completion=answer")
+    return {ours.strip(): theirs.strip() for ours, theirs in pairs}
+
+
+def load_rows(paths: Sequence[str], data: DataOptions, log: Log, *, of: str = "rows") -> Loaded:
+    """Load files and log their problems."""
+    loaded = load_feedback(paths, columns=parse_columns(data.columns), strict=data.strict)
+    log_problems(loaded.problems, log, of=of)
+    return loaded
+
+
+def load_and_describe(paths: Sequence[str], data: DataOptions, log: Log) -> Loaded:
+    """Load files of feedback and log what they hold."""
+    loaded = load_feedback(paths, columns=parse_columns(data.columns), strict=data.strict)
     found = summarize(loaded).to_json()
     sides = "" if found["accepted"] is None else f", {found['accepted']:,} accepted, {found['rejected']:,} rejected"
-    say(f"feedback: {found['rows']:,} rows, {found['prompts']:,} prompts, shape {found['shape']}{sides}")
-    say_problems(loaded.problems, say)
-    method = _method(config, loaded.records, say)
-    config.method.check_read_by(method)
-    kind = takes(method, loaded.records, config.method)
+    log(f"feedback: {found['rows']:,} rows, {found['prompts']:,} prompts, shape {found['shape']}{sides}")
+    log_problems(loaded.problems, log)
+    return loaded
+
+
+def method_for(records: Sequence[Record], log: Log) -> str:
+    """The method that fits the feedback.
+
+    Raises:
+        UserError: there is none.
+    """
+    chosen, why = choose_method(records)
+    if chosen is None:
+        raise UserError(why)
+    log(f"method: {chosen} ({why})")
+    return chosen
+
+
+def convert(
+    loaded: Loaded, row: Method, options: Any, objective: Any, data: DataOptions, seed: int, log: Log
+) -> Feedback:
+    """Convert rows to the method's feedback and hold some out; conversions are logged.
+
+    Raises:
+        UserError: there is nothing to learn from.
+    """
+    kind = row.feedback_kind(loaded.records, objective)
     groups, notes = groups_for(loaded.records, kind)
     problems = list(loaded.problems)
-    if config.data.eval_feedback:
-        other = load_feedback(config.data.eval_feedback, columns=columns, strict=config.data.strict)
+    if data.eval_feedback:
+        other = load_rows(data.eval_feedback, data, log, of="held-out rows")
         problems += other.problems
-        say_problems(other.problems, say, of="held-out rows")
         heldout, more = groups_for(other.records, kind)
         notes += [f"held-out: {note}" for note in more]
         marked = [group for group in groups if is_heldout(group)]
         if marked:
-            notes.append(f"{len(marked)} contexts marked as held out are not trained on; --eval-feedback is evaluated")
+            notes.append(f"{len(marked)} contexts marked as held out are not trained on; `eval_feedback` is evaluated")
             groups = [group for group in groups if not is_heldout(group)]
     else:
-        groups, heldout = split_groups(groups, fraction=config.data.eval_fraction, seed=config.train.seed)
+        groups, heldout = split_groups(groups, fraction=data.eval_fraction, seed=seed)
     if not groups:
-        raise UserError("no row is left to train on: lower --eval-fraction or give more feedback")
-    groups, more = prepare_groups(method, groups, config.method)
-    for note in [*notes, *more]:
-        say(note)
-    return Feedback(method, groups, heldout, problems)
+        raise UserError("no row is left to train on: lower `eval_fraction` or give more feedback")
+    if row.prepare is not None:
+        groups, more = row.prepare(groups, options, objective)
+        notes += more
+    for note in notes:
+        log(note)
+    return Feedback(groups, heldout, problems)
 
 
 def split_records(records: Sequence[Record], *, fraction: float, seed: int) -> tuple[list[Record], list[Record]]:
-    """(rows to learn from, rows to look at): those marked as held out, else a share of the prompts, none in both; where
-    all rows have one prompt, a share of the rows."""
+    """(rows to train on, held-out rows): those marked as held out, else a share of the prompts; where all rows have
+    one prompt, a share of the rows."""
     if any(map(is_heldout, records)):
         return [row for row in records if not is_heldout(row)], [row for row in records if is_heldout(row)]
     names: list[Any] = [row.prompt for row in records]
@@ -97,46 +134,34 @@ def split_records(records: Sequence[Record], *, fraction: float, seed: int) -> t
     return [row for name, row in pairs if name not in away], [row for name, row in pairs if name in away]
 
 
-def _method(config: AlignConfig, records: Sequence[Record], say: Say) -> str:
-    method = config.method.method
-    if method != "auto":
-        say(f"method: {method} (asked for)")
-        return method
-    chosen, why = choose_method(records)
-    if chosen is None:
-        raise UserError(why)
-    say(f"method: {chosen} ({why})")
-    return chosen
-
-
-def say_problems(problems: Sequence[Problem], say: Say, *, of: str = "rows", most: int = 5) -> None:
-    """Every problem row is counted; the first few are shown with their line and reason."""
+def log_problems(problems: Sequence[Problem], log: Log, *, of: str = "rows", most: int = 5) -> None:
+    """Log how many rows have problems, and the first few with their line and reason."""
     if not problems:
         return
-    say(f"{len(problems):,} {of} had problems:")
+    log(f"{len(problems):,} {of} had problems:")
     for problem in problems[:most]:
-        say(f"  {problem}")
+        log(f"  {problem}")
     if len(problems) > most:
-        say(f"  … and {len(problems) - most:,} more, all in problems.jsonl")
+        log(f"  … and {len(problems) - most:,} more, all in problems.jsonl")
 
 
-def encode_feedback(feedback: Feedback, encoder: Encoder, out: Path, *, strict: bool, say: Say) -> Encoded:
-    """Token ids of all groups; every problem so far goes to `out/problems.jsonl`.
+def encode_feedback(feedback: Feedback, encoder: Encoder, out: Path, *, strict: bool, log: Log) -> Encoded:
+    """Token ids of all groups; every problem so far is written to `out/problems.jsonl`.
 
     Raises:
-        UserError: no row fits, or under --strict one had to be cut or left out.
+        UserError: no row fits, or with `strict` one was truncated or dropped.
     """
     train, problems = encoder.groups(feedback.train)
     heldout, more = encoder.groups(feedback.heldout)
     problems += more
-    say_problems(problems, say)
+    log_problems(problems, log)
     lines = [json.dumps(vars(problem), ensure_ascii=False) + "\n" for problem in [*feedback.problems, *problems]]
     (out / "problems.jsonl").write_text("".join(lines), encoding="utf-8")
     if strict and problems:
-        raise UserError(f"{problems[0]} ({len(problems)} such rows; --strict makes them errors)")
+        raise UserError(f"{problems[0]} ({len(problems)} such rows; `strict` makes them errors)")
     if not train:
-        raise UserError(f"no row fits --max-length {encoder.max_length}: raise it")
+        raise UserError(f"no row fits `max_length={encoder.max_length}`: raise it")
     texts = any(isinstance(group.prompt, str) and group.prompt for group in feedback.train)
     if encoder.tokenizer.chat_template and texts:
-        say("note: plain-text prompts are taken as they are; give messages to use the model's chat template")
+        log("note: plain-text prompts are used as they are; give messages to use the model's chat template")
     return Encoded(train, heldout)

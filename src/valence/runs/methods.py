@@ -1,171 +1,393 @@
-"""From a method's name and the data to an objective, its critic, and what it is fed."""
+"""The table of methods: for each kind of run, name -> what the method minimises and how it is fed.
+
+A method's options are the fields of its objective and of the small parts that its row names. Their help is what the
+docstrings say. A new method is a row here, an objective's file and a test; see docs/adding-a-method.md.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import fields, replace
-from typing import Any, Literal
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, Field, dataclass, field, fields, make_dataclass, replace
+from functools import cached_property
+from typing import Annotated, Any, Literal, get_type_hints
 
-import torch
+import docstring_parser
+import tyro
 
-from valence.critics import BatchValue, TokenValue
 from valence.data.groups import Group
 from valence.data.records import Record
-from valence.errors import UserError
-from valence.feedback import reward_statistics, standardize
-from valence.objectives import DPO, DRO, IPO, KTO, PMPO, REBEL, RPO, Supervised
-from valence.policies.language import LanguagePolicy
-from valence.protocols import Critic, Objective
-from valence.runs.config import PRESET_ALPHA, MethodConfig
-from valence.types import Rewards
+from valence.objectives.apa import APA
+from valence.objectives.dpo import DPO, IPO, RPO
+from valence.objectives.dro import DRO
+from valence.objectives.grpo import GRPO
+from valence.objectives.kto import KTO
+from valence.objectives.mpo import MPO
+from valence.objectives.pmpo import PMPO, PRESETS
+from valence.objectives.policy_gradient import REINFORCE, RLOO, CoPG
+from valence.objectives.ppo import PPO
+from valence.objectives.ppo_without_critic import PPOWithoutCritic
+from valence.objectives.rebel import REBEL
+from valence.objectives.supervised import Supervised
+from valence.runs.conversions import BestOverWorst, Labelling, Pairing, SelfPlay, Unchanged, ValueLabelling
+from valence.runs.fitting import (
+    coupled_pmpo,
+    dro_critic,
+    dro_groups,
+    kto_from_data,
+    mpo_per_dimension,
+    pairs_or_scores,
+    pmpo_from_data,
+    scores_if_weighted,
+    supervised_from_data,
+    supervised_groups,
+    token_critic,
+    with_two_scores,
+)
 
 Takes = Literal["labels", "rewards", "preferences"]
 
-TAKES: dict[str, Takes] = {
-    "pmpo": "labels", "kto": "labels", "supervised": "labels", "dro": "rewards",
-    "dpo": "preferences", "ipo": "preferences", "rpo": "preferences",
-}  # fmt: skip
-PAPER_BETA = {1.0: 0.0, 0.5: 0.5, 0.0: 2.0}
 
+@dataclass(frozen=True, kw_only=True)
+class Reuse:
+    """How often a collected batch is learned from.
 
-def takes(method: str, records: Sequence[Record], config: MethodConfig) -> Takes:
-    """The kind of feedback a method is fed; REBEL takes scores where there are any, else bare preferences."""
-    if method == "pmpo" and config.score_temperature is not None:
-        return "rewards"
-    if method == "rebel":
-        return "rewards" if any(record.scored or record.shape == "score" for record in records) else "preferences"
-    return TAKES[method]
-
-
-def prepare_groups(method: str, groups: list[Group], config: MethodConfig) -> tuple[list[Group], list[str]]:
-    """Last adjustments before training: (groups, notes). DRO's rewards are standardised over the data set.
-
-    Raises:
-        UserError: the method cannot learn anything from these groups.
+    Args:
+        num_epochs: how often each collected batch is learned from.
+        minibatch_size: contexts in an optimizer step; 0 takes the whole collected batch.
     """
-    notes: list[str] = []
-    if method == "dro":
-        if config.value == "prompt-mean":
-            groups, notes = _with_two(groups, "--value prompt-mean", "use --value batch-mean")
-        if config.standardize:
-            groups, note = standardized(groups)
-            notes.append(note)
-        return groups, notes
-    if method in ("rebel", "pmpo") and groups[0].reward is not None:
-        return _with_two(groups, method, "use dro for single scores")
-    if method != "supervised":
-        return groups, notes
-    if all(group.sign == (0,) for group in groups):
-        # Plain demonstrations: nobody said yes or no to any of them.
-        shown = [replace(group, sign=(1,)) for group in groups]
-        return shown, [f"none of the {len(groups)} rows is labelled: all are taken as accepted"]
-    kept = [group for group in groups if (group.sign or (0,))[0] > 0]
-    if not kept:
-        raise UserError("supervised learns from accepted completions, and there are none")
-    dropped = len(groups) - len(kept)
-    return kept, [f"{dropped} rejected or unlabelled rows are not used by supervised"] if dropped else []
+
+    num_epochs: int = 1
+    minibatch_size: int = 0
+
+    def __post_init__(self) -> None:
+        if self.num_epochs < 1:
+            raise ValueError(f"num_epochs is {self.num_epochs}, and must be at least 1")
+        if self.minibatch_size < 0:
+            raise ValueError(f"minibatch_size is {self.minibatch_size}, and must be at least 0")
 
 
-def _with_two(groups: list[Group], what: str, instead: str) -> tuple[list[Group], list[str]]:
-    """The groups with two completions or more, and a note of how many were left out."""
-    kept = [group for group in groups if len(group.completions) > 1]
-    if not kept:
-        raise UserError(f"{what} compares the scores of one prompt, and no prompt has two: {instead}")
-    alone = len(groups) - len(kept)
-    return kept, [f"{alone} prompts with one completion were left out: {what} compares"] if alone else []
+@dataclass(frozen=True, kw_only=True)
+class Shaping:
+    """What a distance from the initial policy costs.
 
-
-def standardized(groups: list[Group]) -> tuple[list[Group], str]:
-    """(the groups with rewards of mean 0 and deviation 1 over all of them, a note)."""
-    flat = torch.tensor([value for group in groups for value in group.reward or ()], dtype=torch.float64)
-    rewards = Rewards(flat[:, None], torch.ones_like(flat[:, None], dtype=torch.bool))
-    mean, deviation = reward_statistics(rewards)
-    scaled = standardize(rewards, mean=mean, std=deviation).value[:, 0].tolist()
-    if not any(scaled):
-        raise UserError(f"all {len(scaled)} rewards are {float(mean):g}: there is nothing to learn from them")
-    rest = iter(scaled)
-    made = [replace(group, reward=tuple(next(rest) for _ in group.reward or ())) for group in groups]
-    return made, f"rewards standardised over the data set: mean {float(mean):.4g}, deviation {float(deviation):.4g}"
-
-
-def _side_counts(groups: Sequence[Group]) -> tuple[int, int, int]:
-    signs = [sign for group in groups for sign in group.sign or ()]
-    return signs.count(1), signs.count(-1), len(signs)
-
-
-def pmpo_objective(config: MethodConfig, groups: Sequence[Group]) -> tuple[PMPO, list[str]]:
-    """PMPO with the data set's class fractions: (objective, notes)."""
-    beta: float | str = "auto" if config.beta in (None, "auto") else float(config.beta)
-    if config.score_temperature is not None:
-        alpha = PRESET_ALPHA[config.preset] if config.preset else 0.5 if config.alpha is None else config.alpha
-        return PMPO(alpha=alpha, beta=beta, temperature=config.score_temperature), []
-    accepted, rejected, rows = _side_counts(groups)
-    if not accepted + rejected:
-        raise UserError("no row is accepted or rejected: pmpo has nothing to learn from")
-    if config.regularizer == "bc" and accepted + rejected == rows:
-        raise UserError("--regularizer bc takes unlabelled rows in the KL's place, and there are none: use kl")
-    one_sided = 1.0 if not rejected else 0.0 if not accepted else 0.5
-    alpha = PRESET_ALPHA[config.preset] if config.preset else config.alpha if config.alpha is not None else one_sided
-    if alpha == 1.0 and not accepted:
-        raise UserError("PMPO-A learns from accepted rows, and there are none: use --preset r")
-    if alpha == 0.0 and not rejected:
-        raise UserError("PMPO-R learns from rejected rows, and there are none: use --preset a")
-    if config.preset and config.beta is None:
-        beta = PAPER_BETA[alpha]
-    objective = PMPO(
-        alpha=alpha, beta=beta, accepted_fraction=accepted / rows, rejected_fraction=rejected / rows,
-        regularizer="bc" if config.regularizer == "bc" else "kl",
-    )  # fmt: skip
-    warning = objective.unbounded_reason()
-    return objective, [f"warning: {warning}"] if warning else []
-
-
-def make_objective(method: str, config: MethodConfig, groups: Sequence[Group]) -> tuple[Objective, list[str]]:
-    """(objective, notes).
-
-    Raises:
-        UserError: the data cannot serve this method.
+    Args:
+        kl_weight: reward taken off for each nat of log pi_t / pi_0.
     """
-    if method == "pmpo":
-        return pmpo_objective(config, groups)
-    beta = 0.1 if config.beta in (None, "auto") else float(config.beta)
-    if method in ("kto", "dpo", "ipo", "rpo") and beta <= 0:
-        raise UserError(f"--beta is {beta:g}, and must be above 0 for {method}")
-    accepted, rejected, rows = _side_counts(groups)
-    if method == "kto":
-        if not accepted or not rejected:
-            raise UserError("kto needs accepted and rejected rows, and one side is missing: use pmpo")
-        return KTO(beta=beta, undesirable_weight=config.undesirable_weight), []
-    if method == "dro":
-        if config.value == "prompt-mean" or config.value == "batch-mean":
-            return DRO(tau=config.tau, value=config.value), []
-        return DRO(tau=config.tau), []
-    if method == "rebel":
-        return REBEL(eta=config.eta), []
-    if method == "supervised":
-        return Supervised(accepted_fraction=accepted / rows), []
-    kinds: dict[str, Any] = {"dpo": DPO, "ipo": IPO}
-    if method == "rpo":
-        return RPO(beta=beta, sft_weight=config.sft_weight), []
-    return kinds[method](beta=beta), []
+
+    kl_weight: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.kl_weight < float("inf"):
+            raise ValueError(f"kl_weight is {self.kl_weight}, and must be finite and at least 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refreshing:
+    """A reference that follows the policy.
+
+    Args:
+        refresh_every: optimizer steps between copies of the policy into the reference; 0 never copies.
+    """
+
+    refresh_every: int = 0
+
+    def __post_init__(self) -> None:
+        if self.refresh_every < 0:
+            raise ValueError(f"refresh_every is {self.refresh_every}, and must be at least 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValueNetwork:
+    """The critic.
+
+    Args:
+        value_network: separate is a network of its own (the DRO paper's), head is a head on the policy.
+        value_lr: learning rate of the value network; the policy's by default.
+    """
+
+    value_network: Literal["separate", "head"] = "separate"
+    value_lr: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.value_lr is not None and not 0 < self.value_lr < float("inf"):
+            raise ValueError(f"value_lr is {self.value_lr}, and must be finite and above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GivenCompletions:
+    """REBEL's hybrid form.
+
+    Args:
+        num_given: completions of the prompt's own row that are judged beside the samples.
+    """
+
+    num_given: int = 0
+
+    def __post_init__(self) -> None:
+        if self.num_given < 0:
+            raise ValueError(f"num_given is {self.num_given}, and must be at least 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EtaSchedule:
+    """Step sizes that change.
+
+    Args:
+        eta_schedule: eta of each collected batch in turn, in place of eta; the last one stays.
+    """
+
+    eta_schedule: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not all(0 < eta < float("inf") for eta in self.eta_schedule):
+            raise ValueError(f"eta_schedule is {self.eta_schedule}, and must hold finite numbers above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standardizing:
+    """Rewards in units of their spread.
+
+    Args:
+        standardize: bring the data set's rewards to mean 0 and variance 1.
+    """
+
+    standardize: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Coupling:
+    """How a Gaussian's spread is learned.
+
+    Args:
+        coupled: Gaussian: learn mean and covariance by one objective, as in the paper; the spread may vanish.
+    """
+
+    coupled: bool = False
+
+
+PARTS: tuple[type, ...] = (
+    Reuse, Shaping, Refreshing, ValueNetwork, GivenCompletions, EtaSchedule, Standardizing, Coupling,
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """A row of the table.
+
+    Args:
+        objective: the class of the objective.
+        takes: the feedback that groups of a file are converted to; a function of (records, objective) where it depends
+            on them.
+        convert: makes the objective's feedback of collected rewards; its fields are options.
+        anchor: the reference: "initial" is the policy as it began, "refreshed" follows the policy, and then the
+            samples are its own.
+        critic: makes the critic from (objective, `ValueNetwork`, policy); None where the method has none.
+        parts: other classes whose fields are options.
+        fixed: fields of the objective that the row decides; they are no options.
+        defaults: defaults of options that differ from their classes' own.
+        prepare: (groups, parts by class, objective) -> (groups, notes): last adjustments of a file's groups.
+        fit: (objective, facts) -> (objective, notes): what the objective takes from the data or the environment.
+        compares: whether two actions of one context are needed.
+        high_lr: whether the default learning rate is that of a small model at any size (DRO).
+        presets: name -> function that makes the objective with the paper's constants.
+        preset_options: name -> options of the run that go with the preset.
+    """
+
+    objective: type[Any]
+    takes: Takes | Callable[[Sequence[Record], Any], Takes] = "rewards"
+    convert: type[Any] = Unchanged
+    anchor: Literal["initial", "refreshed"] = "initial"
+    critic: Callable[[Any, ValueNetwork, Any], Any] | None = None
+    parts: tuple[type[Any], ...] = ()
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    prepare: Callable[[list[Group], Any, Any], tuple[list[Group], list[str]]] | None = None
+    fit: Callable[[Any, Any], tuple[Any, list[str]]] | None = None
+    compares: bool = True
+    high_lr: bool = False
+    presets: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+    preset_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    @cached_property
+    def objective_fields(self) -> set[str]:
+        """The objective's fields that are options."""
+        return {item.name for item in fields(self.objective) if item.init} - set(self.fixed)
+
+    @cached_property
+    def options(self) -> type:
+        """The dataclass of the method's options."""
+        sources = [self.objective, self.convert, *self.parts]
+        sources += [Refreshing] if self.anchor == "refreshed" else []
+        sources += [ValueNetwork] if self.critic is not None else []
+        found: dict[str, tuple[str, Any, Any]] = {}
+        for source in sources:
+            hints, help_of = get_type_hints(source), docstring_help(source)
+            for item in fields(source):
+                if item.init and item.name not in self.fixed:
+                    hint = Annotated[hints[item.name], tyro.conf.arg(help=help_of[item.name])]
+                    default = self.defaults.get(item.name, _default(item))
+                    found[item.name] = (item.name, hint, field(default=default))
+        made = make_dataclass("MethodOptions", list(found.values()), frozen=True, kw_only=True)
+        made.__doc__ = f"{self.objective.__name__}: {(inspect.getdoc(self.objective) or '').splitlines()[0]}"
+        return made
+
+    def make(self, options: Any) -> Any:
+        """The objective; checks the parts too.
+
+        Raises:
+            ValueError: an option is out of range; the message begins with its name.
+        """
+        for kind in (self.convert, *PARTS):
+            self.part(kind, options)
+        return self.objective(**self.fixed, **{name: getattr(options, name) for name in self.objective_fields})
+
+    def part(self, kind: type[Any], options: Any) -> Any:
+        """The options of one part; its defaults where the row does not have it."""
+        known = {item.name for item in fields(options)}
+        return kind(**{item.name: getattr(options, item.name) for item in fields(kind) if item.name in known})
+
+    def feedback_kind(self, records: Sequence[Record], objective: Any) -> Takes:
+        """What the groups of these records are converted to."""
+        return self.takes if isinstance(self.takes, str) else self.takes(records, objective)
+
+
+def _default(item: Field[Any]) -> Any:
+    return item.default if item.default is not MISSING else item.default_factory()  # pyright: ignore[reportCallIssue]
+
+
+def docstring_help(kind: type) -> dict[str, str]:
+    """Field -> its documentation: an entry under `Args:`, or the string below the field; bases included."""
+    found: dict[str, str] = {}
+    for base in reversed(kind.__mro__[:-1]):
+        try:
+            parsed = docstring_parser.parse_from_object(base)
+        except (OSError, TypeError):  # a class made at run time has no source
+            parsed = docstring_parser.parse(base.__doc__ or "")
+        found |= {item.arg_name: " ".join((item.description or "").split()) for item in parsed.params}
+    return found
 
 
 def describe(objective: Any) -> str:
-    """The objective's name and fields, numbers short and what is not set left out."""
-    values = {item.name: getattr(objective, item.name) for item in fields(objective)}
+    """The objective's name and fields; fields that are None are omitted, numbers are shortened."""
+    values = {item.name: getattr(objective, item.name) for item in fields(objective) if item.repr}
     shown = {name: f"{value:.4g}" if isinstance(value, float) else value for name, value in values.items()}
     return f"{type(objective).__name__}({', '.join(f'{k}={v}' for k, v in shown.items() if v is not None)})"
 
 
-def make_critic(objective: Objective, config: MethodConfig, policy: LanguagePolicy) -> Critic | None:
-    """DRO's value network, before anything has trained."""
-    if "value" not in objective.needs:
-        return None
-    if config.value == "batch":
-        return BatchValue(device=policy.device)
-    if config.value_network == "head":
-        return TokenValue(policy, shared=True, per=config.value)
-    backbone = policy.frozen_copy()
-    for part, original in zip(backbone.parameters(), policy.parameters(), strict=True):
-        part.requires_grad_(original.requires_grad)
-    return TokenValue(backbone.train(), per=config.value)
+_pmpo = Method(objective=PMPO, takes="labels", presets=PRESETS)
+_rebel = Method(objective=REBEL)
+_dpo = Method(objective=DPO, takes="preferences")
+_at_reference, _at_collector = {"anchor": "reference"}, {"anchor": "old"}
+_gaussian_only = {"covariance_beta": None}
+
+ALIGN: dict[str, Method] = {
+    "pmpo": replace(
+        _pmpo, takes=scores_if_weighted, prepare=with_two_scores, fit=pmpo_from_data, fixed=_gaussian_only,
+    ),
+    "dro": Method(
+        objective=DRO, critic=dro_critic, parts=(Standardizing,), prepare=dro_groups, high_lr=True,
+    ),
+    "rebel": replace(_rebel, takes=pairs_or_scores, prepare=with_two_scores, fixed=_at_reference),
+    "kto": Method(objective=KTO, takes="labels", fit=kto_from_data),
+    "dpo": replace(_dpo, fixed=_at_reference),
+    "ipo": Method(objective=IPO, takes="preferences", fixed=_at_reference),
+    "rpo": Method(objective=RPO, takes="preferences", fixed=_at_reference),
+    "supervised": Method(
+        objective=Supervised, takes="labels", prepare=supervised_groups, fit=supervised_from_data,
+    ),
+}  # fmt: skip
+"""Methods that learn from a file of feedback."""
+
+_reused = {"num_epochs": 4}
+_shaped = _reused | {"kl_weight": 0.05}
+"""Methods without a hold on pi_0 of their own take the REBEL paper's price of a nat, and four epochs a batch."""
+_weighted_pmpo = {
+    "accepted_fraction": None, "rejected_fraction": None, "score_temperature": None, "regularizer": "kl",
+    "covariance_beta": None,
+}  # fmt: skip
+
+IMPROVE: dict[str, Method] = {
+    "rebel": replace(
+        _rebel, convert=Pairing, fixed=_at_collector, defaults=_shaped,
+        parts=(Reuse, Shaping, GivenCompletions, EtaSchedule),
+    ),
+    "pmpo": replace(
+        _pmpo, convert=Labelling, anchor="refreshed", fixed=_weighted_pmpo, defaults={"refresh_every": 10},
+        parts=(Reuse, Shaping),
+    ),
+    "spo": replace(
+        _rebel, convert=SelfPlay, fixed=_at_collector, defaults=_reused, parts=(Reuse, Shaping, EtaSchedule),
+    ),
+    "iterative-dpo": replace(
+        _dpo, convert=Pairing, fixed=_at_collector, defaults=_shaped | {"beta": 0.05},
+        parts=(Reuse, Shaping, GivenCompletions),
+    ),
+    "rloo": Method(objective=RLOO, parts=(Shaping,), defaults={"kl_weight": 0.05}),
+    "reinforce": Method(objective=REINFORCE, parts=(Shaping,), defaults={"kl_weight": 0.05}, compares=False),
+    "ppo": Method(objective=PPO, critic=token_critic, parts=(Reuse, Shaping), defaults=_shaped, compares=False),
+    "apa": Method(objective=APA, critic=token_critic, parts=(Reuse, Shaping), compares=False),
+    "copg": Method(objective=CoPG, parts=(Reuse, Shaping, GivenCompletions)),
+    "grpo": Method(objective=GRPO, parts=(Reuse, Shaping)),
+}  # fmt: skip
+"""Methods that learn from a reward of the model's own completions."""
+
+_twice = {"num_epochs": 2, "kl_weight": 0.0}
+"""In a batch's first update log pi is still log pi_t, and REBEL's gradient a multiple of RLOO's: its regression begins
+with the second."""
+_paper = {"log_prob_scale": "1/D", "max_grad_norm": 5.0}
+_images = (Reuse, Shaping)
+
+IMPROVE_IMAGES: dict[str, Method] = {
+    "rebel": replace(
+        IMPROVE["rebel"], parts=_images, defaults=_twice,
+        preset_options={"paper": _paper | {"lr": 3e-4, "num_epochs": 1}},
+    ),
+    "pmpo": replace(IMPROVE["pmpo"], defaults={"refresh_every": 4}),
+    "spo": replace(IMPROVE["spo"], parts=_images, defaults=_twice),
+    "ppo": Method(
+        objective=PPOWithoutCritic, parts=_images, defaults=_twice | {"clip": 0.01}, compares=False,
+        preset_options={"paper": _paper | {"lr": 1e-4, "clip": 1e-4}},
+    ),
+    "rloo": replace(IMPROVE["rloo"], defaults={}),
+    "reinforce": replace(IMPROVE["reinforce"], defaults={}),
+    "dpo": replace(
+        _dpo, convert=Pairing, fixed=_at_reference, parts=_images, defaults=_twice | {"beta": 0.05},
+    ),
+    "iterative-dpo": replace(IMPROVE["iterative-dpo"], parts=_images, defaults=_twice | {"beta": 0.05}),
+    "grpo": replace(IMPROVE["grpo"], defaults={"beta": 0.0}),
+    "copg": replace(IMPROVE["copg"], parts=_images),
+}  # fmt: skip
+"""Methods that learn from a reward of a pipeline's own images."""
+
+_class_fractions = {"accepted_fraction": None, "rejected_fraction": None}
+
+CONTROL: dict[str, Method] = {
+    "pmpo": replace(
+        _pmpo, convert=ValueLabelling, parts=(Coupling,), fit=coupled_pmpo, defaults={"covariance_beta": float("inf")},
+        fixed=_class_fractions | {"score_temperature": None, "regularizer": "kl"},
+    ),
+    "mpo": Method(
+        objective=MPO, fit=mpo_per_dimension, fixed={"decoupled": True, "epsilon_penalty": 0.0},
+        defaults={"epsilon_mean": 0.02, "epsilon_covariance": 1e-5},
+    ),
+    "dpo": replace(_dpo, convert=BestOverWorst, fixed=_at_reference, defaults={"beta": 1.0}),
+    "rebel": replace(_rebel, fixed=_at_reference),
+}  # fmt: skip
+"""Methods that improve a control policy on actions that a critic has judged."""
+
+OFFLINE_CONTROL: dict[str, Method] = {
+    "pmpo": replace(
+        _pmpo, presets={},
+        fixed=_class_fractions | {"score_temperature": None, "regularizer": "bc", "covariance_beta": None},
+    ),
+}  # fmt: skip
+"""Methods that learn a control policy from episodes on disk."""
+
+SEARCH: dict[str, Method] = {"pmpo": replace(_pmpo, fixed=_weighted_pmpo)}
+"""Methods that search for a function's smallest value."""
+
+METHODS: dict[str, dict[str, Method]] = {
+    "align": ALIGN, "improve": IMPROVE, "improve-images": IMPROVE_IMAGES, "control": CONTROL,
+    "offline-control": OFFLINE_CONTROL, "search": SEARCH,
+}  # fmt: skip

@@ -1,7 +1,7 @@
-"""`valence offline-control`: a policy from episodes that others lived, with labels given or made from a learned value.
+"""Offline control: a policy from episodes that others recorded, with labels given or made from a learned value.
 
 PMPO's BC form (paper, section 5.3): accepted actions are raised, rejected ones lowered, and the likelihood of all
-actions stands for the KL to the policy that made the data, which nobody has.
+actions stands for the KL to the policy that made the data, which is not available.
 
 Shape legend: see `valence.sources.episodes`.
 """
@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
+import tyro
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -25,44 +27,87 @@ from valence.objectives.pmpo import PMPO, pmpo_beta
 from valence.policies.actor import torso
 from valence.policies.gaussian import GaussianPolicy
 from valence.policies.runner import save_actor
-from valence.runs.offline_control_config import LOSSES, OfflineControlOptions
+from valence.runs.methods import OFFLINE_CONTROL
+from valence.runs.options import check, check_numbers
+from valence.runs.progress import TRAINING, Progress
+from valence.runs.run import Log, RunResult, begin, claim, settings_of, write_settings
+from valence.runs.settings import NoOptions, RunConfig, configure, to_words
 from valence.sources.episodes import EpisodeSource, EpisodeTable, Rows, mixture, tabulate
 from valence.training.learner import Learner
+from valence.training.loop import Schedule, train
 
-VALUE_ROUNDS, VALUE_BATCH, VALUE_LR = 12, 2048, 1e-3
+VALUE_ROUNDS, VALUE_STEPS, VALUE_BATCH, VALUE_LR = 12, 150, 2048, 1e-3
+LOSSES = ("accept", "reject", "clone")
 
 
 @dataclass(frozen=True)
-class OfflineControlResult:
-    """What came of it.
+class OfflineOptions:
+    """Which labels and losses are used, and how they are learned from."""
 
-    Args:
-        folder: `PolicyRunner.load(folder)` acts.
-        episodes, transitions: how many there were.
-        accepted, rejected: how many transitions had that label.
-        alpha, beta: as used.
-        figures: the last update's.
-    """
+    labels: Literal["auto", "given", "advantage"] = "auto"
+    """given with the data (infos/label, +1 or -1), the sign of a learned advantage, or auto: given if there are any."""
+    use: tuple[Literal["accept", "reject", "clone"], ...] = LOSSES
+    """Losses: on accepted actions, on rejected ones, on all of them."""
+    discount: float = 0.98
+    """Gamma of the advantage."""
+    gae_lambda: float = 0.9
+    """Lambda of the advantage estimate."""
+    expectile: float = 0.7
+    """Expectile of the returns that the value is; 0.5 is the mean."""
+    steps: int = 4000
+    """Updates of the policy."""
+    batch_size: int = 512
+    """Transitions in a batch."""
+    lr: float = 1e-3
+    """Learning rate, falling to 0."""
+    hidden: tuple[int, ...] = (256, 256)
+    """Units of each hidden layer."""
+    min_scale: float = 0.3
+    """Least standard deviation, in half action ranges; it limits what a rejection can pay."""
+    seed: int = 0
+    """Random seed; the same seed gives the same bits."""
+    quiet: bool = False
+    """Show no progress."""
 
-    folder: Path
-    episodes: int
-    transitions: int
-    accepted: int
-    rejected: int
-    alpha: float
-    beta: float
-    figures: dict[str, float]
+    def __post_init__(self) -> None:
+        check(bool(self.use), "use", self.use, f"one or more of {', '.join(LOSSES)}")
+        check(bool(self.hidden) and min(self.hidden) >= 1, "hidden", self.hidden, "one size or more, each at least 1")
+        check_numbers(self, "discount", "gae_lambda", least=0, below=1)
+        check_numbers(self, "expectile", above=0, below=1)
+        check_numbers(self, "steps", "batch_size", least=1)
+        check_numbers(self, "lr", "min_scale", above=0)
+        check_numbers(self, "seed", least=0)
+
+
+@dataclass(frozen=True)
+class OfflineControlConfig(RunConfig):
+    """Make a control policy from episodes on disk, in Minari's format: accepted and rejected actions, and cloning."""
+
+    place: ClassVar[str] = "offline-control"
+    required: ClassVar[tuple[str, ...]] = ("episodes", "out")
+    usage: ClassVar[str] = "valence offline-control EPISODES --out DIR"
+
+    episodes: tyro.conf.Positional[str] = ""
+    """The data set's folder (the one with data/main_data.hdf5)."""
+    out: str = "runs/offline-control-policy"
+    """Folder to write into."""
+    method: str = "pmpo"
+    """The method: pmpo."""
+    preset: str | None = None
+    """There is none for episodes."""
+    options: Any = field(default_factory=NoOptions)
+    learning: OfflineOptions = field(default_factory=OfflineOptions)
 
 
 def fit_value(
-    table: EpisodeTable, *, seed: int, steps: int, discount: float, trace: float, expectile: float,
+    table: EpisodeTable, *, seed: int, steps: int, discount: float, gae_lambda: float, expectile: float,
     hidden: tuple[int, ...] = (256, 256), batch_size: int = VALUE_BATCH,
 ) -> Float[Tensor, "E L"]:  # fmt: skip
     """V of every observation, in discounted reward: an expectile of the returns of the behaviours that made the data.
 
     Fitted lambda-returns: targets are computed on whole episodes, `VALUE_ROUNDS` times, with `steps` regression steps
-    each. No value can lie beyond that of the least or the largest reward for ever (or of 0, where episodes truly
-    end): what a network says beyond is cut.
+    each. Values are clipped to those of the least and the largest reward for ever (and of 0, where episodes truly
+    end).
     """
     torch.manual_seed(seed)
     net = nn.Sequential(torso(table.observation.shape[-1], hidden), nn.Linear(hidden[-1], 1))
@@ -79,7 +124,7 @@ def fit_value(
     generator = torch.Generator().manual_seed(seed)
     for _ in range(VALUE_ROUNDS):
         value = _values(net, table).clamp(least, most) * unit
-        ahead = advantages(table, value, discount=discount, trace=trace)
+        ahead = advantages(table, value, discount=discount, gae_lambda=gae_lambda)
         target = (value[:, :-1] + ahead)[table.present] / unit
         for _ in range(steps):
             picks = torch.randint(len(rows), (batch_size,), generator=generator)
@@ -99,10 +144,12 @@ def _values(net: nn.Module, table: EpisodeTable) -> Float[Tensor, "E L"]:
 
 
 def advantages(
-    table: EpisodeTable, value: Float[Tensor, "E L"], *, discount: float, trace: float
+    table: EpisodeTable, value: Float[Tensor, "E L"], *, discount: float, gae_lambda: float
 ) -> Float[Tensor, "E S"]:
-    """Of every action in the data."""
-    return episode_advantages(table.reward, value, table.present, table.terminated, discount=discount, trace=trace)
+    """The advantage of every action in the data."""
+    return episode_advantages(
+        table.reward, value, table.present, table.terminated, discount=discount, gae_lambda=gae_lambda
+    )
 
 
 def train_policy(
@@ -110,7 +157,7 @@ def train_policy(
     hidden: tuple[int, ...] = (256, 256), min_scale: float = 0.3,
     on_step: Callable[[int, dict[str, float]], None] | None = None,
 ) -> tuple[GaussianPolicy, dict[str, float]]:  # fmt: skip
-    """Learn a policy from rows: (the policy, which reads scaled observations; the last update's figures)."""
+    """Train a policy on rows: (the policy, which reads scaled observations; figures of the last update)."""
     torch.manual_seed(seed)
     accepted, rejected = rows.fractions()
     objective = PMPO(
@@ -122,50 +169,73 @@ def train_policy(
     )
     optimizer = torch.optim.Adam(policy.parameters(), lr=lr)
     learner = Learner(policy, objective, None, {"policy": optimizer}, total_steps=steps)
-    source, figures = EpisodeSource(rows, batch_size=batch_size, seed=seed), dict[str, float]()
-    while learner.step < steps:
-        figures = learner.update(source.next(policy))
+    last: dict[str, float] = {}
+
+    def take(step: int, figures: dict[str, float]) -> None:
+        last.update(figures)
         if on_step is not None:
-            on_step(learner.step, figures)
-    return policy, figures
+            on_step(step, figures)
+
+    source = EpisodeSource(rows, batch_size=batch_size, seed=seed)
+    train(learner, source, Schedule(steps, log_every=0), on_step=take)
+    return policy, last
 
 
-def offline_control(
-    episodes: str | Path, out: str | Path, options: OfflineControlOptions | None = None,
-    on_step: Callable[[int, dict[str, float]], None] | None = None,
-) -> OfflineControlResult:  # fmt: skip
-    """Learn from a folder in Minari's format; writes `out/policy` and `out/results.json`.
+def offline_control(episodes: str | Path, out: str | Path, **options: Any) -> RunResult:
+    """Learn from a folder in Minari's format; `options` are the command line's.
 
+    Returns:
+        The result; `details` as in its results.json.
     Raises:
         UserError: the folder cannot be read, or holds nothing that the options ask for; or `out` holds a run already.
     """
-    options, out = options or OfflineControlOptions(), Path(out)
-    if (out / "results.json").exists() or (out / "policy").exists():
-        raise UserError(f"{out} holds a run already: give another --out")
-    found = read_episodes(episodes)
+    words, positional = to_words(OfflineControlConfig, {"episodes": episodes, "out": out} | options)
+    config = configure(OfflineControlConfig, words, positional, prog="valence offline-control")
+    return run_offline_control(config, log=lambda line: None, show=not config.learning.quiet)
+
+
+def run_offline_control(config: OfflineControlConfig, *, log: Log = print, show: bool = True) -> RunResult:
+    """Run what `config` describes; writes `out/policy` and `out/results.json`."""
+    options, settings = config.learning, settings_of(config)
+    begin(1, options.seed)
+    out = claim(Path(config.out), settings, can_resume=False)
+    found = read_episodes(config.episodes)
     actions = np.concatenate([episode.actions for episode in found])
     low, high = np.minimum(actions.min(0), -1.0), np.maximum(actions.max(0), 1.0)
     table = tabulate(found)
     scaled = (table.action - torch.tensor((high + low) / 2)) / torch.tensor((high - low) / 2)
-    table = EpisodeTable(**{**vars(table), "action": scaled.float()})
+    table = replace(table, action=scaled.float())
     sign = make_labels(table, options)
     rows = mixture(table, sign, **{loss: loss in options.use for loss in LOSSES})
-    alpha, beta = _weights(rows, sign, options)
-    policy, figures = train_policy(
-        rows, alpha=alpha, beta=beta, lr=options.lr, steps=options.steps, seed=options.seed,
-        batch_size=options.batch_size, hidden=options.hidden, min_scale=options.min_scale, on_step=on_step,
+    alpha, beta = class_weights(rows, sign, config)
+    write_settings(out, settings)
+    progress = Progress(
+        options.steps, show=show and not options.quiet, columns=[*TRAINING, ("transitions/s", "transitions_per_second",
+                                                                           "{:,.0f}")],
     )  # fmt: skip
+    try:
+        policy, figures = train_policy(
+            rows, alpha=alpha, beta=beta, lr=options.lr, steps=options.steps, seed=options.seed,
+            batch_size=options.batch_size, hidden=options.hidden, min_scale=options.min_scale, on_step=progress,
+        )  # fmt: skip
+    finally:
+        progress.close()
     unscale(policy, table)
     save_actor(out / "policy", policy, low=low.astype(np.float64), high=high.astype(np.float64))
-    result = OfflineControlResult(
-        out, len(found), int(table.present.sum()), int((sign > 0).sum()), int((sign < 0).sum()), alpha, beta, figures
+    details = {
+        "episodes": len(found), "transitions": int(table.present.sum()), "accepted": int((sign > 0).sum()),
+        "rejected": int((sign < 0).sum()), "alpha": alpha, "beta": beta, "figures": figures,
+    }  # fmt: skip
+    (out / "results.json").write_text(json.dumps(details | {"settings": settings}, indent=1) + "\n")
+    log(
+        f"{details['episodes']} episodes, {details['transitions']:,} transitions: {details['accepted']:,} accepted, "
+        f"{details['rejected']:,} rejected; alpha {alpha:g}, beta {beta:.3g}\n"
+        f"written: {out} (valence.PolicyRunner.load({str(out)!r}).act(observation) acts)"
     )
-    about = {name: value for name, value in vars(result).items() if name != "folder"}
-    (out / "results.json").write_text(json.dumps(about | {"options": asdict(options)}, indent=1) + "\n")
-    return result
+    return RunResult(out, config.method, options.steps, None, after=figures, details=details)
 
 
-def make_labels(table: EpisodeTable, options: OfflineControlOptions) -> Int[Tensor, "E S"]:
+def make_labels(table: EpisodeTable, options: OfflineOptions) -> Int[Tensor, "E S"]:
     """The labels given with the data, or the sign of the advantage of every action.
 
     Raises:
@@ -173,32 +243,34 @@ def make_labels(table: EpisodeTable, options: OfflineControlOptions) -> Int[Tens
     """
     given = bool((table.label != 0).any())
     if options.labels == "given" and not given:
-        raise UserError("the episodes carry no labels (infos/label, +1 or -1): use --labels advantage")
+        raise UserError("the episodes carry no labels (infos/label, +1 or -1): use `labels=advantage`")
     if options.labels != "advantage" and given:
         return table.label
     value = fit_value(
-        table, seed=options.seed, steps=150, discount=options.discount, trace=options.trace,
+        table, seed=options.seed, steps=VALUE_STEPS, discount=options.discount, gae_lambda=options.gae_lambda,
         expectile=options.expectile, hidden=options.hidden,
     )  # fmt: skip
-    return label_advantage(advantages(table, value, discount=options.discount, trace=options.trace), table.present)
+    ahead = advantages(table, value, discount=options.discount, gae_lambda=options.gae_lambda)
+    return label_advantage(ahead, table.present)
 
 
-def _weights(rows: Rows, sign: Int[Tensor, "E S"], options: OfflineControlOptions) -> tuple[float, float]:
+def class_weights(rows: Rows, sign: Int[Tensor, "E S"], config: OfflineControlConfig) -> tuple[float, float]:
     """alpha and beta: what was asked for, or what the labels that are there allow.
 
     Raises:
         UserError: rejections without cloning: nothing would hold the policy.
     """
+    objective = OFFLINE_CONTROL[config.method].make(config.options)
     accepted, rejected = rows.fractions()
-    if rejected and "clone" not in options.use:
-        raise UserError("rejections alone push the policy away without end: use clone too (--use reject clone)")
-    alpha = 0.5 if options.alpha is None else options.alpha
+    if rejected and "clone" not in config.learning.use:
+        raise UserError("rejections alone push the policy away without end: use clone too (`use` reject clone)")
+    alpha = objective.accepted_weight
     if not accepted or not rejected:
         alpha = 1.0 if accepted or not rejected else 0.0
-    # Which share is rejected is known from all labels, also where the accepted ones are not used.
+    # The rejected share is known from all labels, also where the accepted ones are not used.
     counts = {"accepted": float((sign > 0).sum()), "rejected": float((sign < 0).sum())}
     bound = pmpo_beta(alpha=alpha, **counts) if rejected else 1.0
-    return alpha, bound if options.beta is None else options.beta
+    return alpha, bound if objective.beta == "auto" else objective.beta
 
 
 @torch.no_grad()

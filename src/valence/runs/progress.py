@@ -1,29 +1,36 @@
-"""The progress bar: loss, exact KL, drift and speed as it goes; plain lines where no person watches."""
+"""A line of progress on standard error: a bar on a terminal, about ten plain lines elsewhere."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Any
+
+Column = tuple[str, str, str]
+"""Title, figure, format."""
+TRAINING: tuple[Column, ...] = (
+    ("loss", "loss", "{:.3f}"), ("reward", "reward", "{:.3f}"), ("KL(π‖π_0)", "kl_policy_initial", "{:.2f}"),
+    ("KL(ref‖π)", "kl_ref_policy_on_rows", "{:.2f}"), ("accepted", "accepted_drift", "{:+.2f}"),
+    ("rejected", "rejected_drift", "{:+.2f}"), ("tok/s", "tokens_per_second", "{:,.0f}"),
+)  # fmt: skip
 
 
 class Progress:
-    """Shows a training run on standard error.
+    """Shows the progress of a run.
 
     Args:
-        total: steps in all.
-        start: the step it goes on from.
+        total: steps of the whole run.
+        start: the step that the run starts from.
         show: False shows nothing.
+        unit: what a step is.
+        columns: the figures to show.
     """
 
-    UNIT = "step"
-    COLUMNS = (
-        ("loss", "loss", "{:.3f}"), ("reward", "reward", "{:.3f}"), ("KL(π‖π_0)", "kl_policy_start", "{:.2f}"),
-        ("KL(ref‖π)", "kl_ref_policy_on_rows", "{:.2f}"), ("accepted", "accepted_drift", "{:+.2f}"),
-        ("rejected", "rejected_drift", "{:+.2f}"), ("tok/s", "tokens_per_second", "{:,.0f}"),
-    )  # fmt: skip
-
-    def __init__(self, total: int, *, start: int = 0, show: bool = True) -> None:
-        self.total, self.show = total, show
+    def __init__(
+        self, total: int, *, start: int = 0, show: bool = True, unit: str = "step",
+        columns: Sequence[Column] = TRAINING,
+    ) -> None:  # fmt: skip
+        self.total, self.show, self.unit, self.columns = total, show, unit, columns
         self._latest: dict[str, float] = {}
         self._bar: Any = None
         self._every = max(1, total // 10)
@@ -33,30 +40,31 @@ class Progress:
             from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
             from rich.progress import Progress as Bar
 
-            columns = (
-                TextColumn(self.UNIT),
-                MofNCompleteColumn(),
-                BarColumn(20),
-                TimeRemainingColumn(),
-                TextColumn("{task.description}"),
-            )
-            self._bar = Bar(*columns, console=Console(stderr=True))
+            self._bar = Bar(
+                TextColumn(unit), MofNCompleteColumn(), BarColumn(20), TimeRemainingColumn(),
+                TextColumn("{task.description}"), console=Console(stderr=True),
+            )  # fmt: skip
             self._task = self._bar.add_task("", total=total, completed=start)
             self._bar.start()
 
-    def __call__(self, step: int, figures: dict[str, float]) -> None:
-        """Figures that are measured now and then stay on the bar until the next time; a line has what is new."""
+    def note(self, figures: dict[str, float]) -> None:
+        """Figures that the next line shows."""
         self._latest |= figures
+
+    def __call__(self, step: int, figures: dict[str, float]) -> None:
+        """A bar keeps a figure until there is a new one; a plain line shows only what is new."""
+        self.note(figures)
         parts = [
-            f"{title} {form.format(self._latest[key])}" for title, key, form in self.COLUMNS if key in self._latest
+            f"{title} {form.format(self._latest[key])}" for title, key, form in self.columns if key in self._latest
         ]
         if self._bar is not None:
-            self._bar.update(self._task, completed=step, description="  ".join(parts))
-        elif self.show and (step >= self._next or step == self.total):
+            self._bar.update(self._task, completed=min(step, self.total), description="  ".join(parts))
+        elif self.show and (step >= self._next or step >= self.total):
             self._next = step - step % self._every + self._every
-            print(f"  {self.UNIT} {step}/{self.total}  {'  '.join(parts)}", file=sys.stderr, flush=True)
+            print(f"  {self.unit} {step}/{self.total}  {'  '.join(parts)}", file=sys.stderr, flush=True)
             self._latest.clear()
 
     def close(self) -> None:
+        """Stop the bar."""
         if self._bar is not None:
             self._bar.stop()

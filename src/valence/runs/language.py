@@ -1,0 +1,76 @@
+"""What runs on language models share: the model, its reference, its learning rate and its learner."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from valence.errors import UserError
+from valence.policies.language import LanguagePolicy
+from valence.policies.loading import DTYPES, check_device, load_language_policy
+from valence.runs.options import ModelOptions, ReferenceOptions, TrainOptions
+from valence.training.learner import Learner, make_optimizer
+from valence.training.reference import AdaptersOff, FrozenCopy
+
+SMALL_NETWORK = 100_000_000
+"""Parameters below which a network's default learning rate is the higher one."""
+
+
+def device_of(name: str) -> str:
+    """The device; "auto" takes a GPU where there is one."""
+    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+
+
+def load_policy(model: str, network: ModelOptions, *, temperature: float = 1.0) -> LanguagePolicy:
+    """The language policy as the options describe it."""
+    return load_language_policy(
+        model, dtype=network.dtype, device=device_of(network.device), lora_rank=network.lora_rank,
+        lora_alpha=network.lora_alpha, lora_targets=network.lora_targets,
+        gradient_checkpointing=network.gradient_checkpointing, trust_remote_code=network.trust_remote_code,
+        temperature=temperature, head=network.head, attention=network.attention, batching=network.batching,
+    )  # fmt: skip
+
+
+def positions_of(policy: LanguagePolicy, otherwise: int) -> int:
+    """Positions that the model has; `otherwise` where it does not say."""
+    return getattr(policy.core.config, "max_position_embeddings", None) or otherwise
+
+
+def initial_reference(policy: LanguagePolicy, network: ModelOptions, options: ReferenceOptions) -> Any:
+    """The initial policy as a reference: the model with its adapters off, or a copy."""
+    if network.lora_rank:
+        return AdaptersOff(policy)
+    if options.reference_device:
+        check_device(options.reference_device)
+    dtype = DTYPES[options.reference_dtype] if options.reference_dtype else None
+    return FrozenCopy(policy, dtype=dtype, device=options.reference_device or None)
+
+
+def learning_rate(train: TrainOptions, network: ModelOptions, policy: LanguagePolicy, *, high: bool) -> float:
+    """As given; else 1e-4 with LoRA, below 100M parameters or where `high`, and 1e-5 otherwise."""
+    size = sum(part.numel() for part in policy.parameters())
+    small = network.lora_rank > 0 or high or size < SMALL_NETWORK
+    return train.lr or (1e-4 if small else 1e-5)
+
+
+def make_learner(
+    policy: Any, objective: Any, reference: Any, train: TrainOptions, *, lr: float, steps: int, critic: Any = None,
+    value_lr: float | None = None, eps: float = 1e-8,
+) -> Learner:  # fmt: skip
+    """The learner with the optimizers of the policy and, where there is one, of the critic.
+
+    Raises:
+        UserError: a learning rate is given for a value network that the method does not have.
+    """
+    if value_lr is not None and critic is None:
+        raise UserError(f"`value_lr` is {value_lr}, and must be left out: this method has no value network")
+    kind, decay = train.optimizer, train.weight_decay
+    optimizers = {"policy": make_optimizer(policy, kind=kind, lr=lr, weight_decay=decay, eps=eps)}
+    if critic is not None:
+        optimizers["value"] = make_optimizer(critic, kind=kind, lr=value_lr or lr, weight_decay=decay)
+    return Learner(
+        policy, objective, reference, optimizers, critic=critic, warmup_steps=train.warmup(steps),
+        total_steps=steps if train.lr_schedule == "linear" else None, max_grad_norm=train.max_grad_norm,
+        micro_batch_size=train.micro_batch_size, micro_batch_tokens=train.micro_batch_tokens,
+    )  # fmt: skip

@@ -1,0 +1,262 @@
+"""The one life of a run: claim the folder, build or resume, train, evaluate, write.
+
+`claim` comes first, then whatever the kind of run builds, then `resume` and `run_job`.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from valence.errors import UserError
+from valence.evaluation.card import write_model_card
+from valence.evaluation.report import write_report
+from valence.protocols import Source
+from valence.runs.options import RunOptions
+from valence.runs.profiling import Profiler
+from valence.runs.progress import TRAINING, Column, Progress
+from valence.runs.settings import CONFIG_FILE, flat
+from valence.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from valence.training.learner import Learner
+from valence.training.loop import Schedule, train
+from valence.training.tracking import open_trackers, read_metrics
+
+Log = Callable[[str], None]
+MAY_CHANGE = frozenset((
+    "out", "max_steps", "epochs", "steps", "budget", "target", "tracker", "eval_every", "eval_samples", "eval_rows",
+    "save_every", "log_every", "kl_budget", "threads", "device", "strict", "reference_cache", "profile", "video",
+    "quiet",
+))  # fmt: skip
+"""Options that may differ when a run is resumed."""
+PRODUCTS = ("model", "policy", "results.json", "search.json", "model.safetensors")
+"""Files and folders that a finished run leaves."""
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run returns.
+
+    Args:
+        out: the folder with the model and the files that describe the run.
+        method: the method that was run.
+        steps: optimizer steps taken.
+        stopped: why it ended early, or None.
+        before: figures of the first evaluation.
+        after: figures of the last evaluation.
+        details: what else the kind of run reports, as in its results.json.
+    """
+
+    out: Path
+    method: str
+    steps: int
+    stopped: str | None
+    before: dict[str, float] = field(default_factory=dict)
+    after: dict[str, float] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def model(self) -> Path:
+        """Where the model lies."""
+        return self.out / "model"
+
+
+def settings_of(config: Any) -> dict[str, Any]:
+    """The configuration as config.yaml holds it: running it again begins anew, so it does not say `resume`."""
+    return {name: value for name, value in flat(config).items() if name != "resume"}
+
+
+def begin(threads: int, seed: int) -> None:
+    """Set torch's threads and random seed."""
+    if threads:
+        torch.set_num_threads(threads)
+    torch.manual_seed(seed)
+
+
+def claim(out: Path, settings: Mapping[str, Any], *, resume: bool = False, can_resume: bool = True) -> Path:
+    """Make the output folder. A folder that holds a run is written to only with `resume`, and then the settings must
+    be the run's own, apart from where it ends and what it reports.
+
+    Raises:
+        UserError: the folder holds a run, the settings differ, or the folder cannot be written to.
+    """
+    metrics = out / "metrics.jsonl"
+    # A run that failed before its first step left nothing to lose.
+    learned = metrics.exists() and any(row["step"] for row in read_metrics(metrics))
+    holds = learned or any((out / name).exists() for name in PRODUCTS) or bool(checkpoints(out / "checkpoints"))
+    if holds and not resume:
+        advice = "continue it with `resume`, or " if can_resume else ""
+        raise UserError(f"{out} already holds a run: {advice}give another `out`")
+    if resume and (out / CONFIG_FILE).is_file():
+        was = yaml.safe_load((out / CONFIG_FILE).read_text(encoding="utf-8"))
+        changed = [
+            name for name in settings if name not in MAY_CHANGE and was.get(name, settings[name]) != settings[name]
+        ]
+        if changed:
+            name = changed[0]
+            raise UserError(
+                f"`resume` needs the run's own settings, and {', '.join(changed)} changed ({name} was {was[name]!r}, "
+                f"is {settings[name]!r}): give what {out / CONFIG_FILE} holds, or another `out`"
+            )
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if not os.access(out, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise UserError(f"`out` {out} cannot be written to ({error.strerror}): give another folder") from error
+    return out
+
+
+def write_settings(out: Path, settings: Mapping[str, Any]) -> None:
+    """Write config.yaml."""
+    (out / CONFIG_FILE).write_text(yaml.safe_dump(dict(settings), sort_keys=False), encoding="utf-8")
+
+
+@dataclass(kw_only=True)
+class Job:
+    """A run that has been built: what trains, what evaluates, what is saved.
+
+    Args:
+        method: the method's name.
+        evaluation: step -> figures; with `kl(step)` for a KL budget, and the parts of a report where `facts` are given.
+        evaluates_first: evaluate the initial policy before training.
+        save: writes the trained policy into the folder.
+        facts: name -> text, for the report and the model card; None writes neither.
+        section: more of the report, as HTML.
+        before_batch: called before each batch is collected.
+        show: show progress.
+        unit: what the progress line calls a step.
+        columns: the figures of the progress line.
+    """
+
+    method: str
+    learner: Learner
+    source: Source
+    schedule: Schedule
+    evaluation: Any
+    save: Callable[[Path], Any]
+    evaluates_first: bool = True
+    facts: Mapping[str, str] | None = None
+    section: Callable[[], str] = str
+    before_batch: Callable[[Learner], None] | None = None
+    show: bool = True
+    unit: str = "step"
+    columns: Sequence[Column] = TRAINING
+
+
+def make_schedule(steps: int, run: RunOptions, **more: Any) -> Schedule:
+    """When the loop evaluates, saves and logs, by the run's options."""
+    return Schedule(
+        steps, log_every=run.log_every, eval_every=run.eval_every, save_every=run.save_every, kl_budget=run.kl_budget,
+        **more,
+    )  # fmt: skip
+
+
+def resume(out: Path, learner: Learner, source: Source, schedule: Schedule, log: Log) -> None:
+    """Continue from the last checkpoint in `out`, where there is one.
+
+    Raises:
+        UserError: the checkpoint is of another run, or lies behind the end of this one.
+    """
+    found = checkpoints(out / "checkpoints")
+    if not found:
+        log(f"no checkpoint in {out}: starting from the beginning")
+        return
+    load_checkpoint(found[-1], learner, source)
+    if learner.step > schedule.steps:
+        raise UserError(
+            f"the checkpoint {found[-1]} is of update {learner.step:,}, behind the end of this run "
+            f"({schedule.steps:,} updates): give more steps"
+        )
+    log(f"resumed from {found[-1].name}")
+
+
+def run_job(out: Path, job: Job, run: RunOptions, settings: Mapping[str, Any], log: Log) -> RunResult:
+    """Train, evaluate, and write policy, samples, metrics, card and report to `out`.
+
+    Args:
+        settings: written to config.yaml, and handed to trackers.
+    Raises:
+        UserError: the loss is not finite, or the source failed; what can be kept is.
+    """
+    write_settings(out, settings)
+    learner = job.learner
+    trackers = open_trackers(run.tracker, out, dict(settings), keep_until=learner.step)
+    profiler = Profiler(out, on=run.profile)
+    progress = Progress(job.schedule.steps, start=learner.step, show=job.show, unit=job.unit, columns=job.columns)
+
+    def on_step(step: int, figures: dict[str, float]) -> None:
+        profiler.step()
+        progress(step, figures)
+
+    def evaluate(step: int) -> dict[str, float]:
+        figures = job.evaluation(step)
+        progress.note({f"eval/{name}": value for name, value in figures.items()})
+        return figures
+
+    try:
+        if learner.step == 0 and job.evaluates_first:
+            figures = evaluate(0)
+            for tracker in trackers:
+                tracker.log(0, {f"eval/{name}": value for name, value in figures.items()})
+        outcome = train(
+            learner, job.source, job.schedule, trackers=trackers, evaluate=evaluate,
+            measure_kl=job.evaluation.kl if run.kl_budget is not None else None,
+            checkpoint_folder=out / "checkpoints" if run.save_every else None, on_step=on_step,
+            before_batch=job.before_batch,
+        )  # fmt: skip
+        # After a budget stop the weights were restored: the optimizer's state belongs to other weights.
+        if run.save_every and outcome.stopped is None:
+            save_checkpoint(out / "checkpoints", learner, job.source)
+    except UserError as error:
+        # Within a batch there is nothing to continue from: the source is already past it.
+        if not run.save_every or not learner.step or learner.step % job.schedule.batch_steps:
+            raise
+        saved = save_checkpoint(out / "checkpoints", learner, job.source)
+        raise UserError(f"{error} (saved: {saved})") from error
+    except FloatingPointError as error:
+        found = checkpoints(out / "checkpoints")
+        raise UserError(f"{error}; " + (f"{found[-1]} is whole" if found else "no checkpoint was saved")) from error
+    finally:
+        profiler.close()
+        progress.close()
+        for tracker in trackers:
+            tracker.close()
+    job.save(out)
+    rows = read_metrics(out / "metrics.jsonl")
+    evaluations = [{key[5:]: value for key, value in row.items() if key.startswith("eval/")} for row in rows]
+    evaluations = [figures for figures in evaluations if figures]
+    result = RunResult(
+        out, job.method, outcome.steps, outcome.stopped, evaluations[0], evaluations[-1], {"seconds": outcome.seconds}
+    )
+    if job.facts is not None:
+        _write_report(job, rows, result, run, log)
+    return result
+
+
+def _write_report(job: Job, rows: list[dict[str, Any]], result: RunResult, run: RunOptions, log: Log) -> None:
+    """samples.jsonl, the model card and report.html, and a summary in the log."""
+    out, before, after, samples = result.out, result.before, result.after, job.evaluation.samples()
+    if samples:
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in samples]
+        (out / "samples.jsonl").write_text("".join(lines), encoding="utf-8")
+    facts = {"method": result.method} | dict(job.facts or {})
+    facts |= {"steps": str(result.steps), "stopped early": result.stopped or "no"}
+    write_model_card(out / "model", facts, before, after, library=job.evaluation.card)
+    section = job.section() + job.evaluation.section(job.learner.step)
+    write_report(out / "report.html", facts, rows, samples, before, after, section=section)
+    for name in after:
+        log(f"  {name:26} {before.get(name, math.nan):9.3f} -> {after[name]:9.3f}")
+    if result.stopped:
+        log(f"stopped: {result.stopped}; the saved model is the last within it")
+    profile = ", profile.json, profile.txt" if run.profile else ""
+    shown = "samples.jsonl" if samples else "grids"
+    log(f"written: {out}/model, report.html, {shown}, metrics.jsonl, config.yaml{profile}")

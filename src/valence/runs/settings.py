@@ -1,0 +1,310 @@
+"""From words or Python arguments to a run's configuration, by one parser of annotations (tyro's), and back to a file.
+
+A command's configuration is a dataclass of small groups (`valence.runs.options`). The group `options` belongs to the
+method: its class comes from the method's row in `valence.runs.methods`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass, replace
+from os import PathLike, fspath
+from pathlib import Path
+from typing import Any, ClassVar, get_args, get_origin, get_type_hints
+
+import tyro
+import yaml
+
+from valence.errors import UserError
+from valence.runs.methods import METHODS, Method
+
+CONFIG_FILE = "config.yaml"
+
+
+@dataclass(frozen=True)
+class NoOptions:
+    """Options of the method: choose one with `method`."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What the configurations of all commands share.
+
+    Attributes:
+        place: where the command's methods stand in the table; "" where it has none.
+        paths: the fields that hold one path or several.
+        required: the fields that must not be empty.
+        usage: how the command is called, for messages.
+    """
+
+    place: ClassVar[str] = ""
+    paths: ClassVar[tuple[str, ...]] = ()
+    required: ClassVar[tuple[str, ...]] = ()
+    usage: ClassVar[str] = ""
+
+    def check_complete(self) -> None:
+        """Raise UserError where a required field is empty."""
+        missing = [name for name in self.required if not getattr(self, name)]
+        if missing:
+            raise UserError(f"{', '.join(missing)} missing: {self.usage}")
+
+
+def leaves(kind: Any) -> Iterator[tuple[str, Any, Any]]:
+    """(name, annotation, group's class) of every option of a configuration class, groups flattened."""
+    hints = get_type_hints(kind, include_extras=True)
+    for item in fields(kind):
+        if item.init and is_dataclass(hints[item.name]):
+            yield from ((name, hint, hints[item.name]) for name, hint, _ in leaves(hints[item.name]))
+        elif item.init:
+            yield item.name, hints[item.name], kind
+
+
+def flat(config: Any) -> dict[str, Any]:
+    """The values of a configuration by their flat names, as config.yaml holds them; `preset` is written out."""
+    out: dict[str, Any] = {}
+    for item in fields(config):
+        value = getattr(config, item.name)
+        if is_dataclass(value):
+            out |= flat(value)
+        elif item.name != "preset":
+            out[item.name] = list(value) if isinstance(value, tuple) else value
+    return out
+
+
+def with_options(kind: type, options: type, default: Any = None) -> type:
+    """The configuration class with the options of a method."""
+    made = options() if default is None else default
+    return make_dataclass(kind.__name__, [("options", options, field(default=made))], bases=(kind,), frozen=True)
+
+
+def configure(
+    kind: Any, words: Sequence[str], positional: Mapping[str, Any], *, prog: str,
+    choose: Callable[[Any], str] | None = None,
+) -> Any:  # fmt: skip
+    """The configuration that the words of a command line describe.
+
+    Args:
+        kind: a subclass of `RunConfig`.
+        positional: values of positional fields that the words do not give.
+        choose: gives the method's name where `method` is "auto", from the configuration without method options.
+    Raises:
+        UserError: an unknown option, a wrong value, or a missing one.
+    """
+    if not kind.place:
+        config = parse(kind, words, prog=prog, default=kind(**positional))
+        config.check_complete()
+        return config
+    table, name = METHODS[kind.place], last_value(words, "method") or kind.method
+    if name == "auto" and choose is not None:
+        loose = with_options(kind, _any_options(table))
+        early = parse(loose, words, prog=prog, default=loose(**positional))
+        early.check_complete()
+        name = choose(early)
+    if name not in table:
+        choices = ", ".join((["auto"] if choose else []) + list(table))
+        raise UserError(f"`method` is {name!r}, and must be one of {choices}")
+    row, given = table[name], given_names(words)
+    default = replace(preset_default(kind, row, last_value(words, "preset"), name), **positional)
+    try:
+        config = replace(parse(type(default), words, prog=prog, default=default), method=name)
+    except UnknownOption as error:
+        raise UserError(_about_unknown(error.names, kind.place, name, prog)) from error
+    with _as_user_error(flat(config)):
+        if config.preset in row.presets:
+            row.presets[config.preset](**{key: getattr(config.options, key) for key in row.objective_fields & given})
+        row.make(config.options)
+    config.check_complete()
+    return config
+
+
+def preset_default(kind: Any, row: Method, preset: str | None, name: str) -> Any:
+    """The configuration with the method's own defaults and those of its preset.
+
+    Raises:
+        UserError: the method has no such preset.
+    """
+    known = [*row.presets, *(key for key in row.preset_options if key not in row.presets)]
+    if preset is not None and preset not in known:
+        wanted = f"one of {', '.join(known)}" if known else f"left out: {name} has none"
+        raise UserError(f"`preset` is {preset!r}, and must be {wanted}")
+    made = row.presets[preset]() if preset in row.presets else None
+    values = {} if made is None else {key: getattr(made, key) for key in row.objective_fields}
+    values |= row.preset_options.get(preset or "", {})
+    default = with_options(kind, row.options)()
+    for item in fields(default):
+        group = getattr(default, item.name)
+        if is_dataclass(group):
+            mine = {part.name: values[part.name] for part in fields(group) if part.name in values}
+            default = replace(default, **{item.name: replace(group, **mine)}) if mine else default
+    return default
+
+
+def _any_options(table: Mapping[str, Method]) -> type:
+    """One class with the options of every method, to read a command line whose method is not known yet."""
+    hints: dict[str, Any] = {}
+    for row in table.values():
+        hints |= get_type_hints(row.options)
+    loose = {name: hint if hint is bool or get_origin(hint) is tuple else str | None for name, hint in hints.items()}
+    return make_dataclass("AnyOptions", [(name, hint | None, None) for name, hint in loose.items()], frozen=True)
+
+
+def parse(kind: Any, words: Sequence[str], *, prog: str, default: Any = None) -> Any:
+    """An instance of the dataclass `kind` from words.
+
+    Raises:
+        UnknownOption: an option that `kind` does not have.
+        UserError: a value of the wrong kind or out of range.
+    """
+    caught = io.StringIO()
+    given = {} if default is None else {"default": default}
+    try:
+        with contextlib.redirect_stderr(caught):
+            return tyro.cli(kind, args=list(words), prog=prog, config=(tyro.conf.OmitArgPrefixes,), **given)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+    message = _first_paragraph(caught.getvalue())
+    if message.startswith("Unrecognized options:"):
+        raise UnknownOption([word.split("=")[0] for word in message.split(": ", 1)[1].split(", ")], message, prog)
+    message = re.sub(r"^Error parsing [\w.-]+: (?=`)", "", message)
+    raise UserError(f"{message}; see {prog} --help")
+
+
+class UnknownOption(UserError):
+    """An option that the command does not have; `names` as they were given."""
+
+    def __init__(self, names: Sequence[str], message: str, prog: str) -> None:
+        super().__init__(f"{message}; see {prog} --help")
+        self.names = list(names)
+
+
+def _about_unknown(names: Sequence[str], place: str, method: str, prog: str) -> str:
+    """A message about options that the method does not have, naming the methods that do."""
+    name = names[0].lstrip("-").removeprefix("no-").replace("-", "_")
+    owners = [key for key, row in METHODS[place].items() if name in {item.name for item in fields(row.options)}]
+    if not owners:
+        return f"Unrecognized options: {', '.join(names)}; see {prog} --help"
+    return f"`{name}` is not an option of {method}: it belongs to {', '.join(owners)}; see {prog} --help"
+
+
+def _first_paragraph(box: str) -> str:
+    """The text of the first part of tyro's error box, without its frame."""
+    lines: list[str] = []
+    for line in box.splitlines()[1:]:
+        text = line.strip("╭╮╰╯│─ ")
+        if not text and lines:
+            break
+        lines.append(text)
+    return " ".join(" ".join(lines).split())
+
+
+def last_value(words: Sequence[str], name: str) -> str | None:
+    """The value that the words give to an option, the last one where there are several."""
+    flag, found = f"--{name.replace('_', '-')}", None
+    for place, word in enumerate(words):
+        if word == flag and place + 1 < len(words):
+            found = words[place + 1]
+        elif word.startswith(f"{flag}="):
+            found = word.split("=", 1)[1]
+    return found
+
+
+def without_option(words: Sequence[str], name: str) -> list[str]:
+    """The words without an option and its value."""
+    flag, rest, skip = f"--{name.replace('_', '-')}", list[str](), False
+    for word in words:
+        if not skip and word != flag and not word.startswith(f"{flag}="):
+            rest.append(word)
+        skip = word == flag
+    return rest
+
+
+def fields_for_method(kind: Any, values: Mapping[str, Any], method: str | None) -> dict[str, Any]:
+    """The fields of a config.yaml; where another method is asked for, without the options of the file's own."""
+    before = values.get("method")
+    if not kind.place or method in (None, before) or before not in METHODS[kind.place]:
+        return dict(values)
+    own = {item.name for item in fields(METHODS[kind.place][before].options)}
+    return {name: value for name, value in values.items() if name not in own}
+
+
+def given_names(words: Sequence[str]) -> set[str]:
+    """The options that the words name."""
+    flags = (word[2:].split("=")[0].replace("-", "_") for word in words if word.startswith("--"))
+    return {name for flag in flags for name in (flag, flag.removeprefix("no_"))}
+
+
+def to_words(kind: Any, values: Mapping[str, Any]) -> tuple[list[str], dict[str, Any]]:
+    """Python arguments, or the fields of a config.yaml, as (words, positional values) for `configure`.
+
+    Raises:
+        UserError: a value that no option can have.
+    """
+    hints: dict[str, Any] = {name: hint for name, hint, _ in leaves(kind)}
+    words: list[str] = []
+    positional: dict[str, Any] = {}
+    for name, value in values.items():
+        hint = hints.get(name, Any)
+        value = _paths(name, value) if name in kind.paths else value
+        if tyro.conf.Positional in getattr(hint, "__metadata__", ()):
+            positional[name] = tuple(value) if isinstance(value, list) else _scalar(name, value)
+        else:
+            words += _as_words(name, hint, value)
+    return words, positional
+
+
+def _as_words(name: str, hint: Any, value: Any) -> list[str]:
+    flag = f"--{name.replace('_', '-')}"
+    text = hint is str
+    if isinstance(value, bool) and not text:
+        return [flag if value else f"--no{flag[1:]}"] if hint in (bool, Any) else [f"{flag}={value}"]
+    if isinstance(value, list | tuple) and not text:
+        return [flag, *(_scalar(name, part) for part in value)]
+    if (value is None and type(None) not in get_args(hint) and hint is not Any) or (text and isinstance(value, bool)):
+        raise UserError(f"`{name}` is {value!r}, and must be text" if text else f"`{name}` is None: leave it out")
+    return [f"{flag}={_scalar(name, value)}"]
+
+
+def _scalar(name: str, value: Any) -> str:
+    if not isinstance(value, str | int | float | PathLike | None):
+        raise UserError(f"`{name}` is {str(value)[:60]!r}, and must be a single text or number")
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
+        # YAML and Python write whole numbers either way.
+        return str(int(value))
+    return fspath(value) if isinstance(value, PathLike) else str(value)
+
+
+def _paths(name: str, value: Any) -> list[str]:
+    """One path or several, as texts."""
+    given = [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
+    if not all(isinstance(path, str | PathLike) for path in given):
+        raise UserError(f"`{name}` is {str(value)[:60]!r}, and must be a path or a list of paths")
+    return [fspath(path) for path in given]
+
+
+@contextlib.contextmanager
+def _as_user_error(names: Mapping[str, Any]) -> Iterator[None]:
+    """Turn a ValueError of an objective, which begins with its field's name, into a UserError."""
+    try:
+        yield
+    except ValueError as error:
+        first, _, rest = str(error).partition(" ")
+        raise UserError(f"`{first}` {rest}" if first in names else str(error)) from error
+
+
+def read_config(path: str) -> dict[str, Any]:
+    """The fields of a config.yaml.
+
+    Raises:
+        UserError: there is no such file, or it is not a mapping.
+    """
+    try:
+        found = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"`config` {path} cannot be read: {error}") from error
+    if not isinstance(found, dict):
+        raise UserError(f"`config` {path} must hold fields such as 'model: small-lm', a line each")
+    return {str(name).replace("-", "_"): value for name, value in found.items()}
