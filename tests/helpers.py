@@ -252,6 +252,9 @@ class Table(torch.nn.Module):
     def trainable(self) -> dict[str, torch.nn.Parameter]:
         return dict(self.named_parameters())
 
+    def save(self, folder: Any) -> None:
+        raise NotImplementedError
+
 
 def table_batch(feedback: Feedback, actions: Sequence[Sequence[int]]) -> Batch:
     """One-step actions, `[N, K]`, of contexts 0, 1, …."""

@@ -327,7 +327,7 @@ def test_checkpoints_keep_the_duals_and_a_resumed_run_goes_on_to_the_bit(tmp_pat
     first, _ = gaussian_learner()
     for _ in range(5):
         first.update(batch)
-    place = save_checkpoint(tmp_path, first, NoSource(), {})
+    place = save_checkpoint(tmp_path, first, NoSource())
     second, _ = gaussian_learner()
     load_checkpoint(place, second, NoSource())
     for name, part in first.objective.state().raw.items():
@@ -351,9 +351,9 @@ def test_what_it_cannot_take_is_refused() -> None:
         for wrong in (0.0, -1.0, math.nan, math.inf):
             with pytest.raises(ValueError, match=f"^{name} must be"):
                 MPO(**{name: wrong})
-    with pytest.raises(ValueError, match="epsilon_penalty must be"):
+    with pytest.raises(ValueError, match="`epsilon_penalty` must be"):
         MPO(epsilon_penalty=-1.0)
-    with pytest.raises(ValueError, match="MPO takes Rewards, got Labels"):
+    with pytest.raises(ValueError, match="MPO accepts Rewards, got Labels"):
         MPO().prepare(Batch(None, Action(torch.zeros(1, 2, 1, 1), ALL[..., None]), Labels(ALL.long(), ALL)), None)
     target = MPO().prepare(control_batch(REWARD), None)
     with pytest.raises(ValueError, match="MPO needs log_prob_mean"):

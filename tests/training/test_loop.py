@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from helpers import Table, table_batch
-from valence.objectives import Supervised
+from valence.objectives.supervised import Supervised
 from valence.training.checkpoint import checkpoints, load_checkpoint
 from valence.training.learner import Learner
 from valence.training.loop import Outcome, Schedule, train
@@ -18,23 +18,23 @@ from valence.types import Batch, Labels
 
 
 class Source:
-    """The same batch again and again."""
+    """Gives the same batch again and again."""
 
     unit = "tokens"
     num_units = 10
 
     def __init__(self) -> None:
-        self.given = 0
+        self.num_batches, self.figures = 0, {"source": 1.5}
 
     def next(self, policy: Any) -> Batch:
-        self.given += 1
+        self.num_batches += 1
         return table_batch(Labels(torch.tensor([[1, -1]]), torch.ones(1, 2, dtype=torch.bool)), [[0, 1]])
 
     def state_dict(self) -> dict[str, Any]:
-        return {"given": self.given}
+        return {"num_batches": self.num_batches}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.given = state["given"]
+        self.num_batches = state["num_batches"]
 
 
 class Tracker:
@@ -65,33 +65,34 @@ def test_every_step_is_taken_and_logged_once() -> None:
     outcome, learner, tracker = run(
         Schedule(7, log_every=3), source=source, on_step=lambda step, figures: seen.append((step, figures["loss"]))
     )
-    assert outcome.steps == learner.step == source.given == 7 and outcome.stopped is None and outcome.seconds > 0
+    assert outcome.steps == learner.step == source.num_batches == 7 and outcome.stopped is None and outcome.seconds > 0
     assert [step for step, _ in tracker.rows] == [1, 2, 3, 4, 5, 6, 7]
     assert seen == [(step, row["loss"]) for step, row in tracker.rows]
     assert all(row["tokens_per_second"] > 0 for _, row in tracker.rows)
     losses = [row["loss"] for _, row in tracker.rows]
     assert losses == sorted(losses, reverse=True) and losses[0] == pytest.approx(0.6931, abs=1e-4)
-    # Watched at the first step, and then every third.
+    assert all(row["source"] == 1.5 for _, row in tracker.rows)
+    # Monitored at the first step, and then every third.
     assert [step for step, row in tracker.rows if "accepted_drift" in row] == [1, 3, 6]
 
 
 @pytest.mark.parametrize(("every", "expected"), [(1, [0, 4, 8, 12, 16]), (10, [0, 8, 16]), (8, [0, 4, 12])])
-def test_batches_of_several_steps_are_watched_as_often(every: int, expected: list[int]) -> None:
-    """Four steps a batch: watched where a multiple of `every` comes within it."""
+def test_batches_of_several_steps_are_monitored_as_often(every: int, expected: list[int]) -> None:
+    """With four steps per batch: monitored where a multiple of `every` lies within the batch."""
     learner, seen = make_learner(), []
     update = learner.update
 
-    def spy(batch: Any, *, watch: bool = False, **more: Any) -> dict[str, float]:
-        if watch:
+    def spy(batch: Any, *, monitor: bool = False, **more: Any) -> dict[str, float]:
+        if monitor:
             seen.append(learner.step)
-        return update(batch, watch=False, **more)
+        return update(batch, monitor=False, **more)
 
     learner.update = spy  # type: ignore[method-assign]
-    outcome = train(learner, Source(), Schedule(20, log_every=every, epochs=4))
+    outcome = train(learner, Source(), Schedule(20, log_every=every, num_epochs=4))
     assert outcome.steps == 20 and seen == expected
 
 
-def test_never_watched_means_never() -> None:
+def test_log_every_0_never_monitors() -> None:
     _, _, tracker = run(Schedule(3, log_every=0))
     assert not any("accepted_drift" in row for _, row in tracker.rows)
 
@@ -130,14 +131,14 @@ def test_when_checkpoints_are_written(tmp_path: Path, monkeypatch: pytest.Monkey
     assert saved == [3, 6]
     learner, source = make_learner(), Source()
     load_checkpoint(checkpoints(tmp_path)[-1], learner, source)
-    assert learner.step == 6 and source.given == 6
+    assert learner.step == 6 and source.num_batches == 6
     saved.clear()
     run(Schedule(7), checkpoint_folder=tmp_path)
     run(Schedule(7, save_every=3))
     assert saved == []
 
 
-def test_when_the_budget_is_looked_at() -> None:
+def test_when_the_kl_budget_is_measured() -> None:
     asked: list[int] = []
 
     def measure(step: int) -> float:
@@ -152,10 +153,10 @@ def test_when_the_budget_is_looked_at() -> None:
 
 
 def test_a_run_that_starts_over_its_budget_takes_no_step() -> None:
-    """A checkpoint of a run with a larger budget: nothing within it is there to keep, and that is said."""
+    """Resumed from a run with a larger budget: no weights within the budget are known, and the outcome says so."""
     outcome, _, _ = run(Schedule(7, kl_budget=1.0, kl_every=3), measure_kl=lambda step: 2.0)
     assert outcome.steps == 0
-    assert outcome.stopped is not None and "nothing within it" in outcome.stopped
+    assert outcome.stopped is not None and "no weights within it" in outcome.stopped
 
 
 @pytest.mark.parametrize(("over_at", "kept"), [(2, 0), (4, 2), (7, 6)])
@@ -180,5 +181,5 @@ def test_over_the_budget_the_last_weights_within_it_are_kept(over_at: int, kept:
     assert max(seen) == over_at
     assert outcome.stopped is not None and "1.60" in outcome.stopped and str(over_at) in outcome.stopped
     assert torch.equal(policy.logits, seen[kept]) and not torch.equal(policy.logits, seen[over_at])
-    # The last look is at the weights that are kept.
+    # The last evaluation is of the restored weights.
     assert len(evaluated) == 1 and torch.equal(evaluated[0][1], seen[kept])

@@ -180,7 +180,7 @@ class GradientSearch:
 
     def save(self, folder: Path) -> Path:
         """Write a checkpoint into `folder`."""
-        return save_checkpoint(folder, self.learner, self, {})
+        return save_checkpoint(folder, self.learner, self)
 
     def resume(self, folder: Path) -> None:
         """Go on bit for bit from the last checkpoint in `folder`, of a search that was made with the same arguments.

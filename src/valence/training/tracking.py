@@ -1,4 +1,4 @@
-"""Where a run's figures go: always `metrics.jsonl`; TensorBoard by default; W&B or Trackio on request."""
+"""Trackers: a run's metrics go to `metrics.jsonl`, and to TensorBoard, W&B or Trackio."""
 
 from __future__ import annotations
 
@@ -13,18 +13,25 @@ TRACKERS = ("tensorboard", "wandb", "trackio", "none")
 
 @runtime_checkable
 class Tracker(Protocol):
+    """Receives the metrics of a run."""
+
     def log(self, step: int, values: dict[str, float]) -> None: ...
 
     def close(self) -> None: ...
 
 
 class JsonLines:
-    """`metrics.jsonl`, a line a step. A resumed run drops the lines after its checkpoint first."""
+    """Writes `metrics.jsonl`, one line per call of `log`.
+
+    Args:
+        path: the file.
+        keep_until: step of the checkpoint that the run resumes from; later lines are dropped. 0 empties the file.
+    """
 
     def __init__(self, path: Path, *, keep_until: int = 0) -> None:
         rows = read_metrics(path) if keep_until and path.is_file() else []
-        kept = [row for row in rows if row["step"] <= keep_until]
-        path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        rows = [row for row in rows if row["step"] <= keep_until]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         self._file = path.open("a")
 
     def log(self, step: int, values: dict[str, float]) -> None:
@@ -36,7 +43,7 @@ class JsonLines:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a `metrics.jsonl`; a last line cut short by a kill is left out."""
+    """The lines of a `metrics.jsonl`; an incomplete last line, of a killed run, is dropped."""
     rows = []
     for line in path.read_text().splitlines():
         try:
@@ -47,6 +54,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 class TensorBoard:
+    """Writes TensorBoard's event files; arguments as for `JsonLines`."""
+
     def __init__(self, folder: Path, *, keep_until: int = 0) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
@@ -61,7 +70,7 @@ class TensorBoard:
 
 
 class Hosted:
-    """W&B, or Trackio, which offers the same calls."""
+    """Sends metrics to W&B or Trackio, whose calls are the same."""
 
     def __init__(self, module: Any, name: str, config: dict[str, Any]) -> None:
         self._module = module
@@ -75,19 +84,24 @@ class Hosted:
 
 
 def open_trackers(kind: str, out: Path, config: dict[str, Any], *, keep_until: int = 0) -> list[Tracker]:
-    """`metrics.jsonl` and the one asked for.
+    """Open `metrics.jsonl` and the tracker `kind`.
 
+    Args:
+        kind: one of `TRACKERS`.
+        out: the run's folder.
+        config: the run's settings, for W&B and Trackio.
+        keep_until: step of the checkpoint that the run resumes from; later metrics are dropped.
     Raises:
-        UserError: an unknown tracker, or one that is not installed.
+        UserError: the tracker is unknown, or not installed.
     """
     if kind not in TRACKERS:
-        raise UserError(f"tracker is {kind!r}, and must be one of {', '.join(TRACKERS)}")
+        raise UserError(f"`tracker` is {kind!r}, and must be one of {', '.join(TRACKERS)}")
     module = None
     if kind in ("wandb", "trackio"):
         try:
             module = __import__(kind)
         except ImportError as error:
-            raise UserError(f"--tracker {kind} needs that package: pip install {kind}") from error
+            raise UserError(f"`tracker` {kind} needs a package: pip install {kind}") from error
     trackers: list[Tracker] = [JsonLines(out / "metrics.jsonl", keep_until=keep_until)]
     if kind == "tensorboard":
         trackers.append(TensorBoard(out / "tensorboard", keep_until=keep_until))
