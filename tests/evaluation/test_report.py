@@ -40,7 +40,7 @@ class Page(HTMLParser):
 def write(path: Path, **changes: object) -> str:
     given: dict[str, object] = {
         "facts": {"method": "pmpo", "feedback": "rows.jsonl", "model": "small-lm"},
-        "rows": ROWS,
+        "rows": ROWS[1:2],
         "samples": [{"prompt": "p", "before": "b", "after": "a"}],
         "before": {"kl_policy_ref": 0.0, "mean_words": 3.0},
         "after": {"kl_policy_ref": 0.25, "mean_words": 4.5, "distinct_2": 0.125},

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import statistics
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from valence.errors import UserError
+from valence.errors import UserError, one_line
 from valence.policies.actor import Actor
+from valence.sources.control import ControlSource
 from valence.sources.environments import Crew, Environment
 
 SEED = 10**6
@@ -78,3 +82,69 @@ def film(policy: Actor, environment: Environment, path: Path, *, seed: int = SEE
             break
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=60, loop=0)
     return path
+
+
+class LearningCurve:
+    """Evaluates a policy along a run, and writes the curve to a JSON file.
+
+    Args:
+        evaluation: gives the returns.
+        source: the run's source; its environment steps are the curve's abscissa.
+        path: the file; a resumed run continues its curve.
+        start: the update that the run starts from.
+
+    Attributes:
+        results: "curve" ([environment steps, mean return] of each evaluation), "updates" (after which update each was
+            made), "returns" (of the last evaluation's episodes), "settings".
+    """
+
+    def __init__(
+        self, evaluation: Evaluation, policy: Actor, source: ControlSource, path: Path, settings: Any, *, start: int
+    ) -> None:
+        self.evaluation, self.policy, self.source, self.path = evaluation, policy, source, path
+        self.results: dict[str, Any] = {"curve": [], "updates": [], "returns": [], "settings": settings}
+        if start and path.is_file():
+            known = json.loads(path.read_text(encoding="utf-8"))
+            for point, update in zip(known["curve"], known["updates"], strict=True):
+                if update <= start:
+                    self.results["curve"].append(tuple(point))
+                    self.results["updates"].append(update)
+
+    def __call__(self, step: int) -> dict[str, float]:
+        """The figures after update `step`."""
+        returns, updates = self.evaluation.returns(self.policy), self.results["updates"]
+        mean, env_steps = statistics.fmean(returns), self.source.env_steps
+        if step in updates:
+            # The run was finished already.
+            place = updates.index(step)
+            del self.results["curve"][place:], updates[place:]
+        self.results["curve"].append((env_steps, mean))
+        updates.append(step)
+        self.results["returns"] = returns
+        draft = self.path.with_suffix(".draft")
+        draft.write_text(json.dumps(self.results, indent=1) + "\n", encoding="utf-8")
+        draft.replace(self.path)
+        return {"return": mean, "env_steps": float(env_steps)}
+
+    def close(self) -> None:
+        self.evaluation.close()
+
+
+def check_camera(make: Callable[[], Environment], name: str) -> None:
+    """Render once before a run, so that it does not fail after it.
+
+    Raises:
+        UserError: the environment cannot be rendered.
+    """
+    environment = make()
+    try:
+        environment.reset(0)
+        shape = environment.render().shape
+        if len(shape) != 3 or shape[2] != 3:
+            raise ValueError(f"its pictures have the shape {shape}")
+    except Exception as error:
+        raise UserError(
+            f"`video`: {name} cannot be rendered here ({one_line(error)}); try MUJOCO_GL=egl, or leave it out"
+        ) from error
+    finally:
+        environment.close()

@@ -164,6 +164,3 @@ def _frontier(axis: Any, points: Sequence[EvaluationPoint], name: str, label: st
     rows = [(math.sqrt(max(point.mean_kl, 0.0)), *mean_interval(getattr(point, name))) for point in points]
     distance, mean, half = zip(*rows, strict=True)
     axis.errorbar(distance, mean, yerr=half, fmt="o-", markersize=4, linewidth=1, label=label, color=color)
-
-
-Look = EvaluationPoint  # The old name, until runs/watch.py is gone.

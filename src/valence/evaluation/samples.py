@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from valence.data.collate import EncodedGroup
 from valence.evaluation import language as measures
@@ -13,6 +13,7 @@ from valence.policies.language import LanguagePolicy
 from valence.protocols import Reference
 
 
+@runtime_checkable
 class RunEvaluation(Protocol):
     """What a run evaluates its policy with.
 

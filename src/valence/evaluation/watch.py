@@ -13,7 +13,7 @@ from valence.evaluation import overoptimization
 from valence.evaluation.overoptimization import EvaluationPoint, audit
 from valence.evaluation.samples import Samples
 from valence.evaluation.statistics import mean_interval
-from valence.rewards.functions import RewardFunction
+from valence.rewards.ensemble import Judge, RewardFn
 from valence.rewards.judge import SelfPlay
 from valence.sources.prompts import EncodedPrompt, ask, verdicts
 
@@ -34,7 +34,7 @@ class Watch:
     """
 
     def __init__(
-        self, policy: Any, rows: Sequence[EncodedPrompt], reward: Any, gold: Any | None, out: Path, *,
+        self, policy: Any, rows: Sequence[EncodedPrompt], reward: Judge, gold: RewardFn | None, out: Path, *,
         resumed_at: int = 0,
     ) -> None:  # fmt: skip
         self.policy, self.rows, self.reward, self.gold, self.out = policy, rows, reward, gold, out
@@ -62,7 +62,7 @@ class Watch:
             self.policy.save(self.out / BEST)
         return figures | _figures("gold", gold) | self._win_rate(rows, samples)
 
-    def _judge(self, judge: Any, rows: Sequence[EncodedPrompt], samples: Samples) -> Sequence[float | None]:
+    def _judge(self, judge: RewardFn, rows: Sequence[EncodedPrompt], samples: Samples) -> Sequence[float | None]:
         if isinstance(judge, SelfPlay):
             return verdicts(judge, rows, samples.outputs, samples.initial_outputs)
         return ask(judge, rows, samples.outputs)
@@ -96,7 +96,7 @@ class Watch:
                 lines.append(f"the best policy by gold is in {self.out / BEST}")
         for reason, count in self.reward.failures.items():
             lines.append(f"warning: the reward gave no number for {count:,} {unit}: {reason}")
-        if isinstance(self.reward, RewardFunction) and self.reward.repeated:
+        if self.reward.repeated:
             lines.append(f"warning: {self.reward.repeated:,} calls of the reward failed and were repeated row by row")
         return lines
 

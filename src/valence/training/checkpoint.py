@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from safetensors import SafetensorError
@@ -14,13 +14,21 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from valence.errors import UserError
-from valence.protocols import Source
 from valence.training.learner import Learner
 
 PREFIX = "step-"
 REPLACED = ".replaced"
 """Ends the name of a checkpoint while a newer one of the same step takes its place."""
 DRAFT = ".draft-"
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """A source, or another object with a state of tensors and JSON values."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 def _detach_tensors(tree: Any, path: str, tensors: dict[str, Tensor]) -> Any:
@@ -60,7 +68,7 @@ def _method(learner: Learner) -> dict[str, str]:
     return {"objective": type(learner.objective).__name__} | kinds
 
 
-def save_checkpoint(folder: Path, learner: Learner, source: Source) -> Path:
+def save_checkpoint(folder: Path, learner: Learner, source: Stateful) -> Path:
     """Write `folder/step-N`, then delete older checkpoints and the drafts of killed processes; returns its path."""
     tensors: dict[str, Tensor] = {}
     state = learner.objective.state()
@@ -101,7 +109,7 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(complete, key=lambda path: (path.name.removesuffix(REPLACED), not path.name.endswith(REPLACED)))
 
 
-def load_checkpoint(path: Path, learner: Learner, source: Source) -> None:
+def load_checkpoint(path: Path, learner: Learner, source: Stateful) -> None:
     """Restore `learner` and `source`, which must have been made with the settings of the saved run.
 
     Raises:
