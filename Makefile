@@ -6,14 +6,22 @@ STAMP := $(VENV)/.installed
 # Two OpenMP threads that spin starve each other beside any busy process.
 export OMP_WAIT_POLICY := passive
 
-.PHONY: demo test venv lint bench metaworld clean
+.PHONY: demo test test-all venv lint bench metaworld reproduce clean
 
 demo: venv
 	rm -rf demo-out
 	$(BIN)/valence demo --out demo-out
 
 test: venv
+	$(BIN)/python -m pytest -m "not slow"
+
+# With the tests that run an experiment or start a server.
+test-all: venv
 	$(BIN)/python -m pytest
+
+# One of the papers' experiments: make reproduce NAME=dro, or NAME="dro --quick".
+reproduce: venv
+	$(BIN)/python -m experiments $(NAME)
 
 lint: venv
 	$(BIN)/ruff check .

@@ -89,6 +89,25 @@ class BatchValue(nn.Module):
         return dict(self.named_parameters())
 
 
+def token_critic(objective: Any, network: Any, policy: Any, *, per: str = "token") -> TokenValue:
+    """A value network, before anything has trained; `network.value_network` is "separate" or "head"."""
+    if network.value_network == "head":
+        return TokenValue(policy, shared=True, per=per)
+    backbone = policy.frozen_copy()
+    for part, original in zip(backbone.parameters(), policy.parameters(), strict=True):
+        part.requires_grad_(original.requires_grad)
+    return TokenValue(backbone.train(), per=per)
+
+
+def dro_critic(objective: Any, network: Any, policy: Any) -> TokenValue | BatchValue | None:
+    """DRO's value network; None where V is solved in closed form."""
+    if "value" not in objective.needs:
+        return None
+    if objective.value == "batch":
+        return BatchValue(device=policy.device)
+    return token_critic(objective, network, policy, per=objective.value)
+
+
 def trainable_parameters(module: Any) -> Iterator[nn.Parameter]:
     """The parameters that learn, of a policy or a critic."""
     return (part for part in module.parameters() if part.requires_grad)

@@ -29,7 +29,7 @@ def render(kind: Any, default: Any, method: str, methods: list[str]) -> str:
     if methods:
         lines += textwrap.wrap(f"Methods: {', '.join(methods)}.", width, subsequent_indent="    ")
     lines += _group(kind, default, width)
-    for item in fields(default):
+    for item in sorted(fields(default), key=lambda item: item.name != "options"):
         group = getattr(default, item.name)
         if not is_dataclass(group) or not fields(group):
             continue

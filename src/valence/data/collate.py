@@ -18,7 +18,7 @@ from valence.types import Action, Batch, Feedback, Labels, Preferences, Rewards,
 
 @dataclass(frozen=True)
 class EncodedGroup:
-    """A context and its completions as token ids; a completion that was not cut ends with the end token."""
+    """A context and its completions as token ids. A completion ends with the end token unless it was truncated."""
 
     prompt: list[int]
     completions: list[list[int]]
@@ -26,33 +26,28 @@ class EncodedGroup:
 
     @property
     def num_tokens(self) -> int:
-        """Real prompt and completion tokens, the prompt counted once a completion."""
+        """Tokens without padding; the prompt counts once for each completion."""
         return sum(len(self.prompt) + len(ids) for ids in self.completions)
 
 
 class Encoder:
     """Turns prompts and completions into token ids for one model.
 
-    Messages go through the model's chat template; without one their contents are joined with blank lines. Plain
-    strings are taken as they are, with `separator` between prompt and completion.
+    Messages go through the model's chat template; a model without one gets their contents joined by blank lines. Plain
+    strings are used unchanged, with `separator` between prompt and completion.
 
     Args:
         tokenizer: a transformers tokenizer with an end-of-sequence token.
         encoder_decoder: whether prompt and completion are two sequences (each within `max_length`) or one.
-        max_length: in tokens.
-        end_token_ids: what ends a completion (see `valence.policies.language.end_token_ids`); the tokenizer's end
-            token where not given.
+        max_length: most tokens of a sequence.
+        end_token_ids: the tokens that end a completion (see `valence.policies.sampler.end_token_ids`); the
+            tokenizer's end token by default.
     """
 
     def __init__(
-        self,
-        tokenizer: Any,
-        *,
-        encoder_decoder: bool = False,
-        max_length: int = 1024,
-        separator: str = "",
+        self, tokenizer: Any, *, encoder_decoder: bool = False, max_length: int = 1024, separator: str = "",
         end_token_ids: Sequence[int] = (),
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.tokenizer, self.encoder_decoder = tokenizer, encoder_decoder
         self.max_length, self.separator = max_length, separator
         self.end_token_ids = frozenset(end_token_ids or (tokenizer.eos_token_id,))
@@ -74,11 +69,11 @@ class Encoder:
         return list(ids) or [end if start is None else start]
 
     def completion(self, prompt: Text, completion: Text) -> list[int]:
-        """Token ids of a completion, up to its first end token; where it has none, the tokenizer's is put there."""
+        """Token ids of a completion up to its first end token; the tokenizer's is appended if it has none."""
         if not isinstance(completion, str) and not isinstance(prompt, str) and self.tokenizer.chat_template:
             before = self._template(prompt, add_generation_prompt=True)
-            whole = self._template((*prompt, *completion), add_generation_prompt=False)
-            ids = whole[len(before) :] if whole[: len(before)] == before else self._plain(completion)
+            both = self._template((*prompt, *completion), add_generation_prompt=False)
+            ids = both[len(before) :] if both[: len(before)] == before else self._plain(completion)
         else:
             ids = self._plain(completion)
         ends = (place for place, token in enumerate(ids) if token in self.end_token_ids)
@@ -90,7 +85,7 @@ class Encoder:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def _after_end(self, completion: Text) -> str:
-        """The text that stands after an end token written out in a completion."""
+        """The text after an end token that is spelled out in a completion."""
         texts = [completion] if isinstance(completion, str) else [turn.content for turn in completion]
         return "".join(texts).partition(self.tokenizer.eos_token)[2].strip()
 
@@ -100,44 +95,49 @@ class Encoder:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def group(self, group: Group) -> tuple[EncodedGroup | None, Problem | None]:
-        """(the encoded group or None, what was wrong or None)."""
-        together = _last_turns(group)
-        if together is None:
-            reason = (
-                "the completions differ in more than their last turn, and only a last turn is an action: row left out"
+        """(the encoded group, or None if it was dropped; why it was dropped or what was truncated, or None)."""
+
+        def problem(reason: str) -> Problem:
+            return Problem(group.file, group.line, reason)
+
+        alone = _last_turns(group)
+        if alone is None:
+            return None, problem(
+                "the completions differ in more than their last turn, and only a last turn is an action: row dropped"
             )
-            return None, Problem(group.file, group.line, reason)
-        group = together
         try:
-            prompt = self.prompt(group.prompt)
-            completions = [self.completion(group.prompt, text) for text in group.completions]
+            prompt = self.prompt(alone.prompt)
+            completions = [self.completion(alone.prompt, text) for text in alone.completions]
         except TemplateError as error:
-            reason = f"the model's chat template refuses these messages ({error}): row left out"
-            return None, Problem(group.file, group.line, reason)
+            return None, problem(f"the model's chat template rejects these messages ({error}): row dropped")
         room = self.max_length - (0 if self.encoder_decoder else len(prompt))
         if room < 1 or len(prompt) > self.max_length:
-            reason = (
-                f"the prompt alone fills the length limit ({len(prompt)} of {self.max_length} tokens): row left out"
+            return None, problem(
+                f"the prompt has {len(prompt)} tokens and leaves no room for a completion: row dropped; raise "
+                f"`max_length`, which is {self.max_length}"
             )
-            return None, Problem(group.file, group.line, f"{reason}; raise --max-length")
         longest = max(len(ids) for ids in completions)
         reasons = []
-        if any(self._after_end(text) for text in group.completions):
-            reasons.append(f"what a completion has after {self.tokenizer.eos_token!r}, the end token, was cut")
+        if any(self._after_end(text) for text in alone.completions):
+            reasons.append(f"the text of a completion after the end token {self.tokenizer.eos_token!r} was dropped")
         if longest > room:
-            reasons.append(f"a completion of {longest} tokens was cut to {room} to fit --max-length {self.max_length}")
-        problem = Problem(group.file, group.line, "; ".join(reasons)) if reasons else None
-        return EncodedGroup(prompt, [ids[:room] for ids in completions], group), problem
+            reasons.append(
+                f"a completion of {longest} tokens was truncated to {room}: `max_length` is {self.max_length}"
+            )
+        encoded = EncodedGroup(prompt, [ids[:room] for ids in completions], alone)
+        return encoded, problem("; ".join(reasons)) if reasons else None
 
     def groups(self, groups: Sequence[Group]) -> tuple[list[EncodedGroup], list[Problem]]:
-        """Encode all; every row left out or cut is a problem with its line and reason."""
+        """Encode all; every dropped or truncated row is a problem with its line and reason."""
         results = [self.group(group) for group in groups]
         return [good for good, _ in results if good is not None], [bad for _, bad in results if bad is not None]
 
 
 def _last_turns(group: Group) -> Group | None:
-    """The group with the turns that all its completions begin with moved to the prompt; None where more than the last
-    turn differs: earlier turns may be a user's words, which the policy must not learn to say."""
+    """The group with the leading turns of its completions moved to the prompt, so that one turn of each is left.
+
+    None if the completions differ before their last turn: an earlier turn may be a user's, which is no action.
+    """
     turns = [completion for completion in group.completions if not isinstance(completion, str)]
     if not turns or all(len(completion) == 1 for completion in turns):
         return group
@@ -149,7 +149,7 @@ def _last_turns(group: Group) -> Group | None:
 
 
 def pad_left(rows: Sequence[Sequence[int]], pad: int) -> TokenContext:
-    """Prompts of several lengths as one `TokenContext`."""
+    """Prompts of different lengths as one `TokenContext`, padded on the left."""
     width = max(len(row) for row in rows)
     ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows])
     mask = torch.tensor([[False] * (width - len(row)) + [True] * len(row) for row in rows])
@@ -175,10 +175,10 @@ def _table(rows: Sequence[Sequence[float | int]], shape: tuple[int, int], dtype:
 
 
 def pad_feedback(groups: Sequence[Group]) -> Feedback:
-    """The feedback of groups that all have the same kind of it.
+    """The feedback of groups as one object.
 
     Raises:
-        ValueError: they do not.
+        ValueError: the groups have different kinds of feedback.
     """
     shape = (len(groups), max(len(group.completions) for group in groups))
     present = torch.tensor([[k < len(group.completions) for k in range(shape[1])] for group in groups])
@@ -190,7 +190,7 @@ def pad_feedback(groups: Sequence[Group]) -> Feedback:
     if len(rewards) == len(groups):
         return Rewards(_table(rewards, shape, torch.float32), present)
     if len(wins) != len(groups):
-        raise ValueError("the groups of one batch carry different kinds of feedback")
+        raise ValueError("the groups of one batch have different kinds of feedback")
     win, observed = torch.zeros(*shape, shape[1]), torch.zeros(*shape, shape[1], dtype=torch.bool)
     margin = torch.zeros(*shape, shape[1])
     known = any(comparison[3] is not None for row in wins for comparison in row)
@@ -198,21 +198,21 @@ def pad_feedback(groups: Sequence[Group]) -> Feedback:
         for i, j, probability, gap in row:
             win[n, i, j], win[n, j, i] = probability, 1 - probability
             observed[n, i, j] = observed[n, j, i] = True
-            # Not finite: nobody gave one (see `preferences_to_pairs`).
+            # NaN means that this comparison has no margin (see `preferences_to_pairs`).
             margin[n, i, j], margin[n, j, i] = (math.nan, math.nan) if gap is None else (gap, -gap)
     return Preferences(win, observed, present, margin if known else None)
 
 
-def collate(rows: Sequence[EncodedGroup], *, pad: int, mismatched: bool = False) -> Batch:
+def collate(
+    rows: Sequence[EncodedGroup], *, pad: int, mismatched: Sequence[EncodedGroup] | None = None
+) -> Batch:  # fmt: skip
     """Encoded groups as one batch.
 
     Args:
-        pad: the padding token's id.
-        mismatched: also give each context the first completion of the next one (KTO's unrelated completions).
+        pad: id of the padding token.
+        mismatched: another group for each row, whose first completion is the row's mismatched one (KTO).
     """
-    other = None
-    if mismatched:
-        other = pad_actions([[rows[(n + 1) % len(rows)].completions[0]] for n in range(len(rows))], pad)
+    other = None if mismatched is None else pad_actions([[row.completions[0]] for row in mismatched], pad)
     return Batch(
         context=pad_left([row.prompt for row in rows], pad),
         action=pad_actions([row.completions for row in rows], pad),
@@ -222,10 +222,10 @@ def collate(rows: Sequence[EncodedGroup], *, pad: int, mismatched: bool = False)
 
 
 def move(value: Any, device: torch.device | str) -> Any:
-    """A batch, or any dataclass of tensors, on another device."""
+    """A tensor, or a batch or another dataclass of tensors, on `device`."""
     if isinstance(value, Tensor):
         if torch.device(device).type == "cuda" and value.device.type == "cpu":
-            # From pinned memory the copy goes on beside what the GPU still does.
+            # A copy from pinned memory does not wait for the work that the GPU still has.
             return value.pin_memory().to(device, non_blocking=True)
         return value.to(device)
     if is_dataclass(value) and not isinstance(value, type):

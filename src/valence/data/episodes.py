@@ -1,11 +1,11 @@
-"""Episodes on disk in Minari's format: a local folder, `metadata.json` beside `main_data.hdf5`; no hub, no download.
+"""Episodes on disk in Minari's format: a local folder with `metadata.json` and `main_data.hdf5`.
 
 Layout (Minari 0.5): group `episode_i` with `observations [T + 1, ...]`, `actions [T, ...]`, `rewards [T]`,
 `terminations [T]`, `truncations [T]` and optionally `infos/NAME [T]` or `[T + 1]` (the first is the reset's). A label
-+1, -1 or 0 (accepted, rejected, unlabelled) of each action may stand in `infos/label`.
++1, -1 or 0 (accepted, rejected, unlabelled) of each action may stand in `infos/label`. Dict observations are flattened
+in the order of their names, as in gymnasium.
 
-Needs h5py and numpy only: a simulator's own environment can write it. Dict observations are flattened in the order of
-their names, as gymnasium does.
+This file needs only h5py and numpy, so that it also runs in the environment of a simulator.
 
 Shape legend: T steps of an episode · O observation · D action dimensions.
 """
@@ -13,7 +13,7 @@ Shape legend: T steps of an episode · O observation · D action dimensions.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,16 +28,16 @@ FORMAT_VERSION = "0.5.4"
 
 @dataclass(frozen=True)
 class Episode:
-    """What happened between a reset and the next.
+    """The steps between two resets.
 
     Args:
         observations: `[T + 1, O]`, the last one after the last action.
         actions: `[T, D]`.
         rewards: `[T]`.
-        terminated: whether the episode truly ended with its last step; False where it was only cut off.
-        labels: `[T]`, +1 accepted, -1 rejected, 0 unlabelled; None where the data gives none.
+        terminated: whether the episode ended with its last step; False if it was truncated.
+        labels: `[T]`, +1 accepted, -1 rejected, 0 unlabelled; None without labels.
     Raises:
-        ValueError: the lengths do not agree, there is no step, or a label is none of the three.
+        ValueError: the lengths do not agree, there is no step, or a label has another value.
     """
 
     observations: np.ndarray
@@ -50,24 +50,24 @@ class Episode:
         steps = len(self.actions)
         if steps < 1 or len(self.observations) != steps + 1 or len(self.rewards) != steps:
             raise ValueError(
-                f"an episode of T >= 1 actions needs T + 1 observations and T rewards, got {steps} actions, "
-                f"{len(self.observations)} observations and {len(self.rewards)} rewards"
+                f"an episode of T >= 1 actions needs T + 1 observations and T rewards, and this one has {steps} "
+                f"actions, {len(self.observations)} observations and {len(self.rewards)} rewards"
             )
         if self.labels is not None and (len(self.labels) != steps or not np.isin(self.labels, (-1, 0, 1)).all()):
-            raise ValueError(f"labels must be {steps} of +1, -1 or 0")
+            raise ValueError(f"labels must be {steps} numbers of +1, -1 or 0")
 
     def __len__(self) -> int:
         return len(self.actions)
 
 
 def write_episodes(folder: Path, episodes: Sequence[Episode], *, dataset_id: str, description: str = "") -> Path:
-    """Write a Minari data set; floats are kept in the precision they come in.
+    """Write a Minari data set; floats keep their precision.
 
     Returns:
         The folder that holds `main_data.hdf5`: `folder/data`.
     Raises:
         ValueError: no episodes.
-        FileExistsError: the folder has one already.
+        FileExistsError: the folder already holds one.
     """
     import h5py
 
@@ -75,7 +75,7 @@ def write_episodes(folder: Path, episodes: Sequence[Episode], *, dataset_id: str
         raise ValueError("a data set needs at least one episode")
     data = folder / "data"
     data.mkdir(parents=True, exist_ok=True)
-    # libver "latest" stores small datasets in a third of the room.
+    # libver "latest" stores small data sets in a third of the space.
     with h5py.File(data / FILE, "x", libver="latest") as file:
         for place, episode in enumerate(episodes):
             _write_episode(file.create_group(f"episode_{place}"), place, episode)
@@ -101,7 +101,7 @@ def _write_episode(group: Any, place: int, episode: Episode) -> None:
     if episode.labels is not None:
         columns[f"infos/{LABEL}"] = episode.labels.astype(np.int8)
     for name, column in columns.items():
-        # One chunk a column; shuffled bytes of neighbouring floats compress well.
+        # One chunk per column, with its bytes shuffled: neighbouring floats then compress well.
         group.create_dataset(name, data=column, chunks=column.shape, compression="gzip", shuffle=True)
 
 
@@ -120,24 +120,20 @@ def read_episodes(folder: Path | str) -> list[Episode]:
     Args:
         folder: a data set's own folder, or the `data` folder in it.
     Raises:
-        UserError: there is none, or it is not in this format.
+        UserError: there is no data set, or it has another format.
     """
     import h5py
 
-    found = [path for path in (Path(folder) / "data" / FILE, Path(folder) / FILE) if path.is_file()]
-    if not found:
-        raise UserError(f"{folder} holds no Minari data set: neither data/{FILE} nor {FILE} is there")
+    path = next((path for path in (Path(folder) / "data" / FILE, Path(folder) / FILE) if path.is_file()), None)
+    if path is None:
+        raise UserError(f"{folder} holds no Minari data set: it has neither data/{FILE} nor {FILE}")
     try:
-        with h5py.File(found[0], "r") as file:
-            return [_read_episode(group) for group in _in_order(file)]
+        with h5py.File(path, "r") as file:
+            # By number: episode_10 comes after episode_9.
+            names = sorted(file, key=lambda name: int(name.removeprefix("episode_")))
+            return [_read_episode(file[name]) for name in names]
     except (OSError, KeyError, ValueError) as error:
-        raise UserError(f"{found[0]} is not a Minari data set that Valence reads: {error}") from error
-
-
-def _in_order(file: Any) -> Iterator[Any]:
-    """episode_10 comes after episode_9."""
-    for name in sorted(file, key=lambda name: int(name.removeprefix("episode_"))):
-        yield file[name]
+        raise UserError(f"{path} is no Minari data set that Valence can read: {error}") from error
 
 
 def _read_episode(group: Any) -> Episode:

@@ -1,10 +1,10 @@
-"""What a file of feedback holds, and which method fits it: the first thing a newcomer runs."""
+"""A summary of files of feedback, and the method that fits them."""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from valence.data.formats.load import Loaded
@@ -16,25 +16,25 @@ COLUMNS_SHOWN = 8
 
 @dataclass(frozen=True)
 class Summary:
-    """What was found.
+    """The content of files of feedback.
 
     Args:
         shape: "labels", "scores", "pairs", "rankings", "prompts" or "mixed".
-        rows: rows read, those with problems too.
-        prompts: distinct prompts.
-        accepted, rejected: thumbs; a pair counts one of each; None where the rows have neither labels nor pairs.
-        problems: rows that cannot be used.
-        method: what `align` would choose, or None where there is nothing to learn from.
+        rows: number of rows, including those with problems.
+        prompts: number of distinct prompts.
+        accepted, rejected: number of completions; a pair counts as one of each. None without labels and pairs.
+        problems: the rows that cannot be used.
+        method: the method that `align` chooses, or None if there is no feedback.
         why: the reason, in one line.
         layouts: layout -> rows.
-        unlabelled: completions without any verdict.
-        splits: the rows' own split marks -> rows; "" where a row has none.
+        unlabelled: number of completions without a label.
+        splits: split mark -> rows; "" for rows without a mark.
         score_range: lowest and highest score, if there are scores.
         mean_length: mean length of a completion, in characters.
-        conflicts: completions of one prompt that have been both accepted and rejected.
-        ties: pairs whose scores are equal.
-        empty_prompts: rows with a completion and no prompt.
-        unread: column of the files -> rows that have it, where nobody read it; most common first.
+        conflicts: number of completions of a prompt that are both accepted and rejected.
+        ties: number of pairs with equal scores.
+        empty_prompts: number of rows with a completion and no prompt.
+        unread: column that no layout reads -> rows with it; most common first.
     """
 
     shape: str
@@ -56,16 +56,16 @@ class Summary:
     unread: dict[str, int] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """The fields that `valence inspect --json` promises, and after them what shows a missed prompt column."""
-        problems = [{"file": item.file, "line": item.line, "reason": item.reason} for item in self.problems]
-        promised = ("shape", "rows", "prompts", "accepted", "rejected")
-        found = {name: getattr(self, name) for name in promised}
-        missed = {"empty_prompts": self.empty_prompts, "unread_columns": self.unread}
-        return {**found, "problems": problems, "method": self.method, "why": self.why, **missed}
+        """The documented fields, then those that show a prompt column that was not recognised."""
+        return {
+            "shape": self.shape, "rows": self.rows, "prompts": self.prompts, "accepted": self.accepted,
+            "rejected": self.rejected, "problems": [asdict(problem) for problem in self.problems],
+            "method": self.method, "why": self.why, "empty_prompts": self.empty_prompts, "unread_columns": self.unread,
+        }  # fmt: skip
 
 
 def summarize(loaded: Loaded) -> Summary:
-    """Count what the files hold."""
+    """Count the content of files of feedback."""
     records = loaded.records
     shapes = Counter(record.shape for record in records)
     verdicts = [value for record in records if record.shape == "label" for value in record.values]
@@ -95,29 +95,23 @@ def summarize(loaded: Loaded) -> Summary:
 
 
 def choose_method(records: Sequence[Record]) -> tuple[str | None, str]:
-    """The method that fits the feedback as it is, and why, in one line; None where there is no feedback."""
-    shapes = {record.shape for record in records}
-    feedback = shapes - {"prompt"}
-    bare = sum(record.shape == "prompt" for record in records)
-    aside = f"; {bare} rows of a prompt only are left out (they are for valence improve)" if bare and feedback else ""
-    if not feedback:
+    """(the method that fits the feedback without a conversion, the reason in one line); no method without feedback."""
+    judged = [record for record in records if record.shape != "prompt"]
+    shapes = {record.shape for record in judged}
+    if not judged:
         return None, "prompts without feedback: valence improve samples answers and scores them"
-    if feedback == {"label"}:
-        method, why = _for_labels([int(record.values[0]) for record in records if record.shape == "label"])
-    elif feedback == {"score"}:
-        method, why = "dro", "one score a completion: DRO-V regresses on the scores themselves"
-    elif feedback == {"pair"}:
-        method, why = "dpo", "chosen and rejected for each prompt: DPO takes pairs as they are"
-    elif feedback == {"ranking"}:
-        method, why = _for_rankings([record for record in records if record.shape == "ranking"])
+    if len(shapes) == 1:
+        method, why = CHOICES[judged[0].shape](judged)
     else:
-        found = ", ".join(WORDS[shape] for shape in WORDS if shape in feedback)
-        method, why = "pmpo", f"mixed feedback ({found}): all of it becomes accepted and rejected, which PMPO takes"
-    return method, why + aside
+        names = ", ".join(WORDS[shape] for shape in WORDS if shape in shapes)
+        method, why = "pmpo", f"mixed feedback ({names}): PMPO learns from all of it as accepted and rejected"
+    bare = len(records) - len(judged)
+    return method, why + (f"; {bare} rows with only a prompt are dropped (valence improve uses them)" if bare else "")
 
 
-def _for_labels(signs: Sequence[int]) -> tuple[str | None, str]:
+def _for_labels(labels: Sequence[Record]) -> tuple[str | None, str]:
     """PMPO in the form that the signs allow."""
+    signs = [int(record.values[0]) for record in labels]
     accepted, rejected, silent = signs.count(1), signs.count(-1), signs.count(0)
     also = f", {silent} unlabelled ones for the KL" if silent else ""
     counts = f"{accepted} accepted and {rejected} rejected completions{also}"
@@ -127,20 +121,28 @@ def _for_labels(signs: Sequence[int]) -> tuple[str | None, str]:
         return "pmpo", f"{counts}: PMPO-A learns from acceptances alone"
     if rejected:
         return "pmpo", f"{counts}: PMPO-R learns from rejections alone"
-    return (
-        None,
-        "completions without a label, score or rank: --method supervised imitates them all; "
-        "where a column judges them, name it with --columns",
+    return None, (
+        'completions without a label, score or rank: `method="supervised"` imitates them all; if a column judges them, '
+        "name it with `columns`"
     )
 
 
 def _for_rankings(rankings: Sequence[Record]) -> tuple[str, str]:
-    """REBEL needs the scores; an order alone gives pairs."""
+    """REBEL if all have scores, which it needs; else DPO on the pairs of each order."""
     ordered = sum(not record.scored for record in rankings)
     if not ordered:
         return "rebel", "several scored completions a prompt: REBEL regresses on the gaps between scores"
     which = "rankings" if ordered == len(rankings) else f"{ordered} of {len(rankings)} rankings"
-    return "dpo", f"{which} without scores: DPO takes every pair that the order gives"
+    return "dpo", f"{which} without scores: DPO learns from every pair of an order"
+
+
+CHOICES: dict[str, Callable[[Sequence[Record]], tuple[str | None, str]]] = {
+    "label": _for_labels,
+    "score": lambda _: ("dro", "one score a completion: DRO-V regresses on the scores themselves"),
+    "pair": lambda _: ("dpo", "chosen and rejected for each prompt: DPO learns from pairs"),
+    "ranking": _for_rankings,
+}
+"""Shape of the feedback -> its records -> (method, reason)."""
 
 
 def length(text: Text) -> int:
@@ -149,7 +151,7 @@ def length(text: Text) -> int:
 
 
 def _conflicts(records: Sequence[Record]) -> int:
-    """How many completions have been both accepted and rejected."""
+    """The number of completions that are both accepted and rejected."""
     verdicts: defaultdict[tuple[Text, Text], set[float]] = defaultdict(set)
     for record in records:
         if record.shape == "label":
@@ -175,19 +177,16 @@ def render(summary: Summary, most: int = 10) -> Any:
 
 
 def _facts(summary: Summary) -> list[tuple[str, str]]:
-    """What the table says, without what there is none of."""
+    """(name, value) of each line of the table, without the empty ones."""
     splits = ", ".join(f"{rows} {name or 'unmarked'}" for name, rows in summary.splits.items())
     low, high = summary.score_range or (0.0, 0.0)
     unread = [f"{name} ({rows} rows)" for name, rows in summary.unread.items()]
     more = f" and {len(unread) - COLUMNS_SHOWN} more" if len(unread) > COLUMNS_SHOWN else ""
-    hint = "; if a column below is their prompt, name it with --columns prompt=…" if unread else ""
+    hint = "; if a column below is their prompt, name it with `columns`: prompt=…" if unread else ""
     facts = [
         ("shape", f"{summary.shape} ({', '.join(f'{rows} {name}' for name, rows in summary.layouts.items())})"),
         ("rows", f"{summary.rows}, {summary.prompts} distinct prompts"),
-        (
-            "verdicts",
-            f"{summary.accepted} accepted, {summary.rejected} rejected" if summary.accepted is not None else "",
-        ),
+        ("verdicts", "" if summary.accepted is None else f"{summary.accepted} accepted, {summary.rejected} rejected"),
         ("no prompt", f"{summary.empty_prompts} rows{hint}" if summary.empty_prompts else ""),
         ("not read", ", ".join(unread[:COLUMNS_SHOWN]) + more),
         ("unlabelled", str(summary.unlabelled or "")),

@@ -24,16 +24,15 @@ class Record:
     """One unit of feedback.
 
     Args:
-        shape: what kind of feedback it is.
-        prompt: the context; "" where the row has none.
+        shape: the kind of feedback.
+        prompt: the context; "" if the row has none.
         completions: one for a label or score, (chosen, rejected) for a pair, all for a ranking, none for a prompt.
         values: label: (+1 or -1,) (0 unlabelled) · score: (reward,) · ranking: a score each, higher is better (ranks
-            become their negatives, with `scored` False) · pair: (score_chosen, score_rejected), or () where the row
-            has none.
-        scored: whether `values` are real scores (True) or only an order or a label (False).
-        margin: how much better chosen is, where the row says so and gives no scores.
+            become their negatives, with `scored` False) · pair: (score_chosen, score_rejected), or () without scores.
+        scored: whether `values` are scores (True) or only an order or a label (False).
+        margin: how much better chosen is, of a pair without scores.
         split: the row's own "train" / "heldout" mark, if any.
-        file, line: where it came from (line from 1).
+        file, line: its place (lines from 1).
         columns: the row's other fields, for reward functions.
     """
 
@@ -51,7 +50,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Problem:
-    """A row that could not be used, or not wholly: where and why."""
+    """A row that was dropped or truncated: its place and the reason."""
 
     file: str
     line: int

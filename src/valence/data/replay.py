@@ -1,4 +1,4 @@
-"""What an agent lived through: n-step transitions in a ring, none of them across an episode's end.
+"""A ring buffer of n-step transitions, none of which crosses the end of an episode.
 
 Shape legend: E environments side by side · O observation · D action dimensions · B transitions in a batch.
 """
@@ -16,13 +16,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Transitions:
-    """A batch: n rewards on, where did it lead.
+    """A batch of n-step transitions.
 
     Args:
-        observation, action: where and what, `[B, O]` and `[B, D]`.
-        reward: the n rewards that followed, discounted and summed, `[B]`.
-        discount: what the value of `following` counts for: gamma^n, or 0 where the episode truly ended, `[B]`.
-        following: the observation n steps on (fewer where the episode was cut off), `[B, O]`.
+        observation, action: `[B, O]` and `[B, D]`.
+        reward: the discounted sum of the n rewards after the action, `[B]`.
+        discount: the factor of the value of `following`: gamma^n, or 0 if the episode terminated, `[B]`.
+        following: the observation n steps later (fewer if the episode was truncated), `[B, O]`.
     """
 
     observation: Float[Tensor, "B O"]
@@ -36,7 +36,7 @@ class Replay:
     """A ring of transitions with a pending queue for each environment.
 
     Args:
-        capacity: transitions kept; the oldest give way.
+        capacity: most transitions stored; a new one replaces the oldest.
         observation_size, action_size: O and D.
         num_environments: E.
         steps: n.
@@ -71,11 +71,12 @@ class Replay:
         self, environment: int, observation: np.ndarray, action: np.ndarray, reward: float, following: np.ndarray, *,
         terminated: bool, truncated: bool,
     ) -> None:  # fmt: skip
-        """One step of one environment. `following` is where it led, also where the episode ends there.
+        """Add one step of one environment.
 
         Args:
-            terminated: the episode truly ended: nothing comes after.
-            truncated: it was cut off: what would have come still counts, by the value of `following`.
+            following: the next observation, also at the end of an episode.
+            terminated: the episode ended, and no reward can follow.
+            truncated: the episode was cut off; the value of `following` stands for the rewards that would follow.
         """
         queue = self._pending[environment]
         queue.append((observation, action, reward))
@@ -86,7 +87,7 @@ class Replay:
             self._emit(queue, following, terminated)
 
     def _emit(self, queue: list[tuple[np.ndarray, np.ndarray, float]], following: np.ndarray, terminated: bool) -> None:
-        """The oldest pending step becomes a transition."""
+        """Store the oldest pending step as a transition."""
         total = 0.0
         for _, _, reward in reversed(queue):
             total = reward + self.discount * total
@@ -105,7 +106,7 @@ class Replay:
             ValueError: nothing is stored yet.
         """
         if not len(self):
-            raise ValueError("the replay is empty: collect some steps first")
+            raise ValueError("the replay is empty: add some steps first")
         picks = torch.randint(len(self), (size,), generator=generator)
         return Transitions(**{name: part[picks] for name, part in self._store.items()})
 
@@ -118,11 +119,11 @@ class Replay:
         return {"inserted": self.inserted, "pending": pending, "store": stored}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Raises ValueError where more is stored than this replay has room for."""
+        """Raises ValueError if the state has more transitions than `capacity`."""
         size = len(state["store"]["reward"])
         if size > self.capacity:
-            raise ValueError(f"{size} transitions are stored, and this replay has room for {self.capacity}")
-        # A ring that was full and has room now goes on behind what is there; its oldest place no longer comes next.
+            raise ValueError(f"the state has {size} transitions, and the capacity is {self.capacity}")
+        # In a larger ring, a full state continues behind its last place, not at its oldest one.
         self.inserted = state["inserted"] if size in (state["inserted"], self.capacity) else size
         self._pending = [
             [(seen.numpy(), did.numpy(), reward) for seen, did, reward in queue] for queue in state["pending"]

@@ -133,13 +133,13 @@ def text_nll(policy: LanguagePolicy, texts: Sequence[str], *, max_tokens: int = 
         max_tokens: longer texts are cut to this many tokens.
     """
     tokenizer = policy.tokenizer
-    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    start_token = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     contexts, actions = [], []
     for text in texts:
         ids = tokenizer(text, add_special_tokens=False)["input_ids"][:max_tokens]
         half = len(ids) // 2 if policy.encoder_decoder else 0
         if len(ids) > half:
-            contexts.append(ids[:half] or [start])
+            contexts.append(ids[:half] or [start_token])
             actions.append([ids[half:]])
     total, count = 0.0, 0
     for first in range(0, len(contexts), CHUNK // 4):

@@ -71,12 +71,12 @@ class Audit:
         """The audit in one line."""
         assert self.best.gold is not None and self.last.gold is not None
         (best, best_half), (last, last_half) = mean_interval(self.best.gold), mean_interval(self.last.gold)
-        start = f"gold is best at step {self.best.step}, {best:.3f} ± {best_half:.3f}"
+        summary = f"gold is best at step {self.best.step}, {best:.3f} ± {best_half:.3f}"
         if self.best.step == self.last.step:
-            return f"{start}, the last evaluation: no sign that reward and gold diverge"
+            return f"{summary}, the last evaluation: no sign that reward and gold diverge"
         verdict = "DIVERGED: the policy may exploit flaws of the reward" if self.diverged else "did not diverge"
         return (
-            f"{start}, and {last:.3f} ± {last_half:.3f} at step {self.last.step}. On the same prompts gold lost "
+            f"{summary}, and {last:.3f} ± {last_half:.3f} at step {self.last.step}. On the same prompts gold lost "
             f"{self.lost[0]:.3f} ± {self.lost[1]:.3f} and the reward changed by {self.gained[0]:+.3f}: they {verdict}"
         )
 
@@ -116,10 +116,10 @@ def by_decile(kl: Sequence[float], reward: Values, *, bins: int = 10) -> list[di
 
 def section(evaluations: Sequence[EvaluationPoint]) -> str:
     """The part of the report about reward and gold, as HTML."""
-    found = audit(evaluations)
+    result = audit(evaluations)
     text = "no gold reward was given: only the reward that the run learned from is shown"
     return (
-        f"<h2>Reward against KL</h2><p>{html.escape(text if found is None else found.sentence())}</p>"
+        f"<h2>Reward against KL</h2><p>{html.escape(text if result is None else result.sentence())}</p>"
         f"{image_tag(plot(evaluations), 'reward and gold against the square root of KL')}"
         "<p class=note>Left: mean and 95% interval at each evaluation, on held-out prompts where there are any. The "
         "best evaluation was chosen by these same figures, so its own figure is slightly too high. Right: the samples "

@@ -89,10 +89,10 @@ class Watch:
             unit: what the reward judges: "completions" or "images".
         """
         lines = []
-        found = self.audit()
-        if found is not None:
-            lines.append(("warning: " if found.diverged else "") + found.sentence())
-            if found.best.step != found.last.step:
+        result = self.audit()
+        if result is not None:
+            lines.append(("warning: " if result.diverged else "") + result.sentence())
+            if result.best.step != result.last.step:
                 lines.append(f"the best policy by gold is in {self.out / BEST}")
         for reason, count in self.reward.failures.items():
             lines.append(f"warning: the reward gave no number for {count:,} {unit}: {reason}")

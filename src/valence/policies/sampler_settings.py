@@ -1,4 +1,4 @@
-"""How an image pipeline is sampled; apart from the pipelines, so that a command's help need not load torch."""
+"""How an image pipeline is sampled. In a file of its own, so that a command's help need not load torch."""
 
 from __future__ import annotations
 
@@ -11,22 +11,36 @@ PRECISIONS = ("float32", "bfloat16", "float16")
 
 @dataclass(frozen=True)
 class SamplerSettings:
-    """How a pipeline is sampled and what of it learns."""
+    """How a pipeline is sampled, and which of its weights learn."""
 
     num_steps: int = 8
-    """Steps from noise to image: the horizon."""
+    """Denoising steps from noise to image, T; at least 2."""
     guidance: float = 1.0
-    """How strongly the prompt is followed; 1 does not strengthen it."""
+    """Guidance scale: how strongly the prompt is followed; 1 uses no guidance."""
     stochasticity: float = 1.0
-    """DDIM: noise in each step, above 0; 1 as much as DDPM."""
+    """Noise in each DDIM step, in (0, 1]; 1 adds as much as DDPM. Other samplers ignore it."""
     lora_rank: int = 8
-    """Rank of adapters on the attention's projections; 0 trains the whole network."""
+    """Rank of the LoRA adapters on the attention's projections; 0 trains the whole network."""
     lora_alpha: int = 8
-    """LoRA's scale, over the rank."""
+    """LoRA's alpha: adapters are scaled by alpha / rank."""
     dtype: str = "float32"
-    """Of frozen weights and matrix products: float32, bfloat16 or float16. What learns is float32."""
+    """Precision of frozen weights and matrix products: float32, bfloat16 or float16. Weights that learn are float32."""
     gradient_checkpointing: bool = False
-    """Store less in the pull-back, compute more."""
+    """Recompute activations in the backward pass: less memory, more time."""
+
+    def __post_init__(self) -> None:
+        if self.num_steps < 2:
+            raise ValueError(
+                f"`num_steps` is {self.num_steps}, and must be at least 2: the last step of a sampler adds no noise, so "
+                "that a single step has no density"
+            )
+        if not 0 < self.stochasticity <= 1:
+            raise ValueError(f"`stochasticity` is {self.stochasticity}, and must be above 0 and at most 1")
+        for name, least in (("lora_rank", 0), ("lora_alpha", 1), ("guidance", 0)):
+            if not least <= getattr(self, name) < float("inf"):
+                raise ValueError(f"`{name}` is {getattr(self, name)}, and must be finite and at least {least}")
+        if self.dtype not in PRECISIONS:
+            raise ValueError(f"`dtype` is {self.dtype!r}, and must be one of {', '.join(PRECISIONS)}")
 
 
 DEFAULTS = SamplerSettings()

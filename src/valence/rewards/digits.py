@@ -1,10 +1,10 @@
-"""Two classifiers of drawn digits that share no training image: `digit` rewards, `digit-judge` watches the reward.
+"""Two classifiers of drawn digits that share no training image: `digit` is a reward, `digit-judge` checks it.
 
-Both are fitted in memory on scikit-learn's scans of handwritten digits (8 x 8, 1797 of them), drawn 32 x 32 in many
-colours, when they are first asked. The reward's has the even rows, a small neural network and a map of where the ink
-is; the judge's has the odd rows, a support vector machine and the directions of the edges, so that what fools the one
-need not fool the other. Both know an eleventh class, no digit: flat, noisy and scrambled images. A digit that fades
-away is then no longer any digit, and not the one that a classifier of ten finds nearest.
+Both are fitted in memory, at their first call, on scikit-learn's 1797 scans of handwritten digits (8 x 8), drawn
+32 x 32 in many colours. The reward is a small neural network on a map of the ink, fitted on the even rows. The judge
+is a support vector machine on the directions of the edges, fitted on the odd rows, so that an image that fools the
+reward need not fool the judge. Both have an eleventh class, no digit, for flat, noisy and scrambled images. A digit that
+fades away falls into it; a classifier with ten classes would still choose one of them.
 
 Legend: M images, S = `SIDE` pixels.
 """
@@ -21,29 +21,29 @@ import numpy as np
 from valence.errors import UserError
 
 SIDE = 32
-"""Pixels that every image is brought to before it is judged."""
+"""Side of every image, in pixels, after it is resized for judging."""
 NO_DIGIT = 10
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 FLOOR = 1e-6
-"""The smallest probability that the reward tells apart: its logarithm is -13.8."""
+"""The smallest probability that the reward gives: its logarithm is -13.8."""
 REWARD_HALF, JUDGE_HALF = 0, 1
-"""Whose the even and the odd rows of the scans are."""
+"""The first row of each half of the scans: the reward has the even rows, the judge the odd ones."""
 FAINT = 0.35
-"""Distance between ink and background, of at most the root of 3, below which the reward's map of the ink is paler."""
+"""Distance between the colours of ink and background, at most the root of 3, below which the ink map is paler."""
 CELLS = 8
 BINS = 9
-"""The judge looks at 8 x 8 cells and 9 directions in each."""
+"""The judge reads 9 directions in each of 8 x 8 cells."""
 _NAMED = re.compile(rf"\b(?:(digit|number|numeral)\s+)?(?<!\d\.)({'|'.join(WORDS)}|\d)\b(?!\.\d)", re.IGNORECASE)
 
 
 def digit_named(prompt: str) -> int | None:
     """The digit that a prompt names: a word from zero to nine or a single numeral.
 
-    The one right after "digit", "number" or "numeral" counts before others ("one picture of the digit seven" is 7).
-    None where there is none, or where there are several different ones.
+    If one stands right after "digit", "number" or "numeral", the others do not count ("one picture of the digit seven"
+    is 7). None if there is no digit, or several different ones.
     """
-    found = [(bool(lead), word.casefold()) for lead, word in _NAMED.findall(prompt)]
-    named = [word for lead, word in found if lead] or [word for _, word in found]
+    words = [(bool(lead), word.casefold()) for lead, word in _NAMED.findall(prompt)]
+    named = [word for lead, word in words if lead] or [word for _, word in words]
     values = {WORDS.index(word) if word in WORDS else int(word) for word in named}
     return values.pop() if len(values) == 1 else None
 
@@ -57,11 +57,11 @@ def pixels(images: Sequence[Any]) -> np.ndarray:
 
 
 def ink_map(image: np.ndarray) -> np.ndarray:
-    """How much of each place is ink, whatever the colours: [M,S,S,3] -> [M,(S/2)^2], about 0 (background) to 1.
+    """The share of ink at each place, whatever the colours: [M,S,S,3] -> [M,(S/2)^2], about 0 (background) to 1.
 
-    The background's colour is the median of the border, the ink's the mean of the tenth of the pixels that are farthest
-    from it; a pixel counts by where its colour lies between the two. Where those are nearer than `FAINT` the map
-    is pale, so that faint noise is not drawn up into strokes, and fading digits are not digits for long.
+    The colour of the background is the median of the border. The colour of the ink is the mean of the tenth of the
+    pixels that are farthest from the background. The share of a pixel says where its colour lies between the two. If
+    they are closer than `FAINT`, the map is pale: faint noise then makes no strokes, and fading digits vanish.
     """
     size = len(image)
     border = np.concatenate([image[:, 0], image[:, -1], image[:, :, 0], image[:, :, -1]], axis=1)
@@ -77,11 +77,11 @@ def ink_map(image: np.ndarray) -> np.ndarray:
 
 
 def edge_histograms(image: np.ndarray) -> np.ndarray:
-    """How strong the edges of each direction are in each cell: [M,S,S,3] -> [M,CELLS^2 * BINS].
+    """The strength of the edges of each direction in each cell: [M,S,S,3] -> [M,CELLS^2 * BINS].
 
-    Of the three colours' gradients at a pixel the largest counts, and its direction without its sign, so that dark on
-    light and light on dark are the same. Square roots of shares of the whole, as for any histogram; of
-    6, where edges are so faint that the whole is less.
+    At each pixel the largest gradient of the three colours counts, by its direction without its sign, so that dark on
+    light equals light on dark. The values are square roots of shares of the total strength, which counts as at least 6
+    in images with faint edges.
     Source: Dalal and Triggs 2005, "Histograms of oriented gradients", with one normalisation over the image.
     """
     size = len(image)
@@ -94,13 +94,13 @@ def edge_histograms(image: np.ndarray) -> np.ndarray:
     place = np.mod(np.arctan2(down, across), np.pi) / np.pi * BINS
     low = np.floor(place)
     edge = SIDE // CELLS
-    found = np.zeros((size, CELLS, CELLS, BINS), dtype=np.float32)
+    histogram = np.zeros((size, CELLS, CELLS, BINS), dtype=np.float32)
     for number in range(BINS):
         share = np.where(low % BINS == number, 1 - (place - low), 0) + np.where(
             (low + 1) % BINS == number, place - low, 0
         )
-        found[..., number] = (share * strength).reshape(size, CELLS, edge, CELLS, edge).sum((2, 4))
-    flat = found.reshape(size, -1)
+        histogram[..., number] = (share * strength).reshape(size, CELLS, edge, CELLS, edge).sum((2, 4))
+    flat = histogram.reshape(size, -1)
     return np.sqrt(flat / np.maximum(flat.sum(1, keepdims=True), 6.0))
 
 
@@ -115,16 +115,16 @@ def half_of_digits(which: int) -> tuple[np.ndarray, np.ndarray]:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise UserError("digit and digit-judge need scikit-learn: pip install 'valence-learn[images]'") from error
-    held: Any = load_digits()
-    scans, digits = (held.images[which::2] / 16).astype(np.float32), held.target[which::2]
-    for kept in (scans, digits):
-        kept.setflags(write=False)
+    data: Any = load_digits()
+    scans, digits = (data.images[which::2] / 16).astype(np.float32), data.target[which::2]
+    for part in (scans, digits):
+        part.setflags(write=False)
     return scans, digits
 
 
 def draw(scans: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """Scans [M,8,8] drawn as images [M,S,S,3] in [0, 1]: turned, moved and scaled a little, in two colours that differ
-    clearly, with shading and noise."""
+    """Scans [M,8,8] as images [M,S,S,3] in [0, 1]: slightly turned, moved and scaled, in two clearly different colours,
+    with shading and noise."""
     alpha = np.stack([_warped(scan, generator) for scan in scans])[..., None]
     size = len(scans)
     ground, ink = generator.random((2, size, 3), dtype=np.float32)
@@ -135,8 +135,8 @@ def draw(scans: np.ndarray, generator: np.random.Generator) -> np.ndarray:
 
 
 def no_digits(scans: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """Images [M,S,S,3] in [0, 1] without a digit: a third each flat (at most a digit paler than can be seen, three
-    hundredths of a drawing), coarse or fine noise, and scrambled digits."""
+    """Images [M,S,S,3] in [0, 1] without a digit: a third each flat (some with an invisibly pale digit, at most three
+    hundredths of a drawing), noise of a coarse or fine grain, and scrambled digits."""
     size = len(scans)
     drawn = draw(scans, generator)
     pale = generator.uniform(0, 0.03, (size, 1, 1, 1)) * (drawn - 0.5)
@@ -168,7 +168,7 @@ def _warped(scan: np.ndarray, generator: np.random.Generator) -> np.ndarray:
 
 
 def _textured(image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """With soft shading over the whole image and noise of single pixels, each of a strength of its own, often none."""
+    """Adds soft shading and pixel noise to each image, each of a random strength, which is often 0."""
     size = len(image)
     amount = np.maximum(generator.uniform(-0.03, 0.06, (2, size, 1, 1, 1)), 0).astype(np.float32)
     knots = generator.standard_normal((size, 4, 4, 3), dtype=np.float32)
@@ -182,20 +182,21 @@ def _textured(image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
 def _examples(
     which: int, features: Callable[[np.ndarray], np.ndarray], drawings: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(features, classes) of a half's scans, each drawn so many times, and a third as many images of no digit."""
+    """(features, classes) of each scan of a half, drawn `drawings` times, and of a third as many images without a
+    digit."""
     scans, digits = half_of_digits(which)
     generator = np.random.default_rng(seed)
-    found, classes = [], []
+    inputs, classes = [], []
     for _ in range(drawings):
         others = generator.permutation(len(scans))[: len(scans) // 3]
-        found += [features(draw(scans, generator)), features(no_digits(scans[others], generator))]
+        inputs += [features(draw(scans, generator)), features(no_digits(scans[others], generator))]
         classes += [digits, np.full(len(others), NO_DIGIT)]
-    return np.concatenate(found), np.concatenate(classes)
+    return np.concatenate(inputs), np.concatenate(classes)
 
 
 @functools.cache
 def _network() -> Any:
-    """The reward's classifier: a layer of 128 on the ink map, fitted on the even rows."""
+    """The reward's classifier: one hidden layer of 128 units on the ink map, fitted on the even rows."""
     inputs, classes = _examples(REWARD_HALF, ink_map, 12, seed=0)
     from sklearn.neural_network import MLPClassifier
 
@@ -215,7 +216,7 @@ def _machine() -> Any:
 
 
 def log_probs(images: Sequence[Any]) -> np.ndarray:
-    """What the reward's classifier gives to each digit and to `NO_DIGIT`: [M,11] in nats, at least log `FLOOR`."""
+    """The reward's log-probabilities of each digit and of `NO_DIGIT`: [M,11] in nats, at least log `FLOOR`."""
     return np.log(np.maximum(_network().predict_proba(ink_map(pixels(images))), FLOOR))
 
 
@@ -225,12 +226,12 @@ def judged(images: Sequence[Any]) -> np.ndarray:
 
 
 def digit(images: Sequence[Any], prompts: Sequence[str], metadata: Sequence[Any]) -> list[float | None]:
-    """log P(the digit that the prompt names), nats; None where it names none."""
+    """log P(the digit that the prompt names), nats; None if it names none."""
     rows = zip(log_probs(images), map(digit_named, prompts), strict=True)
     return [None if named is None else float(row[named]) for row, named in rows]
 
 
 def digit_judge(images: Sequence[Any], prompts: Sequence[str], metadata: Sequence[Any]) -> list[float | None]:
-    """1 where the independent judge sees the digit that the prompt names, else 0; None where it names none."""
+    """1 if the independent judge sees the digit that the prompt names, else 0; None if it names none."""
     rows = zip(judged(images), map(digit_named, prompts), strict=True)
     return [None if named is None else float(seen == named) for seen, named in rows]

@@ -1,48 +1,86 @@
-"""Several judges as one: their mean, their worst verdict, or their mean less what they disagree.
+"""What every judge of completions offers to a run, and several judges as one.
 
-Source: Coste et al. 2024, "Reward model ensembles help mitigate overoptimization": mean, worst-case and
-uncertainty-weighted optimisation.
+Source of the combinations: Coste et al. 2024, "Reward model ensembles help mitigate overoptimization": mean, worst-case
+and uncertainty-weighted optimisation.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, Protocol, runtime_checkable
 
-Judge = Callable[..., Sequence[float | None]]
-"""(prompts, completions, **columns) -> what each completion is worth, or None."""
-WAYS = ("mean", "worst", "cautious")
+RewardFn = Callable[..., Sequence[float | None]]
+"""(prompts, completions, **columns) -> the score of each completion, or None where it has none."""
+NO_FAILURES: Mapping[str, int] = MappingProxyType({})
+
+
+@runtime_checkable
+class Reported(Protocol):
+    """What a run reports of a judge, single or pairwise.
+
+    Attributes:
+        name: what reports call it.
+        failures: reason -> number of rows that have no score because of it.
+        repeated: calls that failed as a whole and were repeated row by row; 0 where that cannot happen.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def failures(self) -> Mapping[str, int]: ...
+
+    @property
+    def repeated(self) -> int: ...
+
+
+@runtime_checkable
+class Judge(Reported, Protocol):
+    """A `RewardFn` that a run can report on."""
+
+    def __call__(
+        self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any
+    ) -> Sequence[float | None]: ...
 
 
 class Ensemble:
-    """Asks every judge about every completion.
+    """Asks every judge about every completion and combines their scores.
 
     Args:
-        judges: two or more.
-        way: "mean"; "worst": the smallest; "cautious": the mean less `weight` times the variance.
-        weight: of the variance, per unit of reward.
+        judges: at least one.
+        combine: one completion's scores, in the order of `judges` -> its score; see `COMBINATIONS`.
     Raises:
-        ValueError: fewer than two judges, or another way.
+        ValueError: no judges.
     """
 
-    def __init__(self, judges: Sequence[Judge], way: str = "mean", *, weight: float = 1.0) -> None:
-        if len(judges) < 2:
-            raise ValueError(f"an ensemble needs two judges or more, got {len(judges)}")
-        if way not in WAYS:
-            raise ValueError(f"way is {way!r}, and must be one of {', '.join(WAYS)}")
-        self.judges, self.way, self.weight = judges, way, weight
+    failures, repeated = NO_FAILURES, 0
+
+    def __init__(
+        self, judges: Sequence[RewardFn], combine: Callable[[Sequence[float]], float], *, name: str = "ensemble"
+    ) -> None:
+        if not judges:
+            raise ValueError("an ensemble needs at least one judge")
+        self.judges, self.combine, self.name = judges, combine, name
 
     def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
-        """None where any of them has no number: the others alone would be another judge."""
-        verdicts = [judge(prompts=prompts, completions=completions, **columns) for judge in self.judges]
-        return [self._combined(row) for row in zip(*verdicts, strict=True)]
+        """None where any judge has no score: the scores of the others alone are not comparable."""
+        scores = [judge(prompts=prompts, completions=completions, **columns) for judge in self.judges]
+        rows = ([score for score in row if score is not None] for row in zip(*scores, strict=True))
+        return [self.combine(row) if len(row) == len(self.judges) else None for row in rows]
 
-    def _combined(self, row: Sequence[float | None]) -> float | None:
-        known = [value for value in row if value is not None]
-        if len(known) < len(row):
-            return None
-        if self.way == "worst":
-            return min(known)
-        mean = statistics.fmean(known)
-        return mean if self.way == "mean" else mean - self.weight * statistics.pvariance(known)
+
+def cautious(scores: Sequence[float], *, weight: float = 1.0) -> float:
+    """The mean minus `weight`, per unit of reward, times the population variance."""
+    return statistics.fmean(scores) - weight * statistics.pvariance(scores)
+
+
+def weighted_sum(weights: Sequence[float]) -> Callable[[Sequence[float]], float]:
+    """Each score times its judge's weight, summed."""
+    return lambda scores: sum(weight * score for weight, score in zip(weights, scores, strict=True))
+
+
+COMBINATIONS: dict[str, Callable[[Sequence[float]], float]] = {
+    "mean": statistics.fmean, "worst": min, "cautious": cautious,
+}  # fmt: skip

@@ -1,7 +1,7 @@
 """Reward functions: `(prompts, completions, **columns) -> list[float | None]`, TRL's signature.
 
-A function that raises, hangs, or gives NaN, None or too few numbers costs the rows that it failed on, with a count, and
-not the run: what it says of the others is kept.
+If a function raises, hangs, or returns NaN, None or too few numbers, the rows that it failed on have no score and are
+counted. The other rows keep their scores, and the run goes on.
 """
 
 from __future__ import annotations
@@ -14,31 +14,28 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from valence.errors import UserError
-from valence.rewards.ensemble import Judge
+from valence.errors import UserError, one_line
+from valence.rewards.ensemble import Judge, RewardFn
 
 LARGEST = 3e38
-"""Rewards are single precision."""
+"""The largest reward: they are stored in single precision."""
 PATIENCE = 3
-"""Rows in a row that may hang before the rest of a batch is given up."""
+"""Successive rows that may hang before the rest of the batch is skipped."""
 
 
 class RewardFunction:
-    """A judge that cannot break a run.
+    """A reward function that cannot break a run; a `Judge`.
 
     Args:
         judge: the function.
-        name: to say what failed.
-        timeout: seconds that a call may take; a call that takes longer is left behind in its thread.
+        name: what reports call it; its own name by default.
+        timeout: seconds that a call may take. A slower call is abandoned in its thread.
         what: what it judges, for messages.
-
-    `failures` counts rows without a number by why; `repeated` counts the batches that failed as a whole and were asked
-    for again row by row.
     """
 
     def __init__(self, judge: Any, *, name: str = "", timeout: float = 60.0, what: str = "completions") -> None:
         self.judge, self.timeout, self.what = judge, timeout, what
-        self.name = name or getattr(judge, "__name__", type(judge).__name__)
+        self.name = name or name_of(judge)
         self.failures: dict[str, int] = {}
         self.calls = self.repeated = 0
 
@@ -48,25 +45,25 @@ class RewardFunction:
         """A finite number for each completion, or None where there is none.
 
         Raises:
-            UserError: the first call gave a number for none of its rows: the function is wrong, not a row.
+            UserError: the first call scored none of its rows, so the function itself is wrong.
         """
         self.calls += 1
         taken = self._taken(columns)
-        given, why = self._ask(prompts, completions, taken)
-        if given is None:
+        values, why = self._ask(prompts, completions, taken)
+        if values is None:
             self.repeated += 1
-            given = self._one_by_one(prompts, completions, taken)
-        found = [_finite(value) for value in given]
-        empty = sum(value is None for value in found)
+            values = self._one_by_one(prompts, completions, taken)
+        scores = [_finite(value) for value in values]
+        empty = sum(score is None for score in scores)
         if why is None and empty:
             self._count("no finite number", empty)
-        if self.calls == 1 and completions and empty == len(found):
+        if self.calls == 1 and completions and empty == len(scores):
             reason = why or "none of its numbers is finite"
-            raise UserError(f"the reward {self.name} judged none of the first {len(found)} {self.what}: {reason}")
-        return found
+            raise UserError(f"the reward {self.name} judged none of the first {len(scores)} {self.what}: {reason}")
+        return scores
 
     def _taken(self, columns: Mapping[str, Any]) -> dict[str, Any]:
-        """The columns that the function takes."""
+        """Those of the columns that the function has parameters for."""
         try:
             parameters = inspect.signature(self.judge).parameters
         except (TypeError, ValueError):
@@ -78,45 +75,55 @@ class RewardFunction:
     def _ask(
         self, prompts: Sequence[Any], completions: Sequence[Any], columns: Mapping[str, Any]
     ) -> tuple[list[Any] | None, str | None]:
-        """(what it says of all of them, None), or (None, why not)."""
+        """(its values for all completions, None), or (None, the reason of the failure)."""
         answer: queue.Queue[tuple[Any, str | None]] = queue.Queue()
 
         def work() -> None:
             try:
                 answer.put((list(self.judge(prompts=prompts, completions=completions, **columns)), None))
-            except BaseException as error:  # a user's function may fail in any way, or leave
-                answer.put((None, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"))
+            except BaseException as error:  # a user's function may raise anything, SystemExit too
+                answer.put((None, f"{type(error).__name__}: {one_line(error)}"))
 
         threading.Thread(target=work, daemon=True, name=f"reward {self.name}").start()
         try:
-            given, why = answer.get(timeout=None if self.timeout == math.inf else self.timeout)
+            values, why = answer.get(timeout=None if self.timeout == math.inf else self.timeout)
         except queue.Empty:
             return None, f"no answer in {self.timeout:g} s"
-        if given is not None and len(given) != len(completions):
-            return None, f"{len(given)} numbers for {len(completions)} {self.what}"
-        return given, why
+        if values is not None and len(values) != len(completions):
+            return None, f"{len(values)} numbers for {len(completions)} {self.what}"
+        return values, why
 
     def _one_by_one(
         self, prompts: Sequence[Any], completions: Sequence[Any], columns: Mapping[str, Sequence[Any]]
     ) -> list[Any]:
-        found: list[Any] = []
+        values: list[Any] = []
         hung = 0
         for row in range(len(completions)):
             if hung >= PATIENCE:
-                self._count("not asked after others gave no answer", len(completions) - row)
-                return found + [None] * (len(completions) - row)
+                self._count("skipped after others gave no answer", len(completions) - row)
+                return values + [None] * (len(completions) - row)
             own = {name: value[row : row + 1] for name, value in columns.items()}
-            given, why = self._ask(prompts[row : row + 1], completions[row : row + 1], own)
-            found.append(None if given is None else given[0])
+            one, why = self._ask(prompts[row : row + 1], completions[row : row + 1], own)
+            values.append(None if one is None else one[0])
             if why is not None:
                 self._count(why, 1)
-            elif _finite(found[-1]) is None:
+            elif _finite(values[-1]) is None:
                 self._count("no finite number", 1)
             hung = hung + 1 if why is not None and why.startswith("no answer") else 0
-        return found
+        return values
 
     def _count(self, why: str, rows: int) -> None:
         self.failures[why] = self.failures.get(why, 0) + rows
+
+
+def name_of(judge: Any) -> str:
+    """A judge's `name`, or a function's `__name__`."""
+    return judge.name if isinstance(judge, Judge) else str(getattr(judge, "__name__", type(judge).__name__))
+
+
+def as_judge(judge: RewardFn, *, name: str = "", timeout: float = 60.0) -> Judge:
+    """A judge as it is; any other function as a `RewardFunction`."""
+    return judge if isinstance(judge, Judge) else RewardFunction(judge, name=name, timeout=timeout)
 
 
 def _finite(value: Any) -> float | None:
@@ -128,7 +135,7 @@ def _finite(value: Any) -> float | None:
 
 
 def text_of(completion: Any) -> str:
-    """A completion's text, whether it is plain or messages."""
+    """A completion's text; of messages, their contents joined by blank lines."""
     return completion if isinstance(completion, str) else "\n\n".join(turn["content"] for turn in completion)
 
 
@@ -136,52 +143,50 @@ NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 
 
 def last_number(text: str) -> float | None:
-    """The last number in a text, commas in thousands allowed."""
-    found = NUMBER.findall(text)
-    return float(found[-1].replace(",", "")) if found else None
+    """The last number in a text, which may have commas between thousands."""
+    numbers = NUMBER.findall(text)
+    return float(numbers[-1].replace(",", "")) if numbers else None
 
 
 def number_match(completions: Sequence[Any], answer: Sequence[Any], **_: Any) -> list[float | None]:
-    """1 where the completion's last number is the answer's last number (gsm8k's `#### 42`), else 0; column `answer`."""
-    found: list[float | None] = []
-    for completion, right in zip(completions, answer, strict=True):
-        wanted = last_number(str(right))
-        found.append(None if wanted is None else float(last_number(text_of(completion)) == wanted))
-    return found
+    """1 if the last number of the completion and of the column `answer` (gsm8k's `#### 42`) are equal, else 0."""
+    wanted = [last_number(str(right)) for right in answer]
+    pairs = zip(completions, wanted, strict=True)
+    return [None if number is None else float(last_number(text_of(text)) == number) for text, number in pairs]
 
 
 def exact_match(completions: Sequence[Any], answer: Sequence[Any], **_: Any) -> list[float | None]:
-    """1 where the completion is the answer, spaces at the ends and letters' case apart, else 0; column `answer`."""
+    """1 if the completion equals the column `answer`, else 0; case and outer spaces do not count."""
     pairs = zip(completions, answer, strict=True)
-    return [float(text_of(given).strip().casefold() == str(right).strip().casefold()) for given, right in pairs]
+    return [float(text_of(text).strip().casefold() == str(right).strip().casefold()) for text, right in pairs]
 
 
 def word_count(completions: Sequence[Any], **_: Any) -> list[float | None]:
-    """Words, parted by spaces."""
+    """Number of words, which spaces separate."""
     return [float(len(text_of(completion).split())) for completion in completions]
 
 
-def _overlap(measure: str) -> Judge:
+def _overlap(measure: str) -> RewardFn:
     """sacrebleu's sentence score against the column `answer`, 0 to 1."""
 
-    def judge(completions: Sequence[Any], answer: Sequence[Any], **_: Any) -> list[float | None]:
+    def overlap(completions: Sequence[Any], answer: Sequence[Any], **_: Any) -> list[float | None]:
         import sacrebleu
 
         score = sacrebleu.sentence_chrf if measure == "chrf" else sacrebleu.sentence_bleu
         pairs = zip(completions, answer, strict=True)
-        return [score(text_of(given), [str(right)]).score / 100 for given, right in pairs]
+        return [score(text_of(text), [str(right)]).score / 100 for text, right in pairs]
 
-    return judge
+    return overlap
 
 
 WORD = re.compile(r"\w+")
 
 
 def rouge_l(text: str, reference: str) -> float | None:
-    """F1 of the longest common subsequence of words: twice its length over both texts' words, 0 to 1; case and
-    punctuation apart, words not stemmed. None where the reference has no word.
+    """F1 of the longest common subsequence of words, 0 to 1: twice its length over the words of both texts.
 
-    Source: Lin 2004, "ROUGE", with precision and recall weighed alike.
+    Case and punctuation do not count, and words are not stemmed. None if the reference has no word.
+    Source: Lin 2004, "ROUGE", with equal weights of precision and recall.
     """
     ours, theirs = (WORD.findall(part.casefold()) for part in (text, reference))
     if not theirs:
@@ -197,11 +202,11 @@ def rouge_l(text: str, reference: str) -> float | None:
 
 def rouge(completions: Sequence[Any], answer: Sequence[Any], **_: Any) -> list[float | None]:
     """ROUGE-L against the column `answer`."""
-    return [rouge_l(text_of(given), str(right)) for given, right in zip(completions, answer, strict=True)]
+    return [rouge_l(text_of(text), str(right)) for text, right in zip(completions, answer, strict=True)]
 
 
-def ready_rewards() -> dict[str, Judge]:
-    """Name -> function."""
+def ready_rewards() -> dict[str, RewardFn]:
+    """The rewards that come with Valence, by name."""
     return {
         "number": number_match, "exact": exact_match, "length": word_count, "bleu": _overlap("bleu"),
         "chrf": _overlap("chrf"), "rouge": rouge,

@@ -1,23 +1,24 @@
-"""An image reward by its name on the command line."""
+"""A reward of images by its name."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from valence.errors import UserError
-from valence.rewards.ensemble import Judge
-from valence.rewards.functions import RewardFunction
-from valence.rewards.images import DEFAULT_REWARD, ImageClassifier, ImageReward, WeightedSum, ready_image_rewards
+from valence.rewards.ensemble import Ensemble, Judge, RewardFn, weighted_sum
+from valence.rewards.functions import RewardFunction, name_of
+from valence.rewards.images import DEFAULT_REWARD, ImageClassifier, ImageReward, ready_image_rewards
 from valence.rewards.judge import PairFunction, SelfPlay
-from valence.rewards.loading import load_function
+from valence.rewards.loading import about, load_function
+
+IMAGE_REWARDS = f"none of {', '.join(ready_image_rewards())}, and not sum:W*A,W*B, classifier:FOLDER, aesthetic:FOLDER"
 
 
-def load_image_reward(
-    name: str, *, device: str = "cpu", timeout: float = 60.0, option: str = "--reward"
-) -> RewardFunction | SelfPlay:
-    """An image reward by its name on the command line, called as `judge(prompts, images, metadata=rows)`.
+def load_image_reward(name: str, *, device: str = "cpu", timeout: float = 60.0, argument: str = "reward") -> Judge:
+    """An image reward by its name. It is called as `judge(prompts, images, metadata=rows)`.
 
     Args:
         name: jpeg-small, jpeg-large, digit, digit-judge; classifier:FOLDER or aesthetic:FOLDER; module:function or
@@ -25,41 +26,64 @@ def load_image_reward(
             pairwise: and a function of (prompts, first, second) that gives P(first is better).
         device: where a model runs.
         timeout: seconds that a call of a user's function may take.
-        option: what the user calls it, for messages.
+        argument: the argument that has this name, for messages.
+    Returns:
+        A `SelfPlay` for a pairwise function, else a `RewardFunction`.
     Raises:
-        UserError: there is none of that name.
+        UserError: there is no such reward.
     """
-    kind, _, rest = name.partition(":")
-    if kind == "sum":
-        members = [
-            (weight, load_image_reward(member, device=device, timeout=timeout, option=option))
-            for weight, member in parse_sum(name, option)
-        ]
-        return RewardFunction(WeightedSum(members), name=name, timeout=math.inf, what="images")
-    if kind == "pairwise":
-        pairs = _function(rest, option)
-        return SelfPlay(PairFunction(_of_copies(pairs), name=name, timeout=timeout, what="pairs of images"), name=name)
-    if kind in ("classifier", "aesthetic") and not rest:
-        raise UserError(f"{option} {name} needs a folder: {kind}:FOLDER")
-    own = _own(name, kind, rest, device)
-    if own is not None:
-        # Not a stranger's code: the first call fits or loads a classifier, and a slow machine is waited for.
-        return image_reward(own, name=name, timeout=math.inf)
-    return image_reward(_function(name, option), name=name, timeout=timeout)
+    with about(argument):
+        return _Loader(device, timeout).load(name)
 
 
-def image_reward(function: Any, *, name: str, timeout: float) -> RewardFunction:
-    """A function of (images, prompts, metadata) as a judge that cannot break a run; it is given copies."""
-    return RewardFunction(_as_judge(function), name=name, timeout=timeout, what="images")
+def image_judge(reward: Any, *, name: str = "", timeout: float = 60.0) -> Judge:
+    """A judge as it is; a function of (images, prompts, metadata) as a `RewardFunction`, which gives it copies."""
+    if isinstance(reward, Judge):
+        return reward
+    return RewardFunction(_as_judge(reward), name=name or name_of(reward), timeout=timeout, what="images")
 
 
-def parse_sum(name: str, option: str = "--reward") -> list[tuple[float, str]]:
+@dataclass(frozen=True)
+class _Loader:
+    """The options of `load_image_reward`."""
+
+    device: str
+    timeout: float
+
+    def load(self, name: str) -> Judge:
+        kind, _, rest = name.partition(":")
+        if kind == "sum":
+            weights, members = zip(*parse_sum(name), strict=True)
+            together = Ensemble([self.load(member) for member in members], weighted_sum(weights), name=name)
+            return RewardFunction(together, name=name, timeout=math.inf, what="images")
+        if kind == "pairwise":
+            pairs = _of_copies(load_function(rest, IMAGE_REWARDS))
+            return SelfPlay(PairFunction(pairs, name=name, timeout=self.timeout, what="pairs of images"), name=name)
+        own = self._own(name, kind, rest)
+        if own is not None:
+            # The first call fits or loads a classifier, so it has no timeout.
+            return image_judge(own, name=name, timeout=math.inf)
+        return image_judge(load_function(name, IMAGE_REWARDS), name=name, timeout=self.timeout)
+
+    def _own(self, name: str, kind: str, folder: str) -> ImageReward | None:
+        if kind in ("classifier", "aesthetic") and not folder:
+            raise UserError(f"{name} needs a folder: {kind}:FOLDER")
+        if kind == "classifier":
+            return ImageClassifier(folder, device=self.device)
+        if kind == "aesthetic":
+            from valence.rewards.aesthetic import AestheticPredictor
+
+            return AestheticPredictor(folder, device=self.device)
+        return ready_image_rewards().get(name)
+
+
+def parse_sum(name: str) -> list[tuple[float, str]]:
     """sum:W*A,B -> [(W, A), (1, B)].
 
     Raises:
         UserError: no such list, or a member that gives an image no score of its own.
     """
-    found = []
+    members = []
     for part in name.removeprefix("sum:").split(","):
         left, star, right = part.partition("*")
         member = (right if star else left).strip()
@@ -68,32 +92,14 @@ def parse_sum(name: str, option: str = "--reward") -> list[tuple[float, str]]:
         except ValueError:
             weight = math.nan
         if not member or not math.isfinite(weight):
-            raise UserError(f"{option} {name}: {part!r} must be NAME or WEIGHT*NAME, as in {DEFAULT_REWARD}")
+            raise UserError(f"{name}: {part!r} must be NAME or WEIGHT*NAME, as in {DEFAULT_REWARD}")
         if member.startswith(("pairwise:", "sum:")):
-            raise UserError(f"{option} {name}: {part!r} cannot be part of a sum, which adds scores of single images")
-        found.append((weight, member))
-    return found
+            raise UserError(f"{name}: {part!r} cannot be part of a sum, which adds scores of single images")
+        members.append((weight, member))
+    return members
 
 
-def _own(name: str, kind: str, folder: str, device: str) -> ImageReward | None:
-    ready = ready_image_rewards()
-    if name in ready:
-        return ready[name]
-    if kind == "classifier":
-        return ImageClassifier(folder, device=device)
-    if kind == "aesthetic":
-        from valence.rewards.aesthetic import AestheticPredictor
-
-        return AestheticPredictor(folder, device=device)
-    return None
-
-
-def _function(name: str, option: str) -> Any:
-    others = f"none of {', '.join(ready_image_rewards())}, and not sum:W*A,W*B, classifier:FOLDER, aesthetic:FOLDER"
-    return load_function(name, option=option, others=others)
-
-
-def _as_judge(reward: Any) -> Judge:
+def _as_judge(reward: Any) -> RewardFn:
     """A function of (images, prompts, metadata) with the arguments of a judge of completions."""
 
     def judge(prompts: Sequence[Any], completions: Sequence[Any], metadata: Sequence[Any] | None = None) -> Any:
@@ -111,5 +117,5 @@ def _of_copies(pairs: Any) -> Any:
 
 
 def _copies(images: Sequence[Any]) -> list[Any]:
-    """RGB copies: what a reward does to its images stays with it."""
+    """RGB copies, so that a reward may change its images."""
     return [image.convert("RGB") for image in images]

@@ -1,15 +1,16 @@
-"""A preference model that can express cycles: each text is a point, and how one is turned to another says which wins.
+"""A preference model that can express cycles: each text has an embedding v, and two embeddings give the log-odds s.
 
     s(y, y') = sum_l v_2l-1(y) v_2l(y') - v_2l(y) v_2l-1(y'),   P(y beats y') = sigmoid(s(y, y'))
 
-s(y', y) is -s(y, y') and s(y, y) is 0, whatever the weights are. In one plane (2 numbers) three points a third of a
-turn apart beat one another in a ring, which no reward can say; points (1, r) are Bradley-Terry with rewards -r. More
-planes hold more such orders at a time. The loss is Bradley-Terry's with s in place of a difference of rewards.
+For any weights, s(y', y) is -s(y, y') and s(y, y) is 0. In one plane (2 numbers), three points a third of a turn apart
+beat one another in a cycle, which no reward can express; points (1, r) are Bradley-Terry with rewards -r. Each further
+plane can hold another such order. The loss is Bradley-Terry's with s in place of the difference of rewards.
 
-Source: Zhang et al. 2024, arXiv:2410.02197 (preference representation embedding). Departs from it: points are not
-brought to unit length, so that the temperature has nothing to do and is 1 (on a circle all points begin close together,
-and a balanced cycle gives them no slope away); planes weigh the same whatever the prompt, which is seen in that each
-text begins with it. Units: nats of log-odds.
+Source: Zhang et al. 2024, arXiv:2410.02197 (preference representation embedding). Units: nats of log-odds.
+Departs from it:
+- Embeddings are not scaled to unit length, and the temperature is 1. On the unit circle all points begin close
+  together, where a balanced cycle has no gradient.
+- All planes have the same weight for every prompt. The embedding depends on the prompt, as each text begins with it.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from valence.errors import UserError
+from valence.rewards.ensemble import NO_FAILURES
 from valence.rewards.reward_model import PREFERENCE, encode, load_judge, row_text, training_figures
 
 
@@ -34,7 +36,7 @@ def preference_score(first: Float[Tensor, "P E"], second: Float[Tensor, "P E"]) 
         ValueError: E is odd.
     """
     if first.shape[1] % 2:
-        raise ValueError(f"an embedding has an even number of parts, got {first.shape[1]}")
+        raise ValueError(f"an embedding must have an even size, and has {first.shape[1]}")
     one, two = (part.unflatten(-1, (-1, 2)) for part in (first, second))
     return (one[..., 0] * two[..., 1] - one[..., 1] * two[..., 0]).sum(-1)
 
@@ -50,22 +52,24 @@ class PreferenceModel:
         UserError: it holds no preference model.
     """
 
+    failures, repeated = NO_FAILURES, 0
+
     def __init__(self, path: str, *, device: str = "cpu", batch_size: int = 64) -> None:
         if training_figures(path).get("kind") != PREFERENCE:
-            raise UserError(f"{path} holds no preference model: valence reward-model PAIRS --kind preference makes one")
+            raise UserError(f'{path} holds no preference model: train one with `kind="preference"`')
         self.model, self.tokenizer, self.max_length = load_judge(path, device=device)
-        self.batch_size = batch_size
-        self.__name__ = path
+        self.batch_size, self.name = batch_size, path
 
     def __call__(self, prompts: Sequence[Any], first: Sequence[Any], second: Sequence[Any]) -> list[float | None]:
-        """P(first is better) of each pair; each different text is read once."""
+        """P(first is better) of each pair. Each distinct text is embedded once."""
         pairs = list(zip(prompts, first, second, strict=True))
         ones, twos = ([row_text(self.tokenizer, row[0], row[part]) for row in pairs] for part in (1, 2))
         places = {text: place for place, text in enumerate(dict.fromkeys([*ones, *twos]))}
         if not places:
             return []
-        found = self._embedded(list(places))
-        score = preference_score(found[[places[text] for text in ones]], found[[places[text] for text in twos]])
+        embedding = self._embedded(list(places))
+        first_rows, second_rows = ([places[text] for text in texts] for texts in (ones, twos))
+        score = preference_score(embedding[first_rows], embedding[second_rows])
         return torch.sigmoid(score).tolist()
 
     @torch.no_grad()

@@ -1,49 +1,52 @@
-"""A sequence classifier as a judge: a reward model's score, or the logit of a class."""
+"""A sequence classifier as a judge: the score of a reward model, or the log-odds of a class."""
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from valence.errors import UserError
+from valence.errors import UserError, one_line
+from valence.rewards.ensemble import NO_FAILURES
 
 FIGURES = "reward_model.json"
-"""Beside a model of ours: how it was trained, and its figures on held-out rows."""
-
-
+"""The file beside a model that Valence trained: how it was trained, and its figures on held-out rows."""
 PREFERENCE = "preference"
 """The `kind` in that file of a preference model, whose outputs are an embedding and no score."""
 
 
 class RewardModel:
-    """Any `AutoModelForSequenceClassification`: one output is a score, of several the last one's log-odds count.
+    """Any `AutoModelForSequenceClassification` as a `Judge`.
+
+    The score is the one output of the model; of a model with several outputs, the log-odds of the last one.
 
     Args:
         path: a folder or hub id.
         device: where it runs.
         batch_size: texts at a time.
     Raises:
-        UserError: there is no such model there, or one that gives a completion no score of its own.
+        UserError: there is no such model, or it gives a completion no score of its own.
     """
+
+    failures, repeated = NO_FAILURES, 0
 
     def __init__(self, path: str, *, device: str = "cpu", batch_size: int = 64) -> None:
         if training_figures(path).get("kind") == PREFERENCE:
             raise UserError(
                 f"{path} holds a preference model, which compares two completions and gives none a score of its own: "
-                "give it as the one --reward or --judge, or train with --kind pairs"
+                'use it alone, not in an ensemble, or train a reward model with `kind="pairs"`'
             )
         self.model, self.tokenizer, self.max_length = load_judge(path, device=device)
-        self.batch_size = batch_size
-        self.__name__ = path
+        self.batch_size, self.name = batch_size, path
 
     @torch.no_grad()
     def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **_: Any) -> list[float | None]:
         texts = [self.text(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]
-        found: list[float | None] = []
+        scores: list[float | None] = []
         for start in range(0, len(texts), self.batch_size):
             encoded = encode(self.tokenizer, texts[start : start + self.batch_size], max_length=self.max_length).to(
                 self.model.device
@@ -51,64 +54,73 @@ class RewardModel:
             logits = self.model(**encoded).logits.float()
             if logits.shape[1] > 1:
                 logits = logits[:, -1:] - logits[:, :-1].logsumexp(1, keepdim=True)
-            found += logits[:, 0].tolist()
-        return found
+            scores += logits[:, 0].tolist()
+        return scores
 
     def text(self, prompt: Any, completion: Any) -> str:
         return row_text(self.tokenizer, prompt, completion)
 
 
 def load_judge(path: str, *, device: str = "cpu") -> tuple[Any, Any, int]:
-    """(a frozen sequence classifier, its tokenizer, the tokens that a text may have).
+    """(a frozen sequence classifier, its tokenizer, the most tokens that a text may have).
 
     Raises:
-        UserError: there is no such model there.
+        UserError: there is no such model.
     """
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
-    try:
+    with loading(f"no reward model could be loaded from {path}"):
         config = transformers.AutoConfig.from_pretrained(path)
         kinds = config.architectures or []
         if not any("SequenceClassification" in name for name in kinds):
-            # Another model would be given a head of random weights, and judge by it.
-            held = ", ".join(kinds) or "no model"
-            raise UserError(f"{path} holds {held}, not a judge: valence reward-model makes one")
+            # transformers would add a head of random weights to another model.
+            kind = ", ".join(kinds) or "no model"
+            raise UserError(f"{path} holds {kind}, not a judge: valence reward-model makes one")
         tokenizer: Any = transformers.AutoTokenizer.from_pretrained(path)
-        kind = transformers.AutoModelForSequenceClassification
-        model: Any = kind.from_pretrained(path, use_safetensors=True)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        said = " ".join(str(error).split())[:200]
-        raise UserError(f"no reward model could be loaded from {path}: {said}") from error
+        model: Any = transformers.AutoModelForSequenceClassification.from_pretrained(path, use_safetensors=True)
     prepare_padding(model, tokenizer)
     model.to(device).eval().requires_grad_(False)
     return model, tokenizer, longest(model, path)
 
 
-def training_figures(path: str) -> dict[str, Any]:
-    """What was written beside a model of ours; empty for others. Raises UserError where that cannot be read."""
-    told = Path(path) / FIGURES
+@contextlib.contextmanager
+def loading(failure: str) -> Iterator[None]:
+    """Raise what transformers raises for a bad folder as a UserError that begins with `failure`."""
     try:
-        return dict(json.loads(told.read_text())) if told.is_file() else {}
+        yield
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise UserError(f"{failure}: {one_line(error)}") from error
+
+
+def training_figures(path: str) -> dict[str, Any]:
+    """The content of `FIGURES`; empty for a model that Valence did not train.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    file = Path(path) / FIGURES
+    try:
+        return dict(json.loads(file.read_text())) if file.is_file() else {}
     except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{told} cannot be read ({error}): write the model anew with valence reward-model") from error
+        raise UserError(f"{file} cannot be read ({error}): train the model again with valence reward-model") from error
 
 
 def prepare_padding(model: Any, tokenizer: Any) -> None:
-    """A padding token, for tokenizer and model: without one no two texts of unlike length go together."""
+    """Give tokenizer and model a padding token, without which texts of different lengths cannot form a batch."""
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     model.config.pad_token_id = tokenizer.pad_token_id
 
 
 def longest(model: Any, path: str) -> int:
-    """Tokens that a text may have: what it was trained with where that was us, and what it has positions for."""
-    asked = training_figures(path).get("max_length", 1024)
-    return min(asked, getattr(model.config, "max_position_embeddings", None) or asked)
+    """The most tokens that a text may have: the length in training, if it is known, within the model's positions."""
+    trained = training_figures(path).get("max_length", 1024)
+    return min(trained, getattr(model.config, "max_position_embeddings", None) or trained)
 
 
 def row_text(tokenizer: Any, prompt: Any, completion: Any) -> str:
-    """Prompt and completion as the model is to read them: through its template where they are messages."""
+    """Prompt and completion as one text; messages go through the model's chat template, if it has one."""
     if isinstance(prompt, str) and isinstance(completion, str):
         return prompt + completion
     turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
@@ -119,8 +131,8 @@ def row_text(tokenizer: Any, prompt: Any, completion: Any) -> str:
 
 
 def encode(tokenizer: Any, texts: Sequence[str], *, max_length: int) -> Any:
-    """Token ids with the end token behind each text, padded on the right; of a text that is too long the end is kept,
-    for the completion stands there."""
+    """Token ids with the end token behind each text, padded on the right. A text that is too long loses its beginning,
+    as the completion stands at its end."""
     end = tokenizer.eos_token_id
     rows = [tokenizer(text)["input_ids"][-(max_length - 1) :] for text in texts]
     rows = [row if end is None or row[-1:] == [end] else [*row, end] for row in rows]

@@ -12,30 +12,30 @@ import tyro
 
 from valence.data.collate import Encoder
 from valence.data.formats.load import Loaded
+from valence.data.groups.adjust import count_classes
 from valence.errors import UserError
 from valence.evaluation.samples import Evaluation
 from valence.policies.language import LanguagePolicy
 from valence.runs.data import Encoded, convert, encode_feedback, load_and_describe, method_for
-from valence.runs.fitting import count_classes
-from valence.runs.language import initial_reference, learning_rate, load_policy, make_learner, positions_of
-from valence.runs.methods import ALIGN, ValueNetwork, describe
-from valence.runs.options import (
-    CachedReferenceOptions,
-    DataOptions,
-    ModelOptions,
-    RunOptions,
-    SamplingOptions,
-    TrainOptions,
+from valence.runs.language import (
+    LanguageConfig,
+    initial_reference,
+    learning_rate,
+    load_policy,
+    make_learner,
+    positions_of,
 )
+from valence.runs.methods import ALIGN, describe
+from valence.runs.options import CachedReferenceOptions, ValueNetwork
 from valence.runs.run import Job, Log, RunResult, begin, claim, make_schedule, resume, run_job, settings_of
-from valence.runs.settings import NoOptions, RunConfig, configure, to_words
+from valence.runs.settings import configure, to_words
 from valence.sources.offline import OfflineSource
 from valence.training.learner import Learner
 from valence.training.reference_cache import CachedHidden, CachedLogProbs, cache_reference
 
 
 @dataclass(frozen=True)
-class AlignConfig(RunConfig):
+class AlignConfig(LanguageConfig):
     """Make a language model better from feedback of any shape. `valence inspect` shows what a file holds."""
 
     place: ClassVar[str] = "align"
@@ -45,21 +45,11 @@ class AlignConfig(RunConfig):
 
     feedback: tyro.conf.Positional[tuple[str, ...]] = ()
     """Files or folders of feedback."""
-    model: str = ""
-    """A folder that transformers can load, a hub id, or small-lm for the model that Valence carries."""
-    out: str = ""
-    """Folder to write into."""
     method: str = "auto"
     """The method; auto chooses by the feedback. Its options: valence align --method NAME --help."""
     preset: str | None = None
     """pmpo: ar (accepted and rejected), a (accepted only) or r (rejected only), with the paper's alpha and beta."""
-    options: Any = field(default_factory=NoOptions)
-    data: DataOptions = field(default_factory=DataOptions)
-    network: ModelOptions = field(default_factory=ModelOptions)
-    sampling: SamplingOptions = field(default_factory=SamplingOptions)
     reference: CachedReferenceOptions = field(default_factory=CachedReferenceOptions)
-    train: TrainOptions = field(default_factory=TrainOptions)
-    run: RunOptions = field(default_factory=RunOptions)
 
 
 def align(
@@ -174,8 +164,9 @@ def _build(
             raise UserError(f"`reference_cache` must be left out: {config.method} does not use the reference")
         reference = cache_reference(reference, config.reference.reference_cache, asked)
     learner = make_learner(
-        policy, objective, reference, train, lr=lr, steps=steps, critic=critic, value_lr=network.value_lr
-    )
+        policy, objective, reference, train, lr=lr, steps=steps, critic=critic, value_lr=network.value_lr,
+        micro_batch_tokens=config.network.micro_batch_tokens,
+    )  # fmt: skip
     return learner, source, steps
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from jinja2 import TemplateError
 from valence.data.collate import Encoder
 from valence.data.records import Record
 from valence.errors import UserError
+from valence.evaluation.comparison import page, sentence
 from valence.evaluation.language import sample_texts
 from valence.evaluation.win_rate import WinRate, win_rate
 from valence.rewards import load_reward
@@ -24,11 +24,6 @@ from valence.runs.options import DataOptions, ModelOptions, check_numbers
 from valence.runs.run import Log, begin, claim, settings_of, write_settings
 from valence.runs.settings import RunConfig, configure, to_words
 from valence.sources.prompts import EncodedPrompt, plain_prompt, verdicts
-
-STYLE = (
-    "body{font:15px/1.5 system-ui;margin:2rem} td,th{border-bottom:1px solid #ddd;padding:.4rem;text-align:left;"
-    "vertical-align:top;white-space:pre-wrap}"
-)
 
 
 @dataclass(frozen=True)
@@ -125,18 +120,11 @@ def run_comparison(config: CompareConfig, *, log: Log = print, show: bool = True
         for place in known
     ]  # fmt: skip
     write_settings(out, settings)
-    sentence = _sentence(config, found)
-    _write(out, config, found, samples, sentence)
-    log(f"{sentence}\nwritten: {out}/compare.html, results.json, samples.jsonl")
+    (out / "results.json").write_text(json.dumps({"config": settings, "result": asdict(found)}, indent=1) + "\n")
+    (out / "samples.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in samples))
+    (out / "compare.html").write_text(page(*config.models, config.judge, found, samples), encoding="utf-8")
+    log(f"{sentence(*config.models, found)}\nwritten: {out}/compare.html, results.json, samples.jsonl")
     return found
-
-
-def _sentence(config: CompareConfig, found: WinRate) -> str:
-    control = "" if found.length_controlled is None else f", {found.length_controlled:.1%} at equal length"
-    return (
-        f"{config.models[0]} beats {config.models[1]}: {found.rate:.1%} [{found.low:.1%}, {found.high:.1%}] of "
-        f"{found.judged:,}, ties {found.ties:.1%}{control}"
-    )
 
 
 def _completions(config: CompareConfig, records: list[Record], log: Log) -> tuple[list[list[str]], set[int]]:
@@ -177,21 +165,3 @@ def _prompt(encoder: Encoder, record: Record) -> list[int] | None:
         return encoder.prompt(record.prompt)
     except TemplateError:
         return None
-
-
-def _write(out: Path, config: CompareConfig, found: WinRate, samples: list[dict[str, Any]], sentence: str) -> None:
-    results = {"config": settings_of(config), "result": asdict(found)}
-    (out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-    (out / "samples.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in samples))
-    cells = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(str(row[name]))}</td>" for name in ("prompt", "first", "second", "verdict"))
-        + "</tr>\n"
-        for row in samples[:100]
-    )  # fmt: skip
-    one, two = (html.escape(model) for model in config.models)
-    page = (
-        f"<!doctype html><meta charset=utf-8><title>{one} against {two}</title><style>{STYLE}</style>"
-        f"<h1>{one} against {two}</h1><p>{html.escape(sentence)}, judged by {html.escape(config.judge)}.</p>"
-        f"<table><tr><th>prompt</th><th>{one}</th><th>{two}</th><th>P(first is better)</th></tr>\n{cells}</table>"
-    )
-    (out / "compare.html").write_text(page, encoding="utf-8")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import statistics
 from dataclasses import dataclass, field
@@ -15,21 +14,20 @@ import tyro
 
 from valence.critics import QNetwork
 from valence.data.replay import Replay
-from valence.errors import UserError, one_line
-from valence.evaluation.control import Evaluation, film
+from valence.evaluation.control import Evaluation, LearningCurve, check_camera, film
 from valence.policies.actor import Actor
 from valence.policies.categorical import CategoricalPolicy
 from valence.policies.gaussian import GaussianPolicy
 from valence.policies.runner import save_actor
 from valence.runs.fitting import Acting
-from valence.runs.methods import CONTROL, Coupling
-from valence.runs.options import RunOptions, check, check_numbers
-from valence.runs.progress import Column
+from valence.runs.methods import CONTROL
+from valence.runs.options import Coupling, RunOptions, check, check_numbers
 from valence.runs.run import Job, Log, RunResult, begin, claim, make_schedule, resume, run_job, settings_of
 from valence.runs.settings import NoOptions, RunConfig, configure, to_words
 from valence.sources.control import ControlSettings, ControlSource
 from valence.sources.environments import Crew, Environment, make_environment
 from valence.training.learner import Learner
+from valence.training.progress import Column
 from valence.training.reference import FrozenCopy
 
 MAX_GRAD_NORM = 40.0
@@ -230,7 +228,7 @@ def run_control(config: ControlConfig, *, log: Log = print, show: bool = True) -
         # MuJoCo looks for a screen otherwise, and complains that there is none.
         os.environ.setdefault("MUJOCO_GL", "egl" if trial.video else "disable")
     if trial.video:
-        _check_camera(config)
+        check_camera(lambda: make(config, pictures=True), config.environment)
     settings = settings_of(config)
     agent = Agent(config)
     out = claim(config.folder, settings, resume=trial.resume)
@@ -243,7 +241,10 @@ def run_control(config: ControlConfig, *, log: Log = print, show: bool = True) -
     schedule = make_schedule(agent.updates, run, track_every=track_every)
     if trial.resume:
         resume(out, agent.learner, agent.source, schedule, log)
-    evaluation = _Curve(config, agent, out)
+    evaluation = LearningCurve(
+        Evaluation(lambda: make(config), trial.eval_episodes), agent.policy, agent.source, out / "results.json",
+        settings, start=agent.learner.step,
+    )  # fmt: skip
 
     def save(folder: Path) -> None:
         space = agent.environment
@@ -273,64 +274,6 @@ def run_control(config: ControlConfig, *, log: Log = print, show: bool = True) -
     return result
 
 
-class _Curve:
-    """Evaluates the policy, and keeps the learning curve in `out/results.json`.
-
-    Attributes:
-        results: "curve" ([environment steps, mean return] of each evaluation), "updates" (after which update each was
-            made), "returns" (of the last evaluation's episodes), "settings".
-    """
-
-    def __init__(self, config: ControlConfig, agent: Agent, out: Path) -> None:
-        self.evaluation = Evaluation(lambda: make(config), config.trial.eval_episodes)
-        self.agent, self.path = agent, out / "results.json"
-        self.results: dict[str, Any] = {
-            "curve": [], "updates": [], "returns": [], "settings": settings_of(config),
-        }  # fmt: skip
-        start = agent.learner.step
-        if start and self.path.is_file():
-            known = json.loads(self.path.read_text(encoding="utf-8"))
-            for point, update in zip(known["curve"], known["updates"], strict=True):
-                if update <= start:
-                    self.results["curve"].append(tuple(point))
-                    self.results["updates"].append(update)
-
-    def __call__(self, step: int) -> dict[str, float]:
-        returns = self.evaluation.returns(self.agent.policy)
-        mean, env_steps, updates = statistics.fmean(returns), self.agent.source.env_steps, self.results["updates"]
-        if step in updates:
-            # The run was finished already.
-            place = updates.index(step)
-            del self.results["curve"][place:], updates[place:]
-        self.results["curve"].append((env_steps, mean))
-        updates.append(step)
-        self.results["returns"] = returns
-        draft = self.path.with_suffix(".draft")
-        draft.write_text(json.dumps(self.results, indent=1) + "\n", encoding="utf-8")
-        draft.replace(self.path)
-        return {"return": mean, "env_steps": float(env_steps)}
-
-    def close(self) -> None:
-        self.evaluation.close()
-
-
 def _updates(env_steps: int, per_update: float) -> int:
     """How many updates so many environment steps are; 0 stays 0."""
     return max(1, round(env_steps / per_update)) if env_steps else 0
-
-
-def _check_camera(config: ControlConfig) -> None:
-    """Render once before the run, so that it does not fail after it."""
-    environment = make(config, pictures=True)
-    try:
-        environment.reset(0)
-        shape = environment.render().shape
-        if len(shape) != 3 or shape[2] != 3:
-            raise ValueError(f"its pictures have the shape {shape}")
-    except Exception as error:
-        raise UserError(
-            f"`video`: {config.environment} cannot be rendered here ({one_line(error)}); try MUJOCO_GL=egl, or leave "
-            "it out"
-        ) from error
-    finally:
-        environment.close()

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from valence.data.collate import EncodedGroup, Encoder
 from valence.data.formats import load_feedback
+from valence.data.formats.columns import parse_columns
 from valence.data.formats.load import Loaded
 from valence.data.groups import Group, groups_for, split_groups
 from valence.data.groups.split import is_heldout
@@ -43,18 +42,6 @@ class Encoded:
     def groups(self) -> list[Group]:
         """The training contexts."""
         return [row.group for row in self.train]
-
-
-def parse_columns(text: str | None) -> dict[str, str]:
-    """`prompt=question,completion=answer` as a dictionary.
-
-    Raises:
-        UserError: it is not of that form.
-    """
-    pairs = [part.split("=") for part in (text or "").split(",") if part.strip()]
-    if any(len(pair) != 2 or not all(side.strip() for side in pair) for pair in pairs):
-        raise UserError(f"`columns` is {text!r}, and must look like prompt=question,completion=answer")
-    return {ours.strip(): theirs.strip() for ours, theirs in pairs}
 
 
 def load_rows(paths: Sequence[str], data: DataOptions, log: Log, *, of: str = "rows") -> Loaded:
@@ -117,21 +104,6 @@ def convert(
     for note in notes:
         log(note)
     return Feedback(groups, heldout, problems)
-
-
-def split_records(records: Sequence[Record], *, fraction: float, seed: int) -> tuple[list[Record], list[Record]]:
-    """(rows to train on, held-out rows): those marked as held out, else a share of the prompts; where all rows have
-    one prompt, a share of the rows."""
-    if any(map(is_heldout, records)):
-        return [row for row in records if not is_heldout(row)], [row for row in records if is_heldout(row)]
-    names: list[Any] = [row.prompt for row in records]
-    if len(set(names)) == 1:
-        names = list(range(len(records)))
-    different = list(dict.fromkeys(names))
-    order = torch.randperm(len(different), generator=torch.Generator().manual_seed(seed)).tolist()
-    away = {different[place] for place in order[: int(len(different) * fraction)]}
-    pairs = list(zip(names, records, strict=True))
-    return [row for name, row in pairs if name not in away], [row for name, row in pairs if name in away]
 
 
 def log_problems(problems: Sequence[Problem], log: Log, *, of: str = "rows", most: int = 5) -> None:

@@ -16,17 +16,8 @@ from valence.objectives.scaled import ScaledLogProb
 from valence.protocols import Reference
 from valence.rewards.judge import SelfPlay
 from valence.runs.language import make_learner
-from valence.runs.methods import (
-    METHODS,
-    EtaSchedule,
-    GivenCompletions,
-    Method,
-    Refreshing,
-    Reuse,
-    Shaping,
-    ValueNetwork,
-    describe,
-)
+from valence.runs.methods import METHODS, Method, describe
+from valence.runs.options import EtaSchedule, GivenCompletions, Refreshing, Reuse, Shaping, ValueNetwork
 from valence.runs.run import Job, Log, RunResult, make_schedule, resume, run_job
 from valence.sources.modality import Modality, OnlineSettings
 from valence.sources.online import OnlineSource
@@ -54,6 +45,7 @@ class Adapter:
         settings: fields of `OnlineSettings` that the kind of sample has.
         standard: standardises rewards prompt by prompt, or None.
         log_prob_scale: multiplies log pi within the objective.
+        micro_batch_tokens: tokens measured at a time; 0 sets no limit.
         facts: name -> text, for the report.
         describe: the log's first lines, from a sentence about the run.
     """
@@ -71,6 +63,7 @@ class Adapter:
     settings: Mapping[str, Any]
     standard: RunningStandard | None = None
     log_prob_scale: float = 1.0
+    micro_batch_tokens: int = 0
     facts: Mapping[str, str] = field(default_factory=dict)
     describe: Callable[[str], str] = str
 
@@ -189,8 +182,8 @@ def _build(config: Any, row: Method, adapter: Adapter) -> tuple[Learner, OnlineS
     network = row.part(ValueNetwork, options)
     critic = None if row.critic is None else row.critic(objective, network, adapter.policy)
     learner = make_learner(
-        adapter.policy, objective, reference, train, lr=adapter.lr, steps=steps, critic=critic, value_lr=network.value_lr,
-        eps=1e-8 / max(1.0, *etas),
+        adapter.policy, objective, reference, train, lr=adapter.lr, steps=steps, critic=critic,
+        value_lr=network.value_lr, eps=1e-8 / max(1.0, *etas), micro_batch_tokens=adapter.micro_batch_tokens,
     )  # fmt: skip
     schedule = make_schedule(
         steps, config.run, num_epochs=reuse.num_epochs, minibatch_size=reuse.minibatch_size, batch_steps=per_batch

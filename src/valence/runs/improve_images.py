@@ -9,26 +9,25 @@ from typing import Any, ClassVar
 
 import torch
 
-from valence.data.formats import load_feedback
-from valence.data.records import Record
-from valence.errors import UserError, one_line
+from valence.data.records import Problem, Record
+from valence.errors import UserError
 from valence.evaluation.images import ImageEvaluation
 from valence.feedback.running import RunningStandard
 from valence.policies.denoiser import Denoiser
 from valence.policies.image_pipelines import SMALL, load_denoiser, small_pipeline_folder
+from valence.policies.sampler_settings import SamplerSettings
 from valence.rewards.digits import WORDS, digit_named
 from valence.rewards.functions import name_of
 from valence.rewards.image_loading import image_judge, load_image_reward
 from valence.rewards.images import DEFAULT_REWARD, JUDGE
 from valence.rewards.judge import SelfPlay
-from valence.runs.data import log_problems
 from valence.runs.improve import Adapter, check_samples, run_improvement
 from valence.runs.language import SMALL_NETWORK, device_of
 from valence.runs.methods import IMPROVE_IMAGES
-from valence.runs.options import ImageJudgeOptions, ImageRunOptions, ImageTrainOptions, PipelineOptions
+from valence.runs.options import ImageJudgeOptions, RunOptions, TrainOptions
 from valence.runs.run import Log, RunResult, claim, settings_of
 from valence.runs.settings import NoOptions, RunConfig, configure, to_words
-from valence.sources.images import ImageModality, image_prompt
+from valence.sources.images import ImageModality
 from valence.sources.prompts import EncodedPrompt
 from valence.training.reference import AdaptersOff, FrozenCopy
 
@@ -61,11 +60,13 @@ class ImagesConfig(RunConfig):
     """The method. Its options: valence improve-images --method NAME --help."""
     preset: str | None = None
     """pmpo: ar, a or r. rebel and ppo: paper, the REBEL paper's settings for images."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, …"""
     options: Any = field(default_factory=NoOptions)
     judging: ImageJudgeOptions = field(default_factory=ImageJudgeOptions)
-    network: PipelineOptions = field(default_factory=PipelineOptions)
-    train: ImageTrainOptions = field(default_factory=ImageTrainOptions)
-    run: ImageRunOptions = field(default_factory=ImageRunOptions)
+    network: SamplerSettings = field(default_factory=SamplerSettings)
+    train: TrainOptions = field(default_factory=lambda: TrainOptions(batch_size=8, epochs=20.0, warmup_steps=0))
+    run: RunOptions = field(default_factory=lambda: RunOptions(eval_every=10, save_every=10))
 
 
 def improve_images(
@@ -109,8 +110,11 @@ def run_image_improvement(
         torch.set_num_threads(config.run.threads)
     settings, judging, train = settings_of(config), config.judging, config.train
     out = claim(Path(config.out), settings, resume=config.run.resume)
-    prompts = _prompts(config, records, log)
-    device = device_of(config.network.device)
+    if records is None:
+        records, problems = _records(config)
+        log_problems(problems, log)
+    prompts = image_prompts(records, config.prompts)
+    device = device_of(config.device)
     # A wrong name is reported before a large pipeline is fetched.
     names = judge_names(config, prompts)
     reward = reward or load_image_reward(names[0], device=device, timeout=judging.reward_timeout)
@@ -164,30 +168,9 @@ def judge_names(config: ImagesConfig, prompts: Sequence[EncodedPrompt]) -> tuple
     return DEFAULT_REWARD if config.reward == "default" else config.reward, gold
 
 
-def _prompts(config: ImagesConfig, records: Sequence[Record] | None, log: Log) -> list[EncodedPrompt]:
-    if records is None:
-        records = _read_prompts(config, log)
-    if not records:
-        raise UserError(f"`prompts` {config.prompts} holds no prompt: give one a line")
-    if bad := next((record.prompt for record in records if not isinstance(record.prompt, str)), None):
-        raise UserError(
-            f"`prompts` {config.prompts}: an image's prompt must be plain text, and one is {str(bad)[:80]!r}"
-        )
-    return [image_prompt(str(record.prompt), dict(record.columns)) for record in records]
-
-
-def _read_prompts(config: ImagesConfig, log: Log) -> Sequence[Record]:
-    path = Path(config.prompts)
-    if not config.prompts:
-        if config.pipeline != SMALL:
-            raise UserError(f"`prompts` is missing: only {SMALL} has prompts of its own")
-        return [Record("prompt", prompt) for prompt in DIGIT_PROMPTS]
-    if path.suffix != ".txt":
-        loaded = load_feedback([config.prompts])
-        log_problems(loaded.problems, log)
-        return loaded.records
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"`prompts` {path} cannot be read: {one_line(error)}") from error
-    return [Record("prompt", line.strip()) for line in lines if line.strip()]
+def _records(config: ImagesConfig) -> tuple[Sequence[Record], Sequence[Problem]]:
+    if config.prompts:
+        return read_prompts(config.prompts)
+    if config.pipeline != SMALL:
+        raise UserError(f"`prompts` is missing: only {SMALL} has prompts of its own")
+    return [Record("prompt", prompt) for prompt in DIGIT_PROMPTS], []

@@ -3,44 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
 import tyro
-from jinja2 import TemplateError
 
 from valence.data.collate import Encoder
+from valence.data.groups.split import split_records
 from valence.data.records import Record
 from valence.errors import UserError
 from valence.evaluation.samples import Evaluation
 from valence.policies.language import LanguagePolicy
 from valence.rewards import load_reward
 from valence.rewards.functions import as_judge, name_of
-from valence.runs.data import load_rows, split_records
+from valence.runs.data import load_rows
 from valence.runs.improve import Adapter, check_samples, run_improvement
-from valence.runs.language import initial_reference, learning_rate, load_policy, positions_of
-from valence.runs.methods import IMPROVE, GivenCompletions
-from valence.runs.options import (
-    DataOptions,
-    JudgeOptions,
-    ModelOptions,
-    ReferenceOptions,
-    RunOptions,
-    SamplingOptions,
-    TrainOptions,
-)
+from valence.runs.language import LanguageConfig, initial_reference, learning_rate, load_policy, positions_of
+from valence.runs.methods import IMPROVE
+from valence.runs.options import GivenCompletions, JudgeOptions, ReferenceOptions
 from valence.runs.run import Log, RunResult, begin, claim, settings_of
-from valence.runs.settings import NoOptions, RunConfig, configure, to_words
-from valence.sources.prompts import EncodedPrompt
-from valence.sources.text import TextModality
+from valence.runs.settings import configure, to_words
+from valence.sources.text import TextModality, encode_prompts, merged
 
 MAX_NEW_TOKENS = 64
 """Longest sample where none is given."""
 
 
 @dataclass(frozen=True)
-class ImproveConfig(RunConfig):
+class ImproveConfig(LanguageConfig):
     """Improve a language model on prompts: sample from it, ask a reward, learn, repeat."""
 
     place: ClassVar[str] = "improve"
@@ -50,10 +41,6 @@ class ImproveConfig(RunConfig):
 
     prompts: tyro.conf.Positional[tuple[str, ...]] = ()
     """Files of prompts; their other columns go to the reward."""
-    model: str = ""
-    """A folder that transformers can load, a hub id, or small-lm for the model that Valence carries."""
-    out: str = ""
-    """Folder to write into."""
     reward: str = ""
     """number, exact, length, bleu, chrf, rouge, regex:EXPRESSION, a folder with a reward or preference model,
     judge:MODEL@URL, pairwise:file.py:function, module:function or file.py:function."""
@@ -63,14 +50,8 @@ class ImproveConfig(RunConfig):
     """The method. Its options: valence improve --method NAME --help."""
     preset: str | None = None
     """pmpo: ar, a or r, with the paper's alpha and beta."""
-    options: Any = field(default_factory=NoOptions)
     judging: JudgeOptions = field(default_factory=JudgeOptions)
-    data: DataOptions = field(default_factory=DataOptions)
-    network: ModelOptions = field(default_factory=ModelOptions)
-    sampling: SamplingOptions = field(default_factory=SamplingOptions)
     reference: ReferenceOptions = field(default_factory=ReferenceOptions)
-    train: TrainOptions = field(default_factory=TrainOptions)
-    run: RunOptions = field(default_factory=RunOptions)
 
 
 def improve(
@@ -117,8 +98,15 @@ def run_language_improvement(
     policy = load_policy(config.model, config.network, temperature=config.sampling.temperature)
     policy.max_new_tokens = config.sampling.max_new_tokens or MAX_NEW_TOKENS
     given = IMPROVE[config.method].part(GivenCompletions, config.options).num_given
-    prompts = _encode(config, policy, records, log, num_given=given)
-    held = _encode(config, policy, heldout, log, num_given=0)
+    longest = min(config.data.max_length, positions_of(policy, config.data.max_length))
+    encoder = Encoder(
+        policy.tokenizer, encoder_decoder=policy.encoder_decoder, max_length=longest,
+        separator=config.data.separator, end_token_ids=policy.end_token_ids,
+    )  # fmt: skip
+    prompts, dropped = encode_prompts(encoder, records, longest_sample=policy.max_new_tokens, num_given=given)
+    held, more = encode_prompts(encoder, heldout, longest_sample=policy.max_new_tokens)
+    for reason, count in (*dropped.items(), *more.items()):
+        log(f"{count:,} prompts were dropped: {reason}")
     if not prompts:
         raise UserError(f"no prompt fits `max_length={config.data.max_length}`: raise it")
     judge = judge or _load(config, config.reward, policy, out, "reward")
@@ -128,6 +116,7 @@ def run_language_improvement(
         policy=policy, initial_policy=initial, prompts=prompts, pool=pool, modality=TextModality(policy.pad_token_id),
         judge=judge, gold=gold, lr=learning_rate(config.train, config.network, policy, high=False),
         contexts=len(prompts) if config.judging.full_batch else config.train.batch_size,
+        micro_batch_tokens=config.network.micro_batch_tokens,
         settings={"unfinished_reward": config.judging.unfinished_reward, "num_given": given},
         evaluation=lambda watch: Evaluation(
             policy, initial, [row.ids for row in pool], num_samples=config.run.eval_samples,
@@ -148,51 +137,10 @@ def _load(config: ImproveConfig, name: str, policy: LanguagePolicy, out: Path, a
 
 def _read(config: ImproveConfig, log: Log) -> tuple[list[Record], list[Record]]:
     """(prompts to learn on, prompts to evaluate on)."""
-    records = _merged(load_rows(config.prompts, config.data, log).records, log)
+    rows = load_rows(config.prompts, config.data, log).records
+    records = merged(rows)
+    if len(records) < len(rows):
+        log(f"{len(rows):,} rows hold {len(records):,} different prompts")
     if config.data.eval_feedback:
-        return records, _merged(load_rows(config.data.eval_feedback, config.data, log).records, log)
+        return records, merged(load_rows(config.data.eval_feedback, config.data, log).records)
     return split_records(records, fraction=config.data.eval_fraction, seed=config.train.seed)
-
-
-def _merged(records: Sequence[Record], log: Log) -> list[Record]:
-    """One row for each prompt and its columns, with the completions of all its rows."""
-    found: dict[Any, Record] = {}
-    for record in records:
-        name = (record.prompt, repr(sorted(record.columns.items())))
-        known = found.get(name)
-        found[name] = record if known is None else replace(known, completions=known.completions + record.completions)
-    if len(found) < len(records):
-        log(f"{len(records):,} rows hold {len(found):,} different prompts")
-    return list(found.values())
-
-
-def _encode(
-    config: ImproveConfig, policy: LanguagePolicy, records: Sequence[Record], log: Log, *, num_given: int
-) -> list[EncodedPrompt]:
-    """Prompts as token ids, with the given completions of their rows. A row that leaves no room, or that the model's
-    template refuses, is dropped and counted."""
-    longest = min(config.data.max_length, positions_of(policy, config.data.max_length))
-    encoder = Encoder(
-        policy.tokenizer, encoder_decoder=policy.encoder_decoder, max_length=longest,
-        separator=config.data.separator, end_token_ids=policy.end_token_ids,
-    )  # fmt: skip
-    rows, dropped = [], dict[str, int]()
-    for record in records:
-        if len(record.completions) < num_given:
-            raise UserError(f"`num_given={num_given}` takes completions from each row, and some rows have fewer")
-        try:
-            ids = encoder.prompt(record.prompt)
-            given = tuple(encoder.completion(record.prompt, text) for text in record.completions[:num_given])
-        except TemplateError as error:
-            why = f"the model's chat template refuses them ({error})"
-            dropped[why] = dropped.get(why, 0) + 1
-            continue
-        room = longest - (0 if policy.encoder_decoder else len(ids))
-        if len(ids) > longest or room < max([policy.max_new_tokens, *map(len, given)]):
-            why = f"they are longer than {longest} tokens with their completion: raise `max_length`"
-            dropped[why] = dropped.get(why, 0) + 1
-            continue
-        rows.append(EncodedPrompt(ids, record.prompt, record.columns, given))
-    for why, count in dropped.items():
-        log(f"{count:,} prompts were dropped: {why}")
-    return rows

@@ -9,9 +9,9 @@ from typing import ClassVar
 import tyro
 
 from valence.data.formats import load_feedback
+from valence.data.formats.columns import parse_columns
 from valence.data.inspect import render, summarize
 from valence.errors import UserError
-from valence.runs.data import parse_columns
 from valence.runs.run import Log
 from valence.runs.settings import RunConfig
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -9,12 +10,36 @@ import torch
 from valence.errors import UserError
 from valence.policies.language import LanguagePolicy
 from valence.policies.loading import DTYPES, check_device, load_language_policy
-from valence.runs.options import ModelOptions, ReferenceOptions, TrainOptions
+from valence.runs.options import (
+    DataOptions,
+    ModelOptions,
+    ReferenceOptions,
+    RunOptions,
+    SamplingOptions,
+    TrainOptions,
+)
+from valence.runs.settings import NoOptions, RunConfig
 from valence.training.learner import Learner, make_optimizer
 from valence.training.reference import AdaptersOff, FrozenCopy
 
 SMALL_NETWORK = 100_000_000
 """Parameters below which a network's default learning rate is the higher one."""
+
+
+@dataclass(frozen=True)
+class LanguageConfig(RunConfig):
+    """What the configurations of `align` and `improve` share."""
+
+    model: str = ""
+    """A folder that transformers can load, a hub id, or small-lm for the model that Valence carries."""
+    out: str = ""
+    """Folder to write into."""
+    options: Any = field(default_factory=NoOptions)
+    data: DataOptions = field(default_factory=DataOptions)
+    network: ModelOptions = field(default_factory=ModelOptions)
+    sampling: SamplingOptions = field(default_factory=SamplingOptions)
+    train: TrainOptions = field(default_factory=TrainOptions)
+    run: RunOptions = field(default_factory=RunOptions)
 
 
 def device_of(name: str) -> str:
@@ -24,12 +49,9 @@ def device_of(name: str) -> str:
 
 def load_policy(model: str, network: ModelOptions, *, temperature: float = 1.0) -> LanguagePolicy:
     """The language policy as the options describe it."""
-    return load_language_policy(
-        model, dtype=network.dtype, device=device_of(network.device), lora_rank=network.lora_rank,
-        lora_alpha=network.lora_alpha, lora_targets=network.lora_targets,
-        gradient_checkpointing=network.gradient_checkpointing, trust_remote_code=network.trust_remote_code,
-        temperature=temperature, head=network.head, attention=network.attention, batching=network.batching,
-    )  # fmt: skip
+    options = vars(network) | {"device": device_of(network.device), "temperature": temperature}
+    del options["micro_batch_tokens"]
+    return load_language_policy(model, **options)
 
 
 def positions_of(policy: LanguagePolicy, otherwise: int) -> int:
@@ -56,7 +78,7 @@ def learning_rate(train: TrainOptions, network: ModelOptions, policy: LanguagePo
 
 def make_learner(
     policy: Any, objective: Any, reference: Any, train: TrainOptions, *, lr: float, steps: int, critic: Any = None,
-    value_lr: float | None = None, eps: float = 1e-8,
+    value_lr: float | None = None, eps: float = 1e-8, micro_batch_tokens: int = 0,
 ) -> Learner:  # fmt: skip
     """The learner with the optimizers of the policy and, where there is one, of the critic.
 
@@ -72,5 +94,5 @@ def make_learner(
     return Learner(
         policy, objective, reference, optimizers, critic=critic, warmup_steps=train.warmup(steps),
         total_steps=steps if train.lr_schedule == "linear" else None, max_grad_norm=train.max_grad_norm,
-        micro_batch_size=train.micro_batch_size, micro_batch_tokens=train.micro_batch_tokens,
+        micro_batch_size=train.micro_batch_size, micro_batch_tokens=micro_batch_tokens,
     )  # fmt: skip

@@ -15,8 +15,11 @@ from typing import Annotated, Any, Literal, get_type_hints
 import docstring_parser
 import tyro
 
+from valence.critics import dro_critic, token_critic
 from valence.data.groups import Group
+from valence.data.groups.adjust import dro_groups, supervised_groups, with_two_scores
 from valence.data.records import Record
+from valence.feedback.rules import BestOverWorst, Labelling, Pairing, SelfPlay, Unchanged, ValueLabelling
 from valence.objectives.apa import APA
 from valence.objectives.dpo import DPO, IPO, RPO
 from valence.objectives.dro import DRO
@@ -29,141 +32,27 @@ from valence.objectives.ppo import PPO
 from valence.objectives.ppo_without_critic import PPOWithoutCritic
 from valence.objectives.rebel import REBEL
 from valence.objectives.supervised import Supervised
-from valence.runs.conversions import BestOverWorst, Labelling, Pairing, SelfPlay, Unchanged, ValueLabelling
 from valence.runs.fitting import (
     coupled_pmpo,
-    dro_critic,
-    dro_groups,
     kto_from_data,
     mpo_per_dimension,
     pairs_or_scores,
     pmpo_from_data,
     scores_if_weighted,
     supervised_from_data,
-    supervised_groups,
-    token_critic,
-    with_two_scores,
+)
+from valence.runs.options import (
+    Coupling,
+    EtaSchedule,
+    GivenCompletions,
+    Refreshing,
+    Reuse,
+    Shaping,
+    Standardizing,
+    ValueNetwork,
 )
 
 Takes = Literal["labels", "rewards", "preferences"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reuse:
-    """How often a collected batch is learned from.
-
-    Args:
-        num_epochs: how often each collected batch is learned from.
-        minibatch_size: contexts in an optimizer step; 0 takes the whole collected batch.
-    """
-
-    num_epochs: int = 1
-    minibatch_size: int = 0
-
-    def __post_init__(self) -> None:
-        if self.num_epochs < 1:
-            raise ValueError(f"num_epochs is {self.num_epochs}, and must be at least 1")
-        if self.minibatch_size < 0:
-            raise ValueError(f"minibatch_size is {self.minibatch_size}, and must be at least 0")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shaping:
-    """What a distance from the initial policy costs.
-
-    Args:
-        kl_weight: reward taken off for each nat of log pi_t / pi_0.
-    """
-
-    kl_weight: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.kl_weight < float("inf"):
-            raise ValueError(f"kl_weight is {self.kl_weight}, and must be finite and at least 0")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Refreshing:
-    """A reference that follows the policy.
-
-    Args:
-        refresh_every: optimizer steps between copies of the policy into the reference; 0 never copies.
-    """
-
-    refresh_every: int = 0
-
-    def __post_init__(self) -> None:
-        if self.refresh_every < 0:
-            raise ValueError(f"refresh_every is {self.refresh_every}, and must be at least 0")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ValueNetwork:
-    """The critic.
-
-    Args:
-        value_network: separate is a network of its own (the DRO paper's), head is a head on the policy.
-        value_lr: learning rate of the value network; the policy's by default.
-    """
-
-    value_network: Literal["separate", "head"] = "separate"
-    value_lr: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.value_lr is not None and not 0 < self.value_lr < float("inf"):
-            raise ValueError(f"value_lr is {self.value_lr}, and must be finite and above 0")
-
-
-@dataclass(frozen=True, kw_only=True)
-class GivenCompletions:
-    """REBEL's hybrid form.
-
-    Args:
-        num_given: completions of the prompt's own row that are judged beside the samples.
-    """
-
-    num_given: int = 0
-
-    def __post_init__(self) -> None:
-        if self.num_given < 0:
-            raise ValueError(f"num_given is {self.num_given}, and must be at least 0")
-
-
-@dataclass(frozen=True, kw_only=True)
-class EtaSchedule:
-    """Step sizes that change.
-
-    Args:
-        eta_schedule: eta of each collected batch in turn, in place of eta; the last one stays.
-    """
-
-    eta_schedule: tuple[float, ...] = ()
-
-    def __post_init__(self) -> None:
-        if not all(0 < eta < float("inf") for eta in self.eta_schedule):
-            raise ValueError(f"eta_schedule is {self.eta_schedule}, and must hold finite numbers above 0")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Standardizing:
-    """Rewards in units of their spread.
-
-    Args:
-        standardize: bring the data set's rewards to mean 0 and variance 1.
-    """
-
-    standardize: bool = True
-
-
-@dataclass(frozen=True, kw_only=True)
-class Coupling:
-    """How a Gaussian's spread is learned.
-
-    Args:
-        coupled: Gaussian: learn mean and covariance by one objective, as in the paper; the spread may vanish.
-    """
-
-    coupled: bool = False
 
 
 PARTS: tuple[type, ...] = (

@@ -17,26 +17,27 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import torch
 import tyro
-from jaxtyping import Float, Int
-from torch import Tensor, nn
+from jaxtyping import Int
+from torch import Tensor
 
 from valence.data.episodes import read_episodes
 from valence.errors import UserError
-from valence.feedback.advantages import episode_advantages, label_advantage
+from valence.feedback.advantages import label_advantage
 from valence.objectives.pmpo import PMPO, pmpo_beta
-from valence.policies.actor import torso
 from valence.policies.gaussian import GaussianPolicy
 from valence.policies.runner import save_actor
 from valence.runs.methods import OFFLINE_CONTROL
 from valence.runs.options import check, check_numbers
-from valence.runs.progress import TRAINING, Progress
 from valence.runs.run import Log, RunResult, begin, claim, settings_of, write_settings
 from valence.runs.settings import NoOptions, RunConfig, configure, to_words
-from valence.sources.episodes import EpisodeSource, EpisodeTable, Rows, mixture, tabulate
+from valence.sources.episodes import EpisodeSource, EpisodeTable, Rows, mixture, tabulate, unscale
+from valence.training.episode_value import advantages, fit_value
 from valence.training.learner import Learner
 from valence.training.loop import Schedule, train
+from valence.training.progress import TRAINING, Progress
 
-VALUE_ROUNDS, VALUE_STEPS, VALUE_BATCH, VALUE_LR = 12, 150, 2048, 1e-3
+VALUE_STEPS = 150
+"""Regression steps of the value in each round."""
 LOSSES = ("accept", "reject", "clone")
 
 
@@ -97,59 +98,6 @@ class OfflineControlConfig(RunConfig):
     """There is none for episodes."""
     options: Any = field(default_factory=NoOptions)
     learning: OfflineOptions = field(default_factory=OfflineOptions)
-
-
-def fit_value(
-    table: EpisodeTable, *, seed: int, steps: int, discount: float, gae_lambda: float, expectile: float,
-    hidden: tuple[int, ...] = (256, 256), batch_size: int = VALUE_BATCH,
-) -> Float[Tensor, "E L"]:  # fmt: skip
-    """V of every observation, in discounted reward: an expectile of the returns of the behaviours that made the data.
-
-    Fitted lambda-returns: targets are computed on whole episodes, `VALUE_ROUNDS` times, with `steps` regression steps
-    each. Values are clipped to those of the least and the largest reward for ever (and of 0, where episodes truly
-    end).
-    """
-    torch.manual_seed(seed)
-    net = nn.Sequential(torso(table.observation.shape[-1], hidden), nn.Linear(hidden[-1], 1))
-    optimizer = torch.optim.Adam(net.parameters(), lr=VALUE_LR)
-    # Falls to 0: the last targets are then fitted closely, and a bias of V would be one of every label's.
-    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=VALUE_ROUNDS * steps)
-    # In units of 1 / (1 - discount), so that the network's outputs are of order 1.
-    unit = 1 / (1 - discount)
-    least, most = (float(bound) for bound in table.reward[table.present].aminmax())
-    if bool(table.terminated.any()):
-        # After a true end there is nothing: that is worth 0.
-        least, most = min(least, 0.0), max(most, 0.0)
-    rows = table.observation[:, :-1][table.present]
-    generator = torch.Generator().manual_seed(seed)
-    for _ in range(VALUE_ROUNDS):
-        value = _values(net, table).clamp(least, most) * unit
-        ahead = advantages(table, value, discount=discount, gae_lambda=gae_lambda)
-        target = (value[:, :-1] + ahead)[table.present] / unit
-        for _ in range(steps):
-            picks = torch.randint(len(rows), (batch_size,), generator=generator)
-            error = target[picks] - net(rows[picks])[:, 0]
-            side = torch.where(error > 0, expectile, 1 - expectile)
-            loss = (side * error.square()).mean()
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-    return _values(net, table).clamp(least, most) * unit
-
-
-@torch.no_grad()
-def _values(net: nn.Module, table: EpisodeTable) -> Float[Tensor, "E L"]:
-    return torch.cat([net(chunk)[..., 0] for chunk in table.observation.split(100)])
-
-
-def advantages(
-    table: EpisodeTable, value: Float[Tensor, "E L"], *, discount: float, gae_lambda: float
-) -> Float[Tensor, "E S"]:
-    """The advantage of every action in the data."""
-    return episode_advantages(
-        table.reward, value, table.present, table.terminated, discount=discount, gae_lambda=gae_lambda
-    )
 
 
 def train_policy(
@@ -271,12 +219,3 @@ def class_weights(rows: Rows, sign: Int[Tensor, "E S"], config: OfflineControlCo
     counts = {"accepted": float((sign > 0).sum()), "rejected": float((sign < 0).sum())}
     bound = pmpo_beta(alpha=alpha, **counts) if rejected else 1.0
     return alpha, bound if objective.beta == "auto" else objective.beta
-
-
-@torch.no_grad()
-def unscale(policy: GaussianPolicy, table: EpisodeTable) -> None:
-    """Let the policy read raw observations: the first layer takes the scaling in."""
-    first = policy.torso[0]
-    assert isinstance(first, nn.Linear)
-    first.weight.div_(table.scale)
-    first.bias.sub_(first.weight @ table.shift)

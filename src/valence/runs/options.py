@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from valence.policies.sampler_settings import SamplerSettings
-
 LARGEST = 2**31 - 1
 """The largest whole number that every part of a run can hold."""
 TRACKERS = ("tensorboard", "wandb", "trackio", "none")
@@ -93,11 +91,13 @@ class ModelOptions:
     """transformers' name of an attention implementation, such as sdpa or flash_attention_2."""
     batching: Literal["auto", "rows"] = "auto"
     """auto reads a prompt once for all its completions, and packs rows under flash attention."""
+    micro_batch_tokens: int = 0
+    """Tokens measured at a time; 0 sets no limit. The gradient is the same."""
     trust_remote_code: bool = False
     """Let the model's folder run code of its own."""
 
     def __post_init__(self) -> None:
-        check_numbers(self, "lora_rank", least=0)
+        check_numbers(self, "lora_rank", "micro_batch_tokens", least=0)
         check_numbers(self, "lora_alpha", least=1)
 
 
@@ -144,15 +144,13 @@ class TrainOptions:
     """How the policy is trained."""
 
     lr: float | None = None
-    """Learning rate; 1e-4 with LoRA, for dro or below 100M parameters, else 1e-5."""
+    """Learning rate. Text: 1e-4 with LoRA, for dro or below 100M parameters, else 1e-5. Images: 1e-3 or 3e-4."""
     optimizer: Literal["adamw", "adafactor"] = "adamw"
     """adamw, or adafactor (the DRO paper's)."""
     batch_size: int = 32
     """Contexts in an optimizer step, or in a collected batch."""
     micro_batch_size: int = 0
     """Contexts measured at a time; 0 takes the whole batch. The gradient is the same."""
-    micro_batch_tokens: int = 0
-    """Tokens measured at a time; 0 sets no limit. The gradient is the same."""
     epochs: float = 1.0
     """Passes over the data where max-steps is not given."""
     max_steps: int | None = None
@@ -160,7 +158,7 @@ class TrainOptions:
     lr_schedule: Literal["constant", "linear"] = "constant"
     """After the warm-up: constant, or linear to 0 at the last step."""
     warmup_steps: int | None = None
-    """Steps of linear warm-up; by default a tenth of the steps, at most 150."""
+    """Steps of linear warm-up; by default a tenth of the steps, at most 150 (images: none)."""
     max_grad_norm: float = 1.0
     """Norm that gradients are clipped to; 0 does not clip."""
     weight_decay: float = 0.0
@@ -171,8 +169,7 @@ class TrainOptions:
     def __post_init__(self) -> None:
         check_numbers(self, "lr", above=0)
         check_numbers(self, "batch_size", "max_steps", least=1)
-        zero = ("micro_batch_size", "micro_batch_tokens", "warmup_steps", "max_grad_norm", "weight_decay", "seed")
-        check_numbers(self, *zero, least=0)
+        check_numbers(self, "micro_batch_size", "warmup_steps", "max_grad_norm", "weight_decay", "seed", least=0)
         check_numbers(self, "epochs", above=0, most=1_000_000)
 
     def warmup(self, steps: int) -> int:
@@ -269,52 +266,89 @@ class ImageJudgeOptions:
         return 1 / dimensions if text == "1/D" else float(text)
 
 
-@dataclass(frozen=True)
-class PipelineOptions(SamplerSettings):
-    """How images are drawn, and what of the pipeline is trained."""
+@dataclass(frozen=True, kw_only=True)
+class Reuse:
+    """How often a collected batch is learned from."""
 
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:1, …"""
-
-    def __post_init__(self) -> None:
-        one = "at least 2: the last step of a sampler adds no noise, so that a single step has no density"
-        check(self.num_steps > 1, "num_steps", self.num_steps, one)
-        check_numbers(self, "num_steps", "lora_alpha", least=1)
-        check_numbers(self, "lora_rank", "guidance", least=0)
-        check_numbers(self, "stochasticity", above=0, most=1)
-
-
-@dataclass(frozen=True)
-class ImageTrainOptions(TrainOptions):
-    """How the pipeline is trained."""
-
-    lr: float | None = None
-    """Learning rate; 1e-3 below 100M parameters, else 3e-4."""
-    batch_size: int = 8
-    """Prompts in a collected batch."""
-    micro_batch_size: int = 0
-    """Prompts measured at a time; 0 takes the whole batch. The gradient is the same."""
-    epochs: float = 20.0
-    """Passes over the prompts where max-steps is not given."""
-    warmup_steps: int | None = None
-    """Steps of linear warm-up; none by default."""
+    num_epochs: int = 1
+    """How often each collected batch is learned from."""
+    minibatch_size: int = 0
+    """Contexts in an optimizer step; 0 takes the whole collected batch."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        check(not self.micro_batch_tokens, "micro_batch_tokens", self.micro_batch_tokens, "left out for images")
-
-    def warmup(self, steps: int) -> int:
-        """Steps of warm-up: none unless asked for."""
-        return self.warmup_steps or 0
+        check_numbers(self, "num_epochs", least=1)
+        check_numbers(self, "minibatch_size", least=0)
 
 
-@dataclass(frozen=True)
-class ImageRunOptions(RunOptions):
-    """What is measured and saved, and when the run stops."""
+@dataclass(frozen=True, kw_only=True)
+class Shaping:
+    """What a distance from the initial policy costs."""
 
-    eval_every: int = 10
-    """Steps between evaluations; 0 evaluates before and after only."""
-    eval_samples: int = 64
-    """Images of an evaluation; the first 40 make the grid."""
-    save_every: int = 10
-    """Steps between checkpoints; 0 saves none."""
+    kl_weight: float = 0.0
+    """Reward taken off for each nat of log pi_t / pi_0."""
+
+    def __post_init__(self) -> None:
+        check_numbers(self, "kl_weight", least=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refreshing:
+    """A reference that follows the policy."""
+
+    refresh_every: int = 0
+    """Optimizer steps between copies of the policy into the reference; 0 never copies."""
+
+    def __post_init__(self) -> None:
+        check_numbers(self, "refresh_every", least=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValueNetwork:
+    """The critic."""
+
+    value_network: Literal["separate", "head"] = "separate"
+    """separate is a network of its own (the DRO paper's), head is a head on the policy."""
+    value_lr: float | None = None
+    """Learning rate of the value network; the policy's by default."""
+
+    def __post_init__(self) -> None:
+        check_numbers(self, "value_lr", above=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GivenCompletions:
+    """REBEL's hybrid form."""
+
+    num_given: int = 0
+    """Completions of the prompt's own row that are judged beside the samples."""
+
+    def __post_init__(self) -> None:
+        check_numbers(self, "num_given", least=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EtaSchedule:
+    """Step sizes that change."""
+
+    eta_schedule: tuple[float, ...] = ()
+    """eta of each collected batch in turn, in place of eta; the last one stays."""
+
+    def __post_init__(self) -> None:
+        good = all(0 < eta < math.inf for eta in self.eta_schedule)
+        check(good, "eta_schedule", self.eta_schedule, "finite numbers above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standardizing:
+    """Rewards in units of their spread."""
+
+    standardize: bool = True
+    """Bring the data set's rewards to mean 0 and variance 1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Coupling:
+    """How a Gaussian's spread is learned."""
+
+    coupled: bool = False
+    """Gaussian: learn mean and covariance by one objective, as in the paper; the spread may vanish."""

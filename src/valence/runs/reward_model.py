@@ -11,13 +11,21 @@ from typing import Any, ClassVar, Literal
 
 import tyro
 
-from valence.data.records import Record
+from valence.data.groups.split import split_records
 from valence.errors import UserError
 from valence.policies.loading import SMALL_LM, check_device, small_lm_path
 from valence.rewards.preference_model import preference_score
 from valence.rewards.reward_model import FIGURES, PREFERENCE
-from valence.rewards.training import comparisons, fit, held_out_figures, load_classifier, reward_gap, scored
-from valence.runs.data import load_rows, split_records
+from valence.rewards.training import (
+    comparisons,
+    fit,
+    held_out_figures,
+    load_classifier,
+    reward_gap,
+    scored,
+    unused_rows,
+)
+from valence.runs.data import load_rows
 from valence.runs.language import SMALL_NETWORK, device_of
 from valence.runs.options import DataOptions, check, check_numbers
 from valence.runs.run import Log, begin, claim, settings_of, write_settings
@@ -107,8 +115,16 @@ def train_reward_model(config: RewardModelConfig, *, log: Log = print, show: boo
     preference = options.kind == PREFERENCE
     model, tokenizer = _classifier(config, outputs=options.embedding if preference else 1)
     records, held = split_records(loaded.records, fraction=options.eval_fraction, seed=options.seed)
-    kind, make = _kind(options.kind, records, tokenizer)
-    train, heldout = _rows(kind, make, records, tokenizer, log), make(held, tokenizer)
+    kind = options.kind
+    if kind == "auto":
+        kind = "pairs" if comparisons(records, tokenizer) else "scores"
+    make = scored if kind == "scores" else comparisons
+    train, heldout = make(records, tokenizer), make(held, tokenizer)
+    for line in unused_rows(kind, make, records, tokenizer):
+        log(line)
+    if len(train) < 2:
+        what = "scores or labels" if kind == "scores" else "comparisons"
+        raise UserError(f"{len(train)} {what} are too few to learn from")
     steps = options.max_steps or max(1, math.ceil(options.epochs * len(train) / options.batch_size))
     size = sum(part.numel() for part in model.parameters())
     lr = options.lr or (1e-4 if size < SMALL_NETWORK else 1e-5)
@@ -144,46 +160,3 @@ def _classifier(config: RewardModelConfig, *, outputs: int) -> tuple[Any, Any]:
     check_device(device)
     path = str(small_lm_path()) if config.model == SMALL_LM else config.model
     return load_classifier(path, device=device, outputs=outputs)
-
-
-def _kind(asked: str, records: Sequence[Record], tokenizer: Any) -> tuple[str, Any]:
-    """(what is learned, the function that makes its rows from records)."""
-    if asked == "auto":
-        asked = "pairs" if comparisons(records, tokenizer) else "scores"
-    return asked, scored if asked == "scores" else comparisons
-
-
-def _without_comparison(records: Sequence[Record], make: Any, tokenizer: Any) -> int:
-    """Rows, labels apart, from which no comparison comes."""
-    scores: dict[Any, set[float]] = {}
-    for record in records:
-        if record.shape == "score":
-            scores.setdefault(record.prompt, set()).add(record.values[0])
-    alone = sum(record.shape == "score" and len(scores[record.prompt]) < 2 for record in records)
-    others = [record for record in records if record.shape in ("pair", "ranking")]
-    return alone + sum(not make([record], tokenizer) for record in others)
-
-
-def _rows(kind: str, make: Any, records: Sequence[Record], tokenizer: Any, log: Log) -> Any:
-    """The rows to learn from; rows of the file that are not used are counted.
-
-    Raises:
-        UserError: fewer than two rows.
-    """
-    rows = make(records, tokenizer)
-    if kind == "scores":
-        unused = len(records) - sum(bool(make([record], tokenizer)) for record in records)
-        line = f"{unused:,} rows have no score or label and are not used"
-    else:
-        labels = sum(record.shape == "label" for record in records)
-        if labels:
-            log(f"{labels:,} labelled rows are not used beside comparisons: `kind=scores` takes them instead")
-        unused = _without_comparison(records, make, tokenizer)
-        line = f"{unused:,} rows are not used: equal scores, or a score that is the only one of its prompt"
-    if unused:
-        log(line)
-    if len(rows) < 2:
-        raise UserError(
-            f"{len(rows)} {'scores or labels' if kind == 'scores' else 'comparisons'} are too few to learn from"
-        )
-    return rows

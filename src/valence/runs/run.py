@@ -22,12 +22,12 @@ from valence.evaluation.card import write_model_card
 from valence.evaluation.report import write_report
 from valence.protocols import Source
 from valence.runs.options import RunOptions
-from valence.runs.profiling import Profiler
-from valence.runs.progress import TRAINING, Column, Progress
 from valence.runs.settings import CONFIG_FILE, flat
 from valence.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from valence.training.learner import Learner
 from valence.training.loop import Schedule, train
+from valence.training.profiling import Profiler
+from valence.training.progress import TRAINING, Column, Progress
 from valence.training.tracking import open_trackers, read_metrics
 
 Log = Callable[[str], None]

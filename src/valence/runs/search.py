@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import numpy as np
 import tyro
 
 from valence.errors import UserError
-from valence.rewards.loading import load_function
 from valence.runs.methods import SEARCH
 from valence.runs.options import check_numbers
-from valence.runs.progress import Column, Progress
 from valence.runs.run import Log, RunResult, claim, settings_of, write_settings
 from valence.runs.settings import NoOptions, RunConfig
-from valence.search.functions import FUNCTIONS
+from valence.search.minimize import Curve, Function, find_function, minimize, plot_curve
 from valence.search.search import PreferenceSearch
 from valence.search.space import Box
+from valence.training.progress import Column, Progress
 
-Curve = list[list[int | float]]
-"""Evaluations and best value, at each improvement."""
-Function = Callable[[np.ndarray], Any]
 SAVE_EVERY = 2.0
 """Seconds between saves."""
 STATE, RESULTS, PICTURE = "search.json", "results.json", "convergence.png"
@@ -37,7 +30,6 @@ COLUMNS: tuple[Column, ...] = (
     ("size", "size", "{:.1e}"),
     ("restarts", "restarts", "{:.0f}"),
 )
-CURVE_TITLE = "best value so far"
 
 
 @dataclass(frozen=True)
@@ -145,134 +137,48 @@ def run_search(
         UserError: the function raised, or returned no number; an argument is out of range; there is nothing to resume;
             or `out` cannot be written.
     """
-    settings = dict(settings or {})
+    settings, curve = dict(settings or {}), Curve()
     try:
-        search, curve = make(), Curve()
+        search = make()
     except ValueError as error:
         raise UserError(str(error)) from error
     if out is not None:
         claim(out, settings, resume=options.resume)
         if options.resume:
-            search, curve = _saved(out)
+            if not (out / STATE).is_file():
+                raise UserError(f"there is no saved search in {out}: start without `resume`")
+            search = PreferenceSearch.load(out / STATE)
+            curve = search.extra.get("curve", [])
         write_settings(out, settings)
-    why = _ended(search, options) if search.best else None
     progress = Progress(options.budget, start=search.num_judged, show=show, unit="evaluations", columns=COLUMNS)
-    saved, before = time.monotonic(), search
+    saved = time.monotonic()
+
+    def save(state: PreferenceSearch) -> None:
+        if out is not None:
+            state.save(out / STATE, extra={"curve": curve})
+
+    def on_step(ended: str | None) -> None:
+        nonlocal saved
+        if ended or time.monotonic() - saved > SAVE_EVERY:
+            save(search)
+            saved = time.monotonic()
+        best = math.nan if search.best is None else search.best[0]
+        figures = {"best": best, "size": search.policy.size, "restarts": float(search.result.restarts)}
+        progress(search.num_judged, figures, last=ended is not None)
+
     try:
-        while why is None:
-            before = copy.deepcopy(search) if out is not None else search
-            x = search.ask(min(search.remaining, options.budget - search.num_judged))
-            search.tell(x, values=[evaluate(function, point) for point in x])
-            assert search.best is not None
-            if not curve or search.best[0] < curve[-1][1]:
-                curve.append([search.num_judged, search.best[0]])
-            why = _ended(search, options)
-            if out is not None and (why or time.monotonic() - saved > SAVE_EVERY):
-                search.save(out / STATE, extra={"curve": curve})
-                saved = time.monotonic()
-            restarts = float(search.result.restarts)
-            progress(
-                search.num_judged if why is None else max(search.num_judged, options.budget),
-                {"best": search.best[0], "size": search.policy.size, "restarts": restarts},
-            )  # fmt: skip
-    except BaseException:
-        # The function raised, or a person stopped it: points judged before this step are saved.
-        if out is not None and before.best is not None:
-            before.save(out / STATE, extra={"curve": curve})
-        raise
+        ended = minimize(
+            function, search, curve, budget=options.budget, target=options.target, on_step=on_step,
+            save=None if out is None else save,
+        )  # fmt: skip
     finally:
         progress.close()
-    details = _details(search, curve)
-    if out is not None:
-        tree = settings | {"stopped": why} | details
-        (out / RESULTS).write_text(json.dumps(tree, indent=1) + "\n")
-        plot_curve(curve, search.num_judged, out / PICTURE)
-    return RunResult(out or Path(), "pmpo", search.steps, why, details=details)
-
-
-def _ended(search: PreferenceSearch, options: SearchOptions) -> str | None:
-    assert search.best is not None
-    if options.target is not None and search.best[0] <= options.target:
-        return "target reached"
-    return "budget spent" if search.num_judged >= options.budget else search.stop()
-
-
-def evaluate(function: Function, x: np.ndarray) -> float:
-    """One value, as a float; infinity is allowed, as the worst.
-
-    Raises:
-        UserError: the function raised, or returned NaN, -inf or no number; the message says at which x.
-    """
-    where = f"at x = [{', '.join(f'{part:g}' for part in x[:6])}{', …' if len(x) > 6 else ''}]"
-    try:
-        value = function(x.copy())
-    except Exception as error:
-        raise UserError(f"the function raised {type(error).__name__}: {error} {where}") from error
-    try:
-        number = float(value.item() if isinstance(value, np.ndarray) else value)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"the function returned {value!r}, not a number, {where}") from error
-    if math.isnan(number) or number == -math.inf:
-        raise UserError(f"the function returned {number} {where}; return inf for points that are not allowed")
-    return number
-
-
-def _saved(out: Path) -> tuple[PreferenceSearch, Curve]:
-    """The saved search with its curve."""
-    if not (out / STATE).is_file():
-        raise UserError(f"there is no saved search in {out}: start without `resume`")
-    search = PreferenceSearch.load(out / STATE)
-    return search, search.extra.get("curve", [])
-
-
-def _details(search: PreferenceSearch, curve: Curve) -> dict[str, Any]:
     found = asdict(search.result) | {"x": search.result.x.tolist()}
     if found["value"] is not None and not math.isfinite(found["value"]):
         # JSON has no infinity.
         found["value"] = None
-    return {"result": found, "mean": search.mean.tolist(), "curve": curve}
-
-
-def plot_curve(curve: Curve, num_judged: int, path: Path) -> None:
-    """The best value against evaluations: logarithmic where all values are positive."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    steps = [*(point[0] for point in curve), num_judged]
-    values = [*(point[1] for point in curve), curve[-1][1]]
-    figure, axis = plt.subplots(figsize=(6.4, 4))
-    axis.step(steps, values, where="post")
-    if min(values) > 0 and math.isfinite(max(values)):
-        axis.set_yscale("log")
-    axis.set_xlabel("evaluations")
-    axis.set_ylabel(CURVE_TITLE)
-    axis.grid(alpha=0.25)
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-
-
-def find_function(name: str, dim: int) -> tuple[Function, float, float]:
-    """The function of this name, and the bounds that are usual for it.
-
-    Raises:
-        UserError: there is none, it cannot be imported, or it cannot have so few coordinates.
-    """
-    if ":" in name:
-        # A module beside the user is found, as python finds it.
-        sys.path.insert(0, "")
-        try:
-            return load_function(name, f"none of {', '.join(FUNCTIONS)}"), -5.0, 5.0
-        finally:
-            sys.path.remove("")
-    if name not in FUNCTIONS:
-        raise UserError(
-            f"there is no function {name!r}; there are {', '.join(FUNCTIONS)}, and your own as module:function or "
-            "file.py:function"
-        )
-    known = FUNCTIONS[name]
-    if dim < known.least_dim:
-        raise UserError(f"{name} needs `dim={known.least_dim}` or more")
-    return known.function, known.low, known.high
+    details = {"result": found, "mean": search.mean.tolist(), "curve": curve}
+    if out is not None:
+        (out / RESULTS).write_text(json.dumps(settings | {"stopped": ended} | details, indent=1) + "\n")
+        plot_curve(curve, search.num_judged, out / PICTURE)
+    return RunResult(out or Path(), "pmpo", search.steps, ended, details=details)

@@ -1,8 +1,8 @@
-"""Offline episodes as a source of batches: single transitions, labelled or only cloned, shuffled anew each epoch.
+"""Offline episodes as a source of batches: single transitions with their labels, shuffled anew each epoch.
 
-PMPO's BC form reads two kinds of rows: labelled ones (sign +1 or -1) and unlabelled ones (sign 0), whose likelihood
-stands for the KL. A transition may be both. `mixture` lists the rows so that every transition counts once in each
-kind, and `fractions` are then those of the data set: class means of any batch are estimates of the data set's.
+PMPO's behaviour-cloning form reads labelled rows (sign +1 or -1) and unlabelled rows (sign 0). The likelihood of the
+unlabelled ones takes the place of the KL. `mixture` makes both kinds of row from one transition where both are wanted,
+so that `fractions` are those of the data set and the class means of a batch estimate the data set's.
 
 Shape legend: E episodes · S steps of the longest one, L = S + 1 observations · R transitions · O observation, D action
 dimensions.
@@ -10,19 +10,20 @@ dimensions.
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from valence.data.episodes import Episode
 from valence.errors import UserError
+from valence.policies.gaussian import GaussianPolicy
+from valence.sources.shuffle import Shuffle
 from valence.types import Action, Batch, Labels
 
 
@@ -34,7 +35,7 @@ class EpisodeTable:
         observation: `[E, L, O]`, scaled.
         action: `[E, S, D]`.
         reward: `[E, S]`.
-        label: given with the data: +1, -1 or 0, `[E, S]`.
+        label: +1, -1 or 0, as the data set has it, `[E, S]`.
         present: which steps exist, `[E, S]`.
         terminated: which episodes truly ended, `[E]`.
         shift, scale: of the observations, `[O]`: scaled = (raw - shift) / scale.
@@ -67,16 +68,15 @@ def tabulate(episodes: Sequence[Episode]) -> EpisodeTable:
         raise UserError(f"episodes differ in their (observation, action) sizes: {sorted(sizes)}")
     longest = max(len(episode) for episode in episodes)
     seen = np.concatenate([episode.observations for episode in episodes])
-    # A number that never changes tells nothing; dividing by its rounding error would make it tell noise.
+    # The least deviation keeps a constant observation from being divided by its rounding error.
     shift, scale = seen.mean(0, dtype=np.float64), np.maximum(seen.std(0, dtype=np.float64), 1e-3)
     lengths = torch.tensor([len(episode) for episode in episodes])
-    nothing = [np.zeros(len(episode), np.int8) for episode in episodes]
-    given = [blank if e.labels is None else e.labels for e, blank in zip(episodes, nothing, strict=True)]
+    labels = [np.zeros(len(e), np.int8) if e.labels is None else e.labels for e in episodes]
     return EpisodeTable(
         observation=_pad([(episode.observations - shift) / scale for episode in episodes], longest + 1),
         action=_pad([episode.actions for episode in episodes], longest),
         reward=_pad([episode.rewards for episode in episodes], longest),
-        label=_pad(given, longest).long(),
+        label=_pad(labels, longest).long(),
         present=torch.arange(longest) < lengths[:, None],
         terminated=torch.tensor([episode.terminated for episode in episodes]),
         shift=torch.tensor(shift, dtype=torch.float32),
@@ -91,39 +91,45 @@ def _pad(columns: Sequence[np.ndarray], length: int) -> Tensor:
     return torch.from_numpy(padded)
 
 
+@torch.no_grad()
+def unscale(policy: GaussianPolicy, table: EpisodeTable) -> None:
+    """Let the policy read raw observations: the first layer takes the scaling in."""
+    first = policy.torso[0]
+    assert isinstance(first, nn.Linear)
+    first.weight.div_(table.scale)
+    first.bias.sub_(first.weight @ table.shift)
+
+
 @dataclass(frozen=True)
 class Rows:
-    """What a source draws from: `observation [R, O]`, `action [R, D]`, `sign [R]` (+1, -1, or 0: only cloned)."""
+    """Transitions to learn from: `observation [R, O]`, `action [R, D]`, `sign [R]` (+1, -1, or 0 for cloning only)."""
 
     observation: Float[Tensor, "R O"]
     action: Float[Tensor, "R D"]
     sign: Int[Tensor, " R"]
 
     def fractions(self) -> tuple[float, float]:
-        """Of accepted and of rejected among all rows."""
+        """The shares of accepted and of rejected rows."""
         return tuple(int((self.sign == side).sum()) / len(self.sign) for side in (1, -1))  # pyright: ignore[reportReturnType]
 
 
 def mixture(
     table: EpisodeTable, sign: Int[Tensor, "E S"], *, accept: bool = False, reject: bool = False, clone: bool = False
 ) -> Rows:
-    """Rows of a mixture of losses.
+    """The rows of the kinds asked for.
 
     Args:
         sign: +1 accepted, -1 rejected, 0 unlabelled; 0 where absent.
-        accept, reject: take the transitions so labelled.
+        accept, reject: take the transitions with this label.
         clone: take every transition once more as an unlabelled row.
     Raises:
-        UserError: nothing is left.
+        UserError: there is no such row.
     """
-    parts = [
-        (wanted, keep & table.present, value)
-        for wanted, keep, value in ((accept, sign > 0, 1), (reject, sign < 0, -1), (clone, table.present, 0))
-        if wanted
-    ]
-    taken = [(keep, value) for _, keep, value in parts if bool(keep.any())]
+    kinds = ((accept, sign > 0, 1), (reject, sign < 0, -1), (clone, table.present, 0))
+    chosen = [(keep & table.present, value) for wanted, keep, value in kinds if wanted]
+    taken = [(keep, value) for keep, value in chosen if bool(keep.any())]
     if not taken:
-        raise UserError("no transition has a label of the kinds asked for, and none is to be cloned")
+        raise UserError("no transition has a label of the kind asked for, and cloning is off")
     return Rows(
         torch.cat([table.observation[:, :-1][keep] for keep, _ in taken]),
         torch.cat([table.action[keep] for keep, _ in taken]),
@@ -132,7 +138,7 @@ def mixture(
 
 
 class EpisodeSource:
-    """Batches of `batch_size` rows, each epoch a fresh permutation; resumable to the batch.
+    """Batches of `batch_size` rows, each epoch a fresh permutation; resumable at any batch.
 
     Args:
         seed: of the shuffling.
@@ -145,9 +151,10 @@ class EpisodeSource:
     def __init__(self, rows: Rows, *, batch_size: int, seed: int = 0) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}, and must be at least 1")
-        self.rows, self.batch_size, self.seed = rows, batch_size, seed
-        self.epoch, self.position, self.num_units = 0, 0, 0
-        self._order: tuple[int, Tensor] | None = None
+        self.rows, self.batch_size = rows, batch_size
+        self.shuffle = Shuffle(len(rows.sign), seed=seed, what="episodes and labels", content=self._content)
+        self.figures: dict[str, float] = {}
+        self.num_units = 0
 
     @property
     def batches_per_epoch(self) -> int:
@@ -155,33 +162,19 @@ class EpisodeSource:
 
     def next(self, policy: Any = None) -> Batch:
         """The next batch: N rows of one action of one step; the last of an epoch may be smaller."""
-        if self.position >= len(self.rows.sign):
-            self.epoch, self.position = self.epoch + 1, 0
-        picks = self._shuffled()[self.position : self.position + self.batch_size]
-        self.position += len(picks)
+        picks = self.shuffle.take(self.batch_size)
         self.num_units = len(picks)
         present = torch.ones(len(picks), 1, dtype=torch.bool)
         action = Action(self.rows.action[picks][:, None, None], present[..., None])
         return Batch(self.rows.observation[picks], action, Labels(self.rows.sign[picks][:, None], present))
 
-    def _shuffled(self) -> Tensor:
-        if self._order is None or self._order[0] != self.epoch:
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-            self._order = (self.epoch, torch.randperm(len(self.rows.sign), generator=generator))
-        return self._order[1]
-
-    def fingerprint(self) -> str:
-        """Of all rows."""
-        digest = hashlib.sha256()
-        for part in (self.rows.observation, self.rows.action, self.rows.sign):
-            digest.update(part.contiguous().numpy().tobytes())
-        return digest.hexdigest()
+    def _content(self) -> Iterable[bytes]:
+        parts = (self.rows.observation, self.rows.action, self.rows.sign)
+        return (part.contiguous().numpy().tobytes() for part in parts)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"epoch": self.epoch, "position": self.position, "seed": self.seed, "rows": self.fingerprint()}
+        return self.shuffle.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Raises UserError where the rows are not those that the state was taken on."""
-        if state["rows"] != self.fingerprint():
-            raise UserError("going on needs the episodes and labels the run began with, and they have changed")
-        self.epoch, self.position, self.seed, self._order = state["epoch"], state["position"], state["seed"], None
+        """Raises UserError if the state is of other rows."""
+        self.shuffle.load_state_dict(state)

@@ -1,82 +1,96 @@
-"""A data set on disk as a source of batches: shuffled anew each epoch, resumable to the batch."""
+"""A data set on disk as a source of batches: shuffled anew each epoch, resumable at any batch."""
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import cycle, islice
 from typing import Any
 
 import torch
 
 from valence.data.collate import EncodedGroup, collate, move
 from valence.errors import UserError
+from valence.sources.shuffle import Shuffle
 from valence.types import Batch
 
 
 class OfflineSource:
-    """Batches of `batch_size` contexts, each epoch a fresh permutation of its own seed.
+    """Batches of `batch_size` contexts in the order of a `Shuffle`.
 
     Args:
         rows: encoded groups, all with the same kind of feedback.
-        batch_size: contexts a batch; the last of an epoch may be smaller.
-        pad: the padding token's id.
+        batch_size: contexts in a batch; the last batch of an epoch may be smaller.
+        pad: id of the padding token.
         seed: of the shuffling.
         device: where the batches are put.
-        mismatched: add KTO's unrelated completions (a batch of one context has none but its own).
+        mismatched: give each context a completion of another context, for KTO's baseline.
     Raises:
         ValueError: no rows, or a batch size below 1.
+        UserError: `mismatched`, and there is no other context.
     """
 
     unit = "tokens"
 
     def __init__(
-        self,
-        rows: Sequence[EncodedGroup],
-        *,
-        batch_size: int,
-        pad: int,
-        seed: int = 0,
-        mismatched: bool = False,
+        self, rows: Sequence[EncodedGroup], *, batch_size: int, pad: int, seed: int = 0, mismatched: bool = False,
         device: torch.device | str = "cpu",
-    ) -> None:
+    ) -> None:  # fmt: skip
         if not rows:
             raise ValueError("an offline source needs at least one row")
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}, and must be at least 1")
+        if mismatched and len(rows) < 2:
+            raise UserError(
+                "KTO's baseline is measured on completions of other rows, and the data set has one row: add rows, or "
+                'set `baseline="none"`'
+            )
         self.rows, self.batch_size, self.pad = rows, batch_size, pad
-        self.seed, self.mismatched, self.device = seed, mismatched, device
-        self.epoch, self.position = 0, 0
+        self.mismatched, self.device = mismatched, device
+        self.shuffle = Shuffle(len(rows), seed=seed, what="rows of feedback", content=self._content)
+        self.figures: dict[str, float] = {}
         self.num_units = 0
+        self._one_prompt = mismatched and len({tuple(row.prompt) for row in rows}) == 1
 
     @property
     def batches_per_epoch(self) -> int:
         return math.ceil(len(self.rows) / self.batch_size)
 
     def next(self, policy: Any = None) -> Batch:
-        """The next batch; `num_units` then says how many real tokens it holds."""
-        if self.position >= len(self.rows):
-            self.epoch, self.position = self.epoch + 1, 0
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        order = torch.randperm(len(self.rows), generator=generator)
-        picks = order[self.position : self.position + self.batch_size].tolist()
-        self.position += len(picks)
+        """The next batch. `num_units` is then the number of its tokens without padding."""
+        picks = self.shuffle.take(self.batch_size).tolist()
         chosen = [self.rows[pick] for pick in picks]
         self.num_units = sum(row.num_tokens for row in chosen)
-        return move(collate(chosen, pad=self.pad, mismatched=self.mismatched), self.device)
+        others = self._mismatched(chosen) if self.mismatched else None
+        return move(collate(chosen, pad=self.pad, mismatched=others), self.device)
 
-    @cached_property
-    def fingerprint(self) -> str:
-        """Of all rows: tokens and feedback."""
-        said = "\n".join(f"{r.prompt}{r.completions}{r.group.sign}{r.group.reward}{r.group.wins}" for r in self.rows)
-        return hashlib.sha256(said.encode()).hexdigest()
+    def _mismatched(self, chosen: Sequence[EncodedGroup]) -> list[EncodedGroup]:
+        """For each row of the batch another row with another prompt.
+
+        It is the next such row of the batch, cyclically. If all rows of the batch have one prompt, the rows come from
+        the rest of the data set, in the epoch's order. If the whole data set has one prompt, it is just another row.
+        """
+        size = len(chosen)
+        if any(row.prompt != chosen[0].prompt for row in chosen):
+            following = ((row, (chosen[(n + i) % size] for i in range(1, size))) for n, row in enumerate(chosen))
+            return [next(other for other in others if other.prompt != row.prompt) for row, others in following]
+        if self._one_prompt:
+            return [*chosen[1:], chosen[0]] if size > 1 else [next(self._later())]
+        found = list(islice((row for row in self._later() if row.prompt != chosen[0].prompt), size))
+        return list(islice(cycle(found), size))
+
+    def _later(self) -> Iterator[EncodedGroup]:
+        """The rows that follow the current batch in the epoch's order, cyclically; the batch's own come last."""
+        order = self.shuffle.order().roll(-self.shuffle.position)
+        return (self.rows[place] for place in order.tolist())
+
+    def _content(self) -> Iterable[bytes]:
+        rows = (f"{r.prompt}{r.completions}{r.group.sign}{r.group.reward}{r.group.wins}" for r in self.rows)
+        return ["\n".join(rows).encode()]
 
     def state_dict(self) -> dict[str, Any]:
-        return {"epoch": self.epoch, "position": self.position, "seed": self.seed, "rows": self.fingerprint}
+        return self.shuffle.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Raises UserError where the rows are not those that the state was taken on."""
-        if state["rows"] != self.fingerprint:
-            raise UserError("--resume needs the feedback the run began with, and it has changed: give another --out")
-        self.epoch, self.position, self.seed = state["epoch"], state["position"], state["seed"]
+        """Raises UserError if the state is of other rows."""
+        self.shuffle.load_state_dict(state)

@@ -1,4 +1,4 @@
-"""Prompts with what belongs to them, and how a judge is asked about completions of them."""
+"""Prompts with the other fields of their rows, and how a judge is called on completions of them."""
 
 from __future__ import annotations
 
@@ -7,57 +7,58 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from valence.data.records import Text
-from valence.rewards.ensemble import Judge
+from valence.rewards.ensemble import RewardFn
 from valence.rewards.judge import SelfPlay
 
 
 @dataclass(frozen=True)
 class EncodedPrompt:
-    """A prompt as token ids and as it was read; `columns` are its row's other fields, for reward functions.
+    """A prompt as token ids and as it was read.
 
     Args:
-        given: completions of a data set as token ids, for the hybrid form: judged beside what the policy draws.
+        columns: the other fields of its row, for reward functions.
+        given_completions: completions of the data set as token ids, judged beside those that the policy draws.
     """
 
     ids: list[int]
     prompt: Text
     columns: dict[str, Any] = field(default_factory=dict)
-    given: tuple[list[int], ...] = ()
+    given_completions: tuple[list[int], ...] = ()
 
 
-def ask(judge: Judge, rows: Sequence[EncodedPrompt], texts: Sequence[Any]) -> Sequence[float | None]:
-    """What a judge says of one completion for each row: messages where the prompt is messages, columns as lists."""
+def ask(judge: RewardFn, rows: Sequence[EncodedPrompt], completions: Sequence[Any]) -> Sequence[float | None]:
+    """The score of one completion for each row. The judge gets messages where the prompt is messages."""
     names = dict.fromkeys(name for row in rows for name in row.columns if name not in ("prompts", "completions"))
     columns = {name: [row.columns.get(name) for row in rows] for name in names}
-    return judge([_told(row) for row in rows], _answers(rows, texts), **columns)
+    return judge([_as_given(row) for row in rows], _answers(rows, completions), **columns)
 
 
 def verdicts(
     judge: Any, rows: Sequence[EncodedPrompt], first: Sequence[Any], second: Sequence[Any]
 ) -> list[float | None]:
-    """P(first is better) of each pair: as a pairwise judge says, or by which reward is higher; None where unknown."""
+    """P(first is better) of each pair, by a pairwise judge or by which score is higher; None where unknown."""
     if isinstance(judge, SelfPlay):
-        return judge.judge([_told(row) for row in rows], _answers(rows, first), _answers(rows, second))
+        return judge.judge([_as_given(row) for row in rows], _answers(rows, first), _answers(rows, second))
     return higher_wins(ask(judge, rows, first), ask(judge, rows, second))
 
 
 def higher_wins(first: Sequence[float | None], second: Sequence[float | None]) -> list[float | None]:
-    """1 where the first is higher, 0 where the second is, 1/2 for a tie; None where one of them is."""
+    """1 where the first is higher, 0 where the second is, 1/2 for a tie; None where either is None."""
     return [
         None if a is None or b is None else 0.5 + 0.5 * ((a > b) - (a < b)) for a, b in zip(first, second, strict=True)
     ]
 
 
-def _told(row: EncodedPrompt) -> Any:
-    """The prompt as judges are given it."""
+def _as_given(row: EncodedPrompt) -> Any:
+    """The prompt in the form that judges take."""
     return row.prompt if isinstance(row.prompt, str) else [turn._asdict() for turn in row.prompt]
 
 
-def _answers(rows: Sequence[EncodedPrompt], texts: Sequence[Any]) -> list[Any]:
+def _answers(rows: Sequence[EncodedPrompt], completions: Sequence[Any]) -> list[Any]:
     """Completions in the form of their prompts."""
     return [
         text if isinstance(row.prompt, str) else [{"role": "assistant", "content": text}]
-        for row, text in zip(rows, texts, strict=True)
+        for row, text in zip(rows, completions, strict=True)
     ]
 
 

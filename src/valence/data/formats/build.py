@@ -1,4 +1,4 @@
-"""Records made from raw fields: the checks that every layout shares."""
+"""Records from raw fields, with the checks that all layouts share."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def score(prompt: Any, completion: Any, reward: float) -> Record:
 def pair(
     prompt: Any, chosen: Any, rejected: Any, scores: tuple[float, float] | None = None, margin: float | None = None
 ) -> Record:
-    """Two completions, the better one first; a prompt of None is the beginning that they share.
+    """Two completions, the better one first. If `prompt` is None, the prompt is the beginning that they share.
 
     Raises:
-        Refused: the two are the same, or the scores or the margin say that the second is the better one.
+        Refused: the two are equal, or the scores or the margin say that the second is better.
     """
     if prompt is None and isinstance(chosen, str) and isinstance(rejected, str) and chosen != rejected:
         prompt, chosen, rejected = shared_text(chosen, rejected)
@@ -42,7 +42,7 @@ def pair(
     if scores is not None and scores[0] < scores[1]:
         raise Refused(f"chosen scores {scores[0]:g}, less than rejected with {scores[1]:g}")
     if margin is not None and margin < 0:
-        raise Refused(f"margin is {margin:g}: chosen would be the worse one")
+        raise Refused(f"margin is {margin:g}, which makes rejected the better one")
     return Record("pair", context, completions, scores or (), scored=scores is not None, margin=margin)
 
 
@@ -50,12 +50,12 @@ def ranking(prompt: Any, completions: Any, scores: Any = None, ranks: Any = None
     """Several completions of one prompt, with scores (higher is better) or ranks (1 is best).
 
     Raises:
-        Refused: lengths that differ, fewer than two, neither or both in contradiction.
+        Refused: lengths that differ, fewer than two completions, neither scores nor ranks, or both in contradiction.
     """
     if not isinstance(completions, list):
         raise Refused("completions is not a list")
     if len(completions) < 2:
-        raise Refused(f"completions has {len(completions)} of them: a ranking needs two or more")
+        raise Refused(f"completions has {len(completions)} items: a ranking needs two or more")
     if scores is None and ranks is None:
         raise Refused("completions without scores or ranks")
     points = None if scores is None else _numbers(scores, "scores", len(completions))
@@ -69,17 +69,17 @@ def ranking(prompt: Any, completions: Any, scores: Any = None, ranks: Any = None
 
 
 def prompt_only(prompt: Any) -> Record:
-    """A prompt to be answered."""
+    """A prompt without a completion."""
     context = text(prompt, "prompt")
     if is_blank(context):
-        raise Refused("prompt is empty and there is nothing else")
+        raise Refused("prompt is empty, and the row has no completion")
     return Record("prompt", context)
 
 
 def shared_text(chosen: str, rejected: str) -> tuple[str, str, str]:
-    """Prompt, chosen and rejected of two texts that begin alike, cut before a space so that no word is torn.
+    """(prompt, chosen, rejected) of two texts with the same beginning, split before a space and not within a word.
 
-    Transcripts in the Anthropic HH form are cut after the last "Assistant:" that both have.
+    Transcripts in the Anthropic HH form are split after the last "Assistant:" that both have.
     """
     letters = zip(chosen, rejected, strict=False)
     apart = next(
@@ -96,7 +96,7 @@ def shared_text(chosen: str, rejected: str) -> tuple[str, str, str]:
 
 
 def _parts(prompt: Any, completions: Sequence[Any], names: Sequence[str]) -> tuple[Text, tuple[Text, ...]]:
-    """Prompt and completions, all plain text or all messages, with the prompt taken out of whole conversations."""
+    """(prompt, completions), all plain text or all messages. The turns that conversations share are the prompt."""
     context: Text = "" if prompt is None or prompt == [] else text(prompt, "prompt")
     texts = tuple(text(value, name) for value, name in zip(completions, names, strict=True))
     for value, name in zip(texts, names, strict=True):
@@ -123,7 +123,7 @@ def _parts(prompt: Any, completions: Sequence[Any], names: Sequence[str]) -> tup
 def _separate(
     conversations: Sequence[tuple[Message, ...]],
 ) -> tuple[tuple[Message, ...], tuple[tuple[Message, ...], ...]]:
-    """All the leading turns that conversations share, and what follows in each: its last turn at least."""
+    """(the leading turns that all conversations share, the other turns of each, at least its last)."""
     most = min(len(conversation) for conversation in conversations) - 1
     alike = (len({conversation[index] for conversation in conversations}) == 1 for index in range(most))
     cut = next((index for index, same in enumerate(alike) if not same), most)
@@ -140,6 +140,6 @@ def _numbers(values: Any, what: str, length: int) -> tuple[float, ...]:
 
 
 def _disagree(scores: Sequence[float], ranks: Sequence[float]) -> bool:
-    """Whether a better rank goes with a lower score anywhere."""
+    """Whether a completion with a better rank has a lower score."""
     both = sorted(zip(ranks, (-score for score in scores), strict=True))
     return any(later[0] > earlier[0] and later[1] < earlier[1] for earlier, later in pairwise(both))

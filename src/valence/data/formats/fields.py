@@ -1,4 +1,4 @@
-"""What layouts share: a row's prompt, its verdict on one completion, its pair with scores or margin."""
+"""Parts that layouts share: a row's prompt, its verdict on one completion, its pair with scores or a margin."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from valence.data.records import Record
 
 
 def prompt_of(row: Row) -> Any:
-    """The row's prompt, with its system prompt before it if it has one; None where it has no prompt."""
+    """The row's prompt, behind its system prompt if it has one; None if it has no prompt."""
     prompt = row.take(row.first(names.PROMPT))
     turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     opening = system_of(row) if isinstance(turns, list) else []
@@ -20,15 +20,24 @@ def prompt_of(row: Row) -> Any:
 
 
 def system_of(row: Row) -> list[dict[str, str]]:
-    """The row's system prompt as the messages that it opens a conversation with: one, or none where it is blank."""
+    """The row's system prompt as a list of one message; empty if the row has none or a blank one."""
     if not isinstance(row.peek("system"), str):
         return []
     system = row.take("system")
     return [{"role": "system", "content": system}] if system.strip() else []
 
 
+def answer_of(row: Row, prompt: Any) -> Record | None:
+    """The row's pair, or else its completion, as answers to `prompt`; None if it has neither."""
+    chosen, rejected = row.first(names.CHOSEN), row.first(names.REJECTED)
+    if chosen and rejected:
+        return pair_of(row, prompt, row.take(chosen), row.take(rejected))
+    completion = row.first(names.COMPLETION)
+    return single_of(row, prompt, row.take(completion)) if completion else None
+
+
 def single_of(row: Row, prompt: Any, completion: Any) -> Record:
-    """One completion, by its thumb if the row has one, else by its score, else unlabelled."""
+    """One completion with its label if the row has one, else with its score, else unlabelled."""
     verdicts = {name: sign(row.take(name), name) for name in names.LABEL if row.has(name)}
     signs = {verdict for verdict in verdicts.values() if verdict}
     if len(signs) > 1:
@@ -40,14 +49,14 @@ def single_of(row: Row, prompt: Any, completion: Any) -> Record:
 
 
 def pair_of(row: Row, prompt: Any, chosen: Any, rejected: Any) -> Record:
-    """Two completions, with the row's scores of them or its margin."""
+    """Two completions with the row's scores of them or its margin."""
     scores = both(row, row.first(names.SCORE_CHOSEN), row.first(names.SCORE_REJECTED))
     margin = number(row.take("margin"), "margin") if scores is None and row.has("margin") else None
     return build.pair(prompt, chosen, rejected, scores, margin)
 
 
 def both(row: Row, first: str | None, second: str | None) -> tuple[float, float] | None:
-    """Two scores, or None where the row has neither."""
+    """Two scores, or None if the row has neither."""
     there = [name for name in (first, second) if name and row.has(name)]
     if len(there) == 1:
         raise Refused(f"{there[0]} without a score of the other completion")

@@ -1,6 +1,7 @@
-"""Valence's own layouts, and the table of all of them, tried in order: the most particular first.
+"""Valence's own layouts, and the table of all layouts, which are tried in order.
 
-A layout returns a Record, or None where the row is not of its form, or raises Refused where it is but cannot be used.
+A layout returns a Record, or None if the row has another layout. It raises Refused if the row has this layout and
+cannot be used.
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ def ranking(row: Row) -> Record | None:
 
 
 def implicit_pair(row: Row) -> Record | None:
-    """TRL's pairs whose prompt is the beginning that both share."""
+    """TRL's pairs without a prompt field: the prompt is the beginning that both completions share."""
     return pair(row) if row.first(names.CHOSEN) and not row.first(names.PROMPT) else None
 
 
 def pair(row: Row) -> Record | None:
-    """chosen and rejected, with a prompt or with one that they share."""
+    """A chosen and a rejected completion, with a prompt or with a beginning that they share."""
     chosen, rejected = row.first(names.CHOSEN), row.first(names.REJECTED)
     if chosen is None and rejected is None:
         return None
@@ -39,12 +40,12 @@ def pair(row: Row) -> Record | None:
         raise Refused(f"{chosen or rejected} without {'chosen' if chosen is None else 'rejected'}")
     single, judged = row.first(names.COMPLETION), row.first((*names.LABEL, *names.SCORE))
     if single and judged:
-        raise Refused(f"both a pair and a {single} with {judged}: which is the feedback?")
+        raise Refused(f"a pair and a {single} with {judged} in one row: keep one of the two")
     return pair_of(row, prompt_of(row), row.take(chosen), row.take(rejected))
 
 
 def single(row: Row) -> Record | None:
-    """One completion with a thumb, a score or neither."""
+    """One completion with a label, a score or neither."""
     bare = not row.first(names.PROMPT) or _judged(row)
     key = row.first(names.COMPLETION) or (row.first(("text",)) if bare else None)
     if key is None:
@@ -54,7 +55,7 @@ def single(row: Row) -> Record | None:
 
 
 def prompts(row: Row) -> Record | None:
-    """A prompt and nothing said about an answer to it (verl's and everyone's prompt-only rows)."""
+    """A prompt without feedback, as in verl's and other tools' prompt-only rows."""
     judged = _judged(row)
     if judged:
         raise Refused(f"{judged} without a completion")
@@ -63,12 +64,12 @@ def prompts(row: Row) -> Record | None:
 
 
 def _judged(row: Row) -> str | None:
-    """The first field of the row that judges something."""
+    """The name of the first field of the row that is feedback."""
     return next((name for name in names.FEEDBACK if row.has(name) and _is_verdict(row.peek(name), name)), None)
 
 
 def _is_verdict(value: Any, name: str) -> bool:
-    """Whether a field judges something; OpenRLHF's prompts keep the right answer in `label`, which does not."""
+    """Whether a field is feedback. OpenRLHF's prompts have the right answer in `label`, which is not."""
     try:
         return bool(sign(value, name)) if name in names.LABEL else isinstance(value, list) or bool(number(value, name))
     except Refused:
@@ -93,14 +94,14 @@ LAYOUTS: tuple[tuple[str, Callable[[Row], Record | None]], ...] = (
 
 
 def detect(row: Row) -> tuple[str, Record]:
-    """What the row is ("pair", "HALOs label", ...), by the first layout that it fits, and the row in the one schema.
+    """(the layout of the row and its shape, such as "pair" or "HALOs label"; the row as a Record).
 
     Raises:
-        Refused: it fits none, or fits one and cannot be used.
+        Refused: no layout fits, or the row cannot be used.
     """
     for name, layout in LAYOUTS:
         record = layout(row)
         if record is not None:
             return f"{name} {record.shape}".strip(), record
     columns = ", ".join(list(row.fields)[:6]) or "none"
-    raise Refused(f"no prompt, completion, pair or ranking among its columns ({columns}): name them with --columns")
+    raise Refused(f"no prompt, completion, pair or ranking among its columns ({columns}): name them with `columns`")

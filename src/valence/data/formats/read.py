@@ -1,4 +1,4 @@
-"""Files into rows: what a file is, is read off its bytes; its name decides only between CSV and JSON."""
+"""Files into rows. The bytes of a file say what format it has; its name decides only between CSV and JSON."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ from valence.data.formats.row import ALIASES, Refused
 from valence.errors import UserError
 
 Found = tuple[int, dict[str, Any] | Refused]
-"""A line (or item) number, from 1, and the row there, or why there is none."""
+"""(number of a line or item, from 1; the row there, or why it cannot be read)."""
 
 CONTAINERS = ("train", "data", "rows", "examples", "instances", "heldout", "test", "validation", "valid", "eval", "dev")
+INSTALL = "pip install 'valence-learn[language]'"
 KNOWN = frozenset(name for aliases in ALIASES for name in aliases)
 
 
 def read_rows(path: Path) -> Iterator[Found]:
-    """Every row of a file or of a saved `datasets` folder.
+    """Every row of a file, or of a folder that `datasets` saved.
 
     Raises:
-        UserError: nothing there, or nothing that can be read as rows.
+        UserError: there is no such file, or it holds no rows.
     """
     if path.is_dir():
         return _saved_dataset(path)
@@ -42,22 +43,23 @@ def read_rows(path: Path) -> Iterator[Found]:
     if content[:4] == b"PAR1":
         return _parquet(path, content)
     if b"\0" in content[:65536]:
-        raise UserError(f"{path}: binary, neither JSON, JSONL, CSV nor Parquet")
+        raise UserError(f"{path}: a binary file, and neither JSON, JSONL, CSV nor Parquet")
     return _csv(path, content) if _is_csv(path, content) else _json(path, content)
 
 
 def _unzipped(path: Path, content: bytes) -> bytes:
-    """The content, unpacked where it is gzip, whatever the file is called."""
+    """The content, decompressed if it is gzip, whatever the file's name."""
     if content[:2] != b"\x1f\x8b":
         return content
     try:
         return gzip.decompress(content)
     except (OSError, EOFError, zlib.error):
-        raise UserError(f"{path}: a damaged or cut-off gzip file") from None
+        raise UserError(f"{path}: a damaged or incomplete gzip file") from None
 
 
 def _is_csv(path: Path, content: bytes) -> bool:
-    """By the header where it names a column we know, else by the file's name unless the content begins like JSON."""
+    """Whether the first line is a header with a known column, or else the file's name is that of a table. Content that
+    begins like JSON is no table."""
     header = content.lstrip().split(b"\n", 1)[0].decode("utf-8", "replace").strip()
     if header[:1] in ("{", "["):
         return False
@@ -70,7 +72,7 @@ def _delimiter(header: str) -> str:
 
 
 def _csv(path: Path, content: bytes) -> Iterator[Found]:
-    """Rows of a table with a header; empty cells are absent, cells that hold JSON messages or lists are opened."""
+    """Rows of a table with a header. Empty cells are absent; cells that hold JSON messages or lists are parsed."""
     text = _decoded(path, content)
     delimiter = _delimiter(text.lstrip().split("\n", 1)[0])
     limit = csv.field_size_limit(max(csv.field_size_limit(), len(text)))
@@ -100,7 +102,7 @@ def _csv_row(line: int, header: list[str], cells: list[str]) -> Found:
 
 
 def _cell(cell: str) -> Any:
-    """A list or an object where the cell holds one (as JSON, or as pandas writes it), else the text as it is."""
+    """The list or object that a cell holds as JSON or as pandas writes it; else the text itself."""
     if not (cell.startswith(("[", "{")) and cell.endswith(("]", "}"))):
         return cell
     for parse in (json.loads, ast.literal_eval):
@@ -112,7 +114,7 @@ def _cell(cell: str) -> Any:
 
 
 def _json(path: Path, content: bytes) -> Iterator[Found]:
-    """JSON Lines, or one JSON array or object: the first line tells, since a whole document seldom fits on it."""
+    """JSON Lines, or one JSON array or object. Its first line decides: a whole document rarely fits on one line."""
     lines = [(line, raw) for line, raw in enumerate(content.split(b"\n"), 1) if raw.strip()]
     if len(lines) > 1 and isinstance(_loads(lines[0][1]), dict):
         return ((line, _object(raw)) for line, raw in lines)
@@ -128,7 +130,7 @@ def _json(path: Path, content: bytes) -> Iterator[Found]:
 
 
 def _contained(whole: dict[str, Any]) -> Iterator[Found]:
-    """The rows of `{"train": [...], "test": [...]}`, marked with their split; any other object is one row."""
+    """The rows of `{"train": [...], "test": [...]}` with their split; any other object is one row."""
     parts = {name: whole[name] for name in CONTAINERS if isinstance(whole.get(name), list)}
     if not parts or set(whole) & KNOWN:
         yield 1, whole
@@ -142,12 +144,12 @@ def _contained(whole: dict[str, Any]) -> Iterator[Found]:
 
 
 def _marked(row: dict[str, Any], split: str | None) -> dict[str, Any]:
-    """The row with the split that its file says it is in, unless it says itself."""
+    """The row with `split` as its split, unless it has one of its own."""
     return row if split is None or row.get("split") is not None else {**row, "split": split}
 
 
 def _loads(raw: bytes) -> Any:
-    """The JSON value, or a Refused that says why there is none."""
+    """The JSON value, or a Refused with the reason why there is none."""
     try:
         return json.loads(raw.decode())
     except UnicodeDecodeError:
@@ -182,7 +184,7 @@ def _parquet(path: Path, content: bytes) -> Iterator[Found]:
         import pyarrow
         import pyarrow.parquet
     except ImportError:
-        raise UserError(f"{path}: reading Parquet needs pip install 'valence-learn[language]'") from None
+        raise UserError(f"{path}: reading Parquet needs {INSTALL}") from None
     try:
         rows = pyarrow.parquet.read_table(pyarrow.BufferReader(content)).to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
@@ -191,13 +193,13 @@ def _parquet(path: Path, content: bytes) -> Iterator[Found]:
 
 
 def _saved_dataset(path: Path) -> Iterator[Found]:
-    """A folder that `save_to_disk` wrote; a DatasetDict's rows carry the name of their split."""
+    """A folder that `save_to_disk` wrote. The rows of a DatasetDict have its split."""
     if not any((path / name).is_file() for name in ("dataset_dict.json", "dataset_info.json", "state.json")):
-        raise UserError(f"{path}: a folder, but not a saved dataset: give the files in it")
+        raise UserError(f"{path}: a folder that is no saved dataset: give the files in it")
     try:
         import datasets
     except ImportError:
-        raise UserError(f"{path}: reading a saved dataset needs pip install 'valence-learn[language]'") from None
+        raise UserError(f"{path}: reading a saved dataset needs {INSTALL}") from None
     try:
         loaded = datasets.load_from_disk(str(path))
     except Exception as error:

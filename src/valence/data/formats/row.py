@@ -1,4 +1,4 @@
-"""One row as it was read, the names its fields go by, and why it cannot be used."""
+"""One row as it was read, the names of its fields, and the reason why it cannot be used."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ FEEDBACK = (*LABEL, *SCORE, *SCORES, *RANKS)
 
 
 class Refused(ValueError):
-    """This row cannot be used; the message is the reason."""
+    """A row that cannot be used; the message is the reason."""
 
 
 class Row:
-    """The fields of a row; remembers which of them a layout has read, so that the others can be kept beside it.
+    """The fields of a row, and which of them a layout has read; the others become the record's columns.
 
-    A null field counts as absent: tables that hold rows of several shapes fill the columns of the others with null.
+    A null field is absent: tables with rows of several shapes fill the columns of the other shapes with null.
     """
 
     def __init__(self, fields: Mapping[str, Any], aside: Mapping[str, Any] | None = None) -> None:
@@ -45,19 +45,19 @@ class Row:
         self.used: set[str] = set()
 
     def has(self, *names: str) -> bool:
-        """Whether every one of `names` is there."""
+        """Whether the row has every one of `names`."""
         return all(name in self.fields for name in names)
 
     def first(self, names: Sequence[str]) -> str | None:
-        """The first of `names` that is there."""
+        """The first of `names` that the row has."""
         return next((name for name in names if name in self.fields), None)
 
     def peek(self, name: str) -> Any:
-        """A field's value or None, without counting it as read."""
+        """A field's value or None; it does not count as read."""
         return self.fields.get(name)
 
     def take(self, name: str | None, default: Any = None) -> Any:
-        """A field's value, which then no longer stands in `rest`."""
+        """A field's value; it counts as read."""
         if name is None or name not in self.fields:
             return default
         self.used.add(name)
@@ -68,5 +68,5 @@ class Row:
         return [name for name in self.fields if name not in self.used]
 
     def rest(self) -> dict[str, Any]:
-        """The fields that no layout has read."""
+        """The fields that no layout has read, and those that a rename displaced."""
         return {**{name: value for name, value in self.fields.items() if name not in self.used}, **self.aside}

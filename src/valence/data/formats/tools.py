@@ -1,7 +1,4 @@
-"""The layouts of other tools, unchanged: one small function each.
-
-Each returns a Record, or None where the row is not of its form, or raises Refused where it is but cannot be used.
-"""
+"""The layouts of other tools: one small function each, with the contract of `valence.data.formats.layouts`."""
 
 from __future__ import annotations
 
@@ -10,7 +7,7 @@ from typing import Any
 
 from valence.data.formats import build
 from valence.data.formats import row as names
-from valence.data.formats.fields import both, pair_of, prompt_of, single_of, system_of
+from valence.data.formats.fields import answer_of, both, pair_of, prompt_of, single_of, system_of
 from valence.data.formats.row import Refused, Row
 from valence.data.formats.values import number, sign, text
 from valence.data.records import Record, Text
@@ -27,7 +24,7 @@ def hosted(row: Row) -> Record | None:
 
 
 def halos(row: Row) -> Record | None:
-    """HALOs' labelled samples: `type` says which kind."""
+    """HALOs' labelled samples, whose kind stands in `type`."""
     match row.peek("type"):
         case "binary_feedback" | "scalar_feedback" as form:
             row.take("type")
@@ -39,7 +36,7 @@ def halos(row: Row) -> Record | None:
             row.take("type")
             prompt, first_wins = row.take(row.first(names.PROMPT)), sign(row.take("label", ""), "label")
             if first_wins == 0:
-                raise Refused("a pair without a label: which output is the better one?")
+                raise Refused("a pair without a label: give the better output in `label`")
             better, worse = ("A", "B") if first_wins > 0 else ("B", "A")
             scores = both(row, f"reward_{better}", f"reward_{worse}")
             return build.pair(prompt or "", row.take(f"output_{better}"), row.take(f"output_{worse}"), scores)
@@ -69,38 +66,37 @@ def rebel(row: Row) -> Record | None:
 
 
 def ultrafeedback(row: Row) -> Record | None:
-    """Lists of objects that hold a completion and its score or rank: UltraFeedback's raw rows, Nectar's answers."""
+    """Lists of objects with a completion and its score or rank, as in UltraFeedback's raw rows and in Nectar."""
     key = row.first((*names.COMPLETIONS, "answers"))
     items = row.peek(key) if key else None
     if not isinstance(items, list) or not items or not all(isinstance(item, dict) for item in items):
         return None
-    field = _in_all(items, (*names.COMPLETION, "text", "answer"))
+
+    def in_all(fields: Sequence[str]) -> str | None:
+        """The first of `fields` that every object has."""
+        return next((field for field in fields if all(item.get(field) is not None for item in items)), None)
+
+    field = in_all((*names.COMPLETION, "text", "answer"))
     if field is None:
         return None
     row.take(key)
-    scored, ranked = _in_all(items, (*names.SCORE, "fine-grained_score")), _in_all(items, ("rank",))
+    scored, ranked = in_all((*names.SCORE, "fine-grained_score")), in_all(("rank",))
     scores = [item[scored] for item in items] if scored else row.take(row.first(names.SCORES))
     ranks = [item[ranked] for item in items] if ranked else row.take(row.first(names.RANKS))
     return build.ranking(prompt_of(row), [item[field] for item in items], scores, ranks)
 
 
-def _in_all(items: list[Any], fields: Sequence[str]) -> str | None:
-    """The first of `fields` that every object has."""
-    return next((field for field in fields if all(item.get(field) is not None for item in items)), None)
-
-
 def stepwise(row: Row) -> Record | None:
-    """TRL's stepwise supervision, which judges steps and not answers."""
+    """TRL's stepwise supervision, which labels the steps of an answer; always refused."""
     if row.has("completions") and isinstance(row.peek("labels"), list):
-        raise Refused("stepwise labels judge the steps of one answer: give one label or score to the whole answer")
+        raise Refused("the labels are of single steps: give one label or score for the whole answer")
     return None
 
 
 def conversation(row: Row) -> Record | None:
-    """ShareGPT's `conversations` and the hosted services' `messages`, with a thumb, a score, a pair or nothing."""
-    key = row.first(("conversations", "messages"))
-    chosen, rejected = row.first(names.CHOSEN), row.first(names.REJECTED)
-    # ultrafeedback_binarized repeats the chosen conversation in `messages`: there the pair is the feedback.
+    """ShareGPT's `conversations` and the hosted services' `messages`, with a label, a score, a pair or nothing."""
+    key, chosen = row.first(("conversations", "messages")), row.first(names.CHOSEN)
+    # ultrafeedback_binarized repeats the chosen conversation in `messages`: its pair is the feedback.
     repeats = chosen is not None and isinstance(row.peek(chosen), list)
     if key is None or row.has("prompt") or repeats:
         return None
@@ -109,34 +105,27 @@ def conversation(row: Row) -> Record | None:
         raise Refused(f"{key} is not a list of messages")
     opening = system_of(row) if turns[0].role != "system" else []
     prompt = [*opening, *(turn._asdict() for turn in turns)]
-    if chosen and rejected:
-        return pair_of(row, prompt, row.take(chosen), row.take(rejected))
-    completion = row.first(names.COMPLETION)
-    if completion:
-        return single_of(row, prompt, row.take(completion))
+    answer = answer_of(row, prompt)
+    if answer is not None:
+        return answer
     if turns[-1].role in build.ASKING and not row.first(names.FEEDBACK):
         return build.prompt_only(prompt)
     return single_of(row, None, prompt)
 
 
 def alpaca(row: Row) -> Record | None:
-    """LLaMA-Factory's alpaca rows: instruction, input, system and history make the prompt."""
+    """LLaMA-Factory's alpaca rows, whose prompt is made of instruction, input, system and history."""
     if not row.has("instruction") or row.has("prompt") or row.first(names.COMPLETIONS):
         return None
     if not row.first(("input", "system", "history", "output")):
         return None
     prompt = _alpaca_prompt(row)
-    chosen, rejected = row.first(names.CHOSEN), row.first(names.REJECTED)
-    if chosen and rejected:
-        return pair_of(row, prompt, row.take(chosen), row.take(rejected))
-    completion = row.first(names.COMPLETION)
-    if completion:
-        return single_of(row, prompt, row.take(completion))
-    return None if row.first(names.FEEDBACK) else build.prompt_only(prompt)
+    answer = answer_of(row, prompt)
+    return answer if answer is not None or row.first(names.FEEDBACK) else build.prompt_only(prompt)
 
 
 def _alpaca_prompt(row: Row) -> Any:
-    """Instruction and input as one text; with a system prompt or a history, as messages."""
+    """Instruction and input as one text, or as messages if there is a system prompt or a history."""
     asked: Text = text(row.take("instruction"), "instruction")
     more = text(row.take("input", ""), "input")
     if not isinstance(asked, str) or not isinstance(more, str):
@@ -147,8 +136,6 @@ def _alpaca_prompt(row: Row) -> Any:
         return asked
     if not isinstance(history, list) or not all(isinstance(turn, list) and len(turn) == 2 for turn in history):
         raise Refused("history is not a list of [instruction, answer]")
-    turns = [{"role": role, "content": said} for turn in history for role, said in zip(_TURN, turn, strict=True)]
+    roles = ("user", "assistant")
+    turns = [{"role": role, "content": text} for turn in history for role, text in zip(roles, turn, strict=True)]
     return [*opening, *turns, {"role": "user", "content": asked}]
-
-
-_TURN = ("user", "assistant")

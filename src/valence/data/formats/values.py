@@ -1,4 +1,4 @@
-"""Single fields made sense of: numbers, thumbs, text and messages."""
+"""The values of single fields: numbers, labels, text and messages."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ KINDS = {bool: "a boolean", int: "a number", float: "a number", str: "text", lis
 
 
 def kind(value: Any) -> str:
-    """What a value is, in words for a message."""
+    """The kind of a value, in words for a message."""
     return KINDS.get(type(value), type(value).__name__)
 
 
 def brief(value: Any) -> str:
-    """A value, short enough to stand in a one-line message."""
+    """A value, shortened for a one-line message."""
     shown = ascii(value) if isinstance(value, (str, int, float)) else kind(value)
     return shown if len(shown) <= 40 else shown[:37] + "..."
 
 
 def number(value: Any, what: str) -> float:
-    """A finite number; text that spells one counts, since CSV has nothing else.
+    """A finite number, also if it is spelled as text, as in CSV.
 
     Raises:
         Refused: a boolean, another type, NaN or infinity.
@@ -58,13 +58,13 @@ def number(value: Any, what: str) -> float:
 
 
 def sign(value: Any, what: str) -> int:
-    """+1 accepted, -1 rejected, 0 unlabelled. In a field called `sign`, 0 is unlabelled; elsewhere it is a rejection.
+    """+1 accepted, -1 rejected, 0 unlabelled. The value 0 is unlabelled in a field `sign`, and a rejection elsewhere.
 
     Raises:
-        Refused: anything that is not one of the two.
+        Refused: another value.
     """
     if not isinstance(value, (bool, int, float, str)):
-        raise Refused(f"{what} is {kind(value)}, neither an acceptance nor a rejection")
+        raise Refused(f"{what} is {kind(value)}, not a label")
     word = str(value).strip().lower().removesuffix(".0")
     if word.startswith("thumb"):
         word = word.removeprefix("thumb").removeprefix("s").strip(" _-")
@@ -78,7 +78,7 @@ def sign(value: Any, what: str) -> int:
 
 
 def text(value: Any, what: str) -> Text:
-    """Plain text, or messages as a tuple; an object with `messages` is unwrapped.
+    """Plain text, or messages as a tuple; of an object with `messages`, its messages.
 
     Raises:
         Refused: another type, a message without text, or text that is not valid Unicode.
@@ -97,9 +97,9 @@ def text(value: Any, what: str) -> Text:
 
 
 def message(value: Any, what: str) -> Message:
-    """One turn, written as role and content or as from and value."""
+    """One turn, with the keys role and content or from and value."""
     if not isinstance(value, Mapping):
-        raise Refused(f"{what} is a list with {kind(value)} in it, not of messages")
+        raise Refused(f"{what} is a list with {kind(value)} in it, not a list of messages")
     role = value.get("role") or value.get("from")
     content = value.get("content") if value.get("content") is not None else value.get("value")
     if not isinstance(role, str) or not role:
@@ -113,7 +113,7 @@ def message(value: Any, what: str) -> Message:
 
 
 def is_blank(value: Text) -> bool:
-    """Whether there is nothing to learn from in a text."""
+    """Whether a text is empty or blank."""
     return not (value if isinstance(value, str) else "".join(turn.content for turn in value)).strip()
 
 
@@ -128,7 +128,7 @@ def _part(part: Any, what: str) -> str:
 
 
 def _unicode(value: str, what: str) -> str:
-    """Refuse half of a surrogate pair here, where the line is known, not in the tokenizer."""
+    """The text, if it has no half of a surrogate pair, which a tokenizer could not encode."""
     try:
         value.encode()
     except UnicodeEncodeError:

@@ -1,7 +1,7 @@
-"""Records into contexts ready for a method: prompts with their completions and one kind of feedback.
+"""Records into the contexts of a method: prompts with their completions and one kind of feedback.
 
-Conversions that lose something are counted and said. The arithmetic is that of `valence.feedback`; here stands what
-only records have: identical prompts and completions, known as text, and the counts.
+Each conversion that loses something is counted and noted. The arithmetic is that of `valence.feedback`; this folder
+adds what only records have: identical prompts and completions, compared as text, and the counts.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ __all__ = ["Group", "Win", "groups_for", "split_groups"]
 def groups_for(
     records: Sequence[Record], takes: Literal["labels", "rewards", "preferences"], *, max_actions: int = 32
 ) -> tuple[list[Group], list[str]]:
-    """Contexts with the kind of feedback that a method takes, and notes on every conversion.
+    """(contexts with the kind of feedback that a method takes, notes on every conversion).
 
-    Labels are one completion a context. Scores, pairs and rankings of one identical prompt (and split) form one
-    context of at most `max_actions` completions; what exceeds it opens another context of the same prompt, so that
-    ten thousand rows without a prompt are not one context.
+    A context of labels has one completion. Scores, pairs and rankings of one identical prompt (and split) form one
+    context of at most `max_actions` completions. Further ones form further contexts of the same prompt, so that ten
+    thousand rows without a prompt are not one context.
 
     Raises:
-        UserError: nothing can be converted, with the reason.
+        UserError: nothing can be converted; the message has the notes.
         ValueError: max_actions < 2.
     """
     if max_actions < 2:
-        raise ValueError(f"max_actions is {max_actions}: a comparison needs two")
+        raise ValueError(f"max_actions is {max_actions}, and must be at least 2")
     notes = Notes()
     judged = [record for record in records if record.shape != "prompt"]
-    notes.add("{n} rows of a prompt only were left out (valence improve is for them)", len(records) - len(judged))
+    notes.add("{n} rows with only a prompt were dropped (valence improve uses them)", len(records) - len(judged))
     if takes == "labels":
         groups = to_labels(judged, notes)
     elif takes == "rewards":
@@ -45,6 +45,6 @@ def groups_for(
     else:
         groups = to_preferences(judged, notes, max_actions)
     if not groups:
-        said = "; ".join(notes.lines())
-        raise UserError(f"no feedback that can become {takes}" + (f": {said}" if said else ""))
+        why = "; ".join(notes.lines())
+        raise UserError(f"no feedback can become {takes}" + (f": {why}" if why else ""))
     return groups, notes.lines()

@@ -1,15 +1,18 @@
-"""A context with its completions, and the notes that conversions leave."""
+"""A context with its completions, and the notes on conversions."""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from valence.data.records import Record, Text
 
 Win = tuple[int, int, float, float | None]
-"""(i, j, P(i beats j), score of i minus score of j, or None where nobody gave scores)."""
+"""(i, j, P(i beats j), score of i minus score of j, or None if they have no scores)."""
+PAIRS_TIED = "{n} pairs with equal scores were dropped (neither is preferred)"
+RANKINGS_TIED = "{n} rankings without any difference were dropped"
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,7 @@ class Group:
         sign: +1 accepted, -1 rejected, 0 unlabelled, of each completion.
         reward: of each completion.
         wins: comparisons of completions by index; each unordered pair once, the likelier winner first.
-        file, line, split: of the first record in it.
+        file, line, split: those of its first record.
     """
 
     prompt: Text
@@ -34,6 +37,11 @@ class Group:
     line: int = 0
     split: str | None = None
 
+    @classmethod
+    def of(cls, record: Record, completions: tuple[Text, ...], **feedback: Any) -> Group:
+        """A group with the prompt, file, line and split of a record."""
+        return cls(record.prompt, completions, file=record.file, line=record.line, split=record.split, **feedback)
+
     def __post_init__(self) -> None:
         if sum(feedback is not None for feedback in (self.sign, self.reward, self.wins)) != 1:
             raise ValueError("a group has exactly one of sign, reward and wins")
@@ -43,25 +51,25 @@ class Group:
 
 
 class Notes:
-    """Counts of what was converted or dropped, in the order met."""
+    """Counts of conversions and dropped rows, in the order of their first occurrence."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
 
     def add(self, what: str, count: int = 1) -> None:
-        """`what` holds {n} where its count is to stand."""
+        """Add to the count of `what`, a text with {n} in the place of the count."""
         if count:
             self.counts[what] += count
 
     def lines(self) -> list[str]:
-        """One line each."""
+        """A line for each note."""
         return [what.replace("{n}", str(count)) for what, count in self.counts.items()]
 
 
 def contexts(records: Sequence[Record], max_actions: int, notes: Notes) -> list[list[Record]]:
-    """Records of one identical prompt and split together, at most `max_actions` completions in each.
+    """The records of each prompt and split, in lists of at most `max_actions` completions.
 
-    A pair or a ranking is never torn: one that is itself larger stands alone.
+    A record is never split: a larger ranking forms a list of its own.
     """
     by_prompt: defaultdict[tuple[Text, str | None], list[Record]] = defaultdict(list)
     for record in records:
@@ -80,4 +88,4 @@ def contexts(records: Sequence[Record], max_actions: int, notes: Notes) -> list[
     return found
 
 
-_EXCEEDED = "{n} more contexts hold what exceeded {max} completions of a prompt (nothing is compared across contexts)"
+_EXCEEDED = "{n} contexts were added for prompts with more than {max} completions (contexts are not compared)"

@@ -8,14 +8,14 @@ from itertools import chain, zip_longest
 from statistics import fmean
 from typing import NamedTuple
 
-from valence.data.groups.group import Group, Notes, Win, contexts
+from valence.data.groups.group import PAIRS_TIED, RANKINGS_TIED, Group, Notes, Win, contexts
 from valence.data.groups.stacked import ordered
 from valence.data.records import Record, Text
 from valence.errors import UserError
 
 
 class Comparison(NamedTuple):
-    """One judgement: `better` beats `worse`, by `margin` where scores say so."""
+    """One judgement: `better` beats `worse`, by `margin` if they have scores."""
 
     better: Text
     worse: Text
@@ -23,7 +23,8 @@ class Comparison(NamedTuple):
 
 
 class Judged(NamedTuple):
-    """Completions with numbers that order them, real scores or not; every two that differ are one comparison."""
+    """Completions with numbers that order them; `scored` says whether these are scores. Two that differ give a
+    comparison."""
 
     completions: Sequence[Text]
     values: Sequence[float]
@@ -31,32 +32,27 @@ class Judged(NamedTuple):
 
 
 def to_preferences(records: Sequence[Record], notes: Notes, max_actions: int) -> list[Group]:
-    """Comparisons of each context's completions; identical completions of a context are one action.
+    """Comparisons of the completions of each context; identical completions of a context are one action.
 
-    Without a prompt only completions that comparisons lead from one to the other are of one context.
-
-    pair: as it is. ranking: every pair of distinct values (`feedback.rewards_to_pairs`). Scores of one prompt: every
-    pair of distinct scores. Labels: an accepted beats a rejected completion of the identical prompt.
+    Pairs: unchanged. Rankings: every pair of distinct values (`feedback.rewards_to_pairs`). Scores of one prompt: every
+    pair of distinct scores. Labels: an accepted completion beats a rejected one of the identical prompt. Without a
+    prompt, a context holds only completions that a chain of comparisons connects.
 
     Raises:
-        UserError: there are only labels and no prompt has both signs.
+        UserError: there are only labels, and no prompt has both signs.
     """
     _refuse_labels_across_prompts(records)
     groups: list[Group] = []
     found = contexts(_alternated(records), max_actions, notes)
     judged = [list(_judged(context, notes)) for context in found]
-    # The pairs of all contexts at once: one call of torch for each context would take most of the time.
+    # One call of torch for each context would take most of the time.
     pairs = iter(ordered([one.values for several in judged for one in several]))
     for context, several in zip(found, judged, strict=True):
         comparisons = [*_of_pairs(context, notes), *chain.from_iterable(_compared(one, next(pairs)) for one in several)]
-        first = context[0]
-        whole = _merged(comparisons, notes)
-        # Texts without a prompt answer no common question: a batch of contexts would be one of many more pairs.
-        for completions, wins in [whole] if first.prompt else _apart(*whole):
-            if wins:
-                groups.append(
-                    Group(first.prompt, completions, wins=wins, file=first.file, line=first.line, split=first.split)
-                )
+        merged = _merged(comparisons, notes)
+        # Texts without a prompt have no common context: one context of them all would have too many pairs.
+        parts = [merged] if context[0].prompt else _connected(*merged)
+        groups += [Group.of(context[0], completions, wins=wins) for completions, wins in parts if wins]
     return groups
 
 
@@ -69,12 +65,12 @@ def _refuse_labels_across_prompts(records: Sequence[Record]) -> None:
     if not accepted & rejected:
         raise UserError(
             "labels cannot become pairs here: no prompt has both an accepted and a rejected completion, and answers to"
-            " different prompts cannot be compared; use pmpo or kto, which take labels as they are"
+            ' different prompts cannot be compared; use `method="pmpo"` or `method="kto"`, which take labels'
         )
 
 
 def _alternated(records: Sequence[Record]) -> list[Record]:
-    """Each prompt's labels by turns accepted and rejected, so that a context that is full has both."""
+    """Each prompt's labels, accepted and rejected ones in turn, so that a full context has both."""
     accepted = [record for record in records if record.shape == "label" and record.values[0] > 0]
     rejected = [record for record in records if record.shape == "label" and record.values[0] < 0]
     others = [record for record in records if record.shape != "label" or not record.values[0]]
@@ -88,35 +84,28 @@ def _alternated(records: Sequence[Record]) -> list[Record]:
 
 
 def _judged(context: Sequence[Record], notes: Notes) -> Iterator[Judged]:
-    """What orders a context's completions, pairs apart."""
-    yield from _of_labels([record for record in context if record.shape == "label"], notes)
-    yield from _of_scores([record for record in context if record.shape == "score"], notes)
+    """The labels, the scores and the rankings of a context."""
+    labels = [record for record in context if record.shape == "label" and record.values[0]]
+    silent = sum(record.shape == "label" for record in context) - len(labels)
+    notes.add("{n} unlabelled completions were dropped: they beat no other", silent)
+    yield from _of_one_each(labels, notes, "labels", "opposite label")
+    yield from _of_one_each([record for record in context if record.shape == "score"], notes, "scores", "other score")
     for record in context:
         if record.shape == "ranking" and len(set(record.values)) < 2:
-            notes.add("{n} rankings without any difference were dropped")
+            notes.add(RANKINGS_TIED)
         elif record.shape == "ranking":
-            notes.add("{n} rankings became every pair of completions that they tell apart")
+            notes.add("{n} rankings became all pairs of completions of different rank")
             yield Judged(record.completions, record.values, record.scored)
 
 
-def _of_labels(labels: Sequence[Record], notes: Notes) -> Iterator[Judged]:
-    known = [record for record in labels if record.values[0]]
-    notes.add("{n} unlabelled completions were dropped: nothing says what they beat", len(labels) - len(known))
-    signs = [record.values[0] for record in known]
-    if len(set(signs)) < 2:
-        notes.add("{n} labels were dropped: no opposite label of the identical prompt to compare with", len(known))
-        return
-    notes.add("{n} labels became comparisons of accepted with rejected completions of their prompt", len(known))
-    yield Judged([record.completions[0] for record in known], signs, scored=False)
-
-
-def _of_scores(scores: Sequence[Record], notes: Notes) -> Iterator[Judged]:
-    values = [record.values[0] for record in scores]
+def _of_one_each(records: Sequence[Record], notes: Notes, what: str, missing: str) -> Iterator[Judged]:
+    """Records of one completion, labels or scores, as one judgement if they differ."""
+    values = [record.values[0] for record in records]
     if len(set(values)) < 2:
-        notes.add("{n} scores were dropped: no different score of the identical prompt to compare with", len(scores))
+        notes.add(f"{{n}} {what} were dropped: the identical prompt has no {missing} to compare with", len(records))
         return
-    notes.add("{n} scores became comparisons within their prompt", len(scores))
-    yield Judged([record.completions[0] for record in scores], values, scored=True)
+    notes.add(f"{{n}} {what} became comparisons within their prompt", len(records))
+    yield Judged([record.completions[0] for record in records], values, scored=what == "scores")
 
 
 def _of_pairs(context: Sequence[Record], notes: Notes) -> Iterator[Comparison]:
@@ -126,7 +115,7 @@ def _of_pairs(context: Sequence[Record], notes: Notes) -> Iterator[Comparison]:
         better, worse = record.completions
         margin = record.values[0] - record.values[1] if record.scored else record.margin
         if record.scored and not margin:
-            notes.add("{n} pairs with equal scores were dropped (neither is preferred)")
+            notes.add(PAIRS_TIED)
         else:
             yield Comparison(better, worse, margin)
 
@@ -137,7 +126,7 @@ def _compared(judged: Judged, pairs: Sequence[tuple[int, int, float]]) -> Iterat
 
 
 def _merged(comparisons: Sequence[Comparison], notes: Notes) -> tuple[tuple[Text, ...], tuple[Win, ...]]:
-    """Completions by index and what is known of each two: the share of judgements won and the mean margin."""
+    """The distinct completions, and for each compared pair the share of judgements won and the mean margin."""
     index: dict[Text, int] = {}
     judged: defaultdict[tuple[int, int], list[tuple[float, float | None]]] = defaultdict(list)
     for better, worse, margin in comparisons:
@@ -149,15 +138,14 @@ def _merged(comparisons: Sequence[Comparison], notes: Notes) -> tuple[tuple[Text
             judged[i, j].append((1.0, margin))
         else:
             judged[j, i].append((0.0, None if margin is None else -margin))
-    wins = tuple(_win(i, j, said) for (i, j), said in judged.items())
-    notes.add(
-        "{n} pairs were judged both ways: their win rate is the share of each", sum(0 < p < 1 for _, _, p, _ in wins)
-    )
+    wins = tuple(_win(i, j, judgements) for (i, j), judgements in judged.items())
+    both_ways = sum(0 < p < 1 for _, _, p, _ in wins)
+    notes.add("{n} pairs were judged both ways: their win probability is the share of judgements", both_ways)
     return tuple(index), wins
 
 
-def _apart(completions: Sequence[Text], wins: Sequence[Win]) -> Iterator[tuple[tuple[Text, ...], tuple[Win, ...]]]:
-    """What no chain of comparisons joins, one by one; in the order met, nothing lost."""
+def _connected(completions: Sequence[Text], wins: Sequence[Win]) -> Iterator[tuple[tuple[Text, ...], tuple[Win, ...]]]:
+    """The parts of the completions that chains of comparisons connect, in the order of their first completions."""
     owner = list(range(len(completions)))
 
     def root(place: int) -> int:
@@ -181,11 +169,11 @@ def _apart(completions: Sequence[Text], wins: Sequence[Win]) -> Iterator[tuple[t
         yield tuple(completions[place] for place in places), kept
 
 
-def _win(i: int, j: int, said: Sequence[tuple[float, float | None]]) -> Win:
+def _win(i: int, j: int, judgements: Sequence[tuple[float, float | None]]) -> Win:
     """All judgements of two completions as one, the likelier winner first."""
-    rate = fmean(won for won, _ in said)
-    margins = [margin for _, margin in said if margin is not None]
-    margin = fmean(margins) if len(margins) == len(said) else None
+    rate = fmean(won for won, _ in judgements)
+    margins = [margin for _, margin in judgements if margin is not None]
+    margin = fmean(margins) if len(margins) == len(judgements) else None
     if rate < 0.5:
         return j, i, 1 - rate, None if margin is None else -margin
     return i, j, rate, margin

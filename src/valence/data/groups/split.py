@@ -1,10 +1,13 @@
-"""Held-out groups: by the rows' own marks, else by a hash that no shuffling or new data moves."""
+"""Held-out groups: by the marks of the rows, else by a hash that does not depend on order or on other rows."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Sequence
+from typing import Any
+
+import torch
 
 from valence.data.groups.group import Group
 from valence.data.records import Record
@@ -16,22 +19,21 @@ FEW_PROMPTS = 20
 def split_groups(groups: Sequence[Group], *, fraction: float, seed: int = 0) -> tuple[list[Group], list[Group]]:
     """Train and held-out groups.
 
-    The rows' own marks are kept where any of them says held out (or test, validation, eval). Otherwise the SHA-256
-    of a prompt decides, so that a prompt is never on both sides and more data moves none across; of prompt and
-    completions where there are fewer than 20 prompts. Given two or more to choose from and a fraction above 0,
-    neither side is left empty.
+    If any row is marked as held out (or test, validation, eval), the marks decide. Otherwise the SHA-256 of the prompt
+    decides, so that a prompt is on one side only and stays there when the data set grows. With fewer than 20 prompts,
+    prompt and completions decide. With two or more of them and a fraction above 0, no side is empty.
 
     Args:
         groups: the contexts.
-        fraction: about what share to hold out, in [0, 1).
-        seed: another seed, another choice.
+        fraction: the share to hold out, about, in [0, 1).
+        seed: of the choice.
     Returns:
         (train, heldout), each in the order of `groups`.
     Raises:
         ValueError: fraction outside [0, 1).
     """
     if not 0 <= fraction < 1:
-        raise ValueError(f"fraction is {fraction}: it must be at least 0 and less than 1")
+        raise ValueError(f"fraction is {fraction}, and must be at least 0 and less than 1")
     out = [is_heldout(group) for group in groups]
     if not any(out):
         out = _chosen(groups, fraction, seed)
@@ -39,13 +41,28 @@ def split_groups(groups: Sequence[Group], *, fraction: float, seed: int = 0) -> 
     return train, [group for group, held in zip(groups, out, strict=True) if held]
 
 
+def split_records(records: Sequence[Record], *, fraction: float, seed: int) -> tuple[list[Record], list[Record]]:
+    """(rows to train on, held-out rows): those marked as held out, else a share of the prompts; where all rows have
+    one prompt, a share of the rows."""
+    if any(map(is_heldout, records)):
+        return [row for row in records if not is_heldout(row)], [row for row in records if is_heldout(row)]
+    names: list[Any] = [row.prompt for row in records]
+    if len(set(names)) == 1:
+        names = list(range(len(records)))
+    different = list(dict.fromkeys(names))
+    order = torch.randperm(len(different), generator=torch.Generator().manual_seed(seed)).tolist()
+    away = {different[place] for place in order[: int(len(different) * fraction)]}
+    pairs = list(zip(names, records, strict=True))
+    return [row for name, row in pairs if name not in away], [row for name, row in pairs if name in away]
+
+
 def is_heldout(group: Group | Record) -> bool:
-    """Whether its file marks it as held out."""
+    """Whether its row is marked as held out."""
     return (group.split or "").strip().lower() in HELDOUT
 
 
 def _chosen(groups: Sequence[Group], fraction: float, seed: int) -> list[bool]:
-    """Which groups to hold out, by where the hash of what must not straddle falls in [0, 1)."""
+    """Which groups to hold out: those whose hash, a number in [0, 1), is at most `fraction`."""
     few = len({group.prompt for group in groups}) < FEW_PROMPTS
     places = [_place((group.prompt, group.completions if few else ()), seed) for group in groups]
     ordered = sorted(set(places))

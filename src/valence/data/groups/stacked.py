@@ -1,4 +1,4 @@
-"""Ragged rows of numbers as the tensors that `valence.feedback` takes: rows of one length together, without padding."""
+"""Ragged rows of numbers as tensors for `valence.feedback`: rows of one length together, without padding."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from valence.feedback import (
 from valence.types import Labels, Rewards
 
 NUMBERS = 2**20
-"""At most about this many numbers in one [N, K, K] tensor."""
+"""The most numbers in one [N, K, K] tensor, about."""
 
 
 def stacked(rows: Sequence[Sequence[float]]) -> list[tuple[list[int], Rewards]]:
-    """Rows of one length as `Rewards [N, K]` in double precision, all present, with their places in `rows`."""
+    """For each length: the places of its rows in `rows`, and the rows as `Rewards [N, K]` in double precision."""
     by_length: defaultdict[int, list[int]] = defaultdict(list)
     for place, row in enumerate(rows):
         by_length[len(row)].append(place)
@@ -37,7 +37,7 @@ def stacked(rows: Sequence[Sequence[float]]) -> list[tuple[list[int], Rewards]]:
 def signs(
     rows: Sequence[Sequence[float]], rule: Callable[[Rewards], Labels] = label_halves
 ) -> list[tuple[int, ...] | None]:
-    """The sign of each number by a rule on its row; None for a row that the rule drops."""
+    """The signs of each row by `rule`; None for a row that the rule drops."""
     found: list[tuple[int, ...] | None] = [None] * len(rows)
     for places, rewards in stacked(rows):
         labels = rule(rewards)
@@ -48,7 +48,7 @@ def signs(
 
 
 def spread(rows: Sequence[Sequence[float]]) -> list[tuple[float, ...]]:
-    """Evenly spaced rewards in [-1, 1] in each row's order; equal numbers share the mean of their places."""
+    """Evenly spaced rewards in [-1, 1] in the order of each row; equal numbers get the mean of their rewards."""
     found: list[tuple[float, ...]] = [()] * len(rows)
     for places, rewards in stacked(rows):
         even = win_rates_to_rewards(preferences_to_win_rates(rewards_to_preferences(rewards)))
@@ -58,7 +58,7 @@ def spread(rows: Sequence[Sequence[float]]) -> list[tuple[float, ...]]:
 
 
 def ordered(rows: Sequence[Sequence[float]]) -> list[list[tuple[int, int, float]]]:
-    """Each row's pairs of distinct numbers as (index of the higher, index of the lower, their gap)."""
+    """The pairs of distinct numbers of each row as (index of the higher, index of the lower, their gap)."""
     found: list[list[tuple[int, int, float]]] = [[] for _ in rows]
     for places, rewards in stacked(rows):
         size = rewards.value.shape[-1]

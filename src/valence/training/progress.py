@@ -51,15 +51,15 @@ class Progress:
         """Figures that the next line shows."""
         self._latest |= figures
 
-    def __call__(self, step: int, figures: dict[str, float]) -> None:
-        """A bar keeps a figure until there is a new one; a plain line shows only what is new."""
+    def __call__(self, step: int, figures: dict[str, float], *, last: bool = False) -> None:
+        """Show a step. A bar keeps a figure until there is a new one; a plain line shows only what is new."""
         self.note(figures)
         parts = [
             f"{title} {form.format(self._latest[key])}" for title, key, form in self.columns if key in self._latest
         ]
         if self._bar is not None:
             self._bar.update(self._task, completed=min(step, self.total), description="  ".join(parts))
-        elif self.show and (step >= self._next or step >= self.total):
+        elif self.show and (last or step >= self._next or step >= self.total):
             self._next = step - step % self._every + self._every
             print(f"  {self.unit} {step}/{self.total}  {'  '.join(parts)}", file=sys.stderr, flush=True)
             self._latest.clear()

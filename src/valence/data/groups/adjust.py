@@ -1,0 +1,86 @@
+"""Last adjustments of groups before training, by what a method needs: (groups, options, objective) -> (groups, notes).
+
+Each raises UserError where the method could not learn anything from the groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from valence.data.groups.group import Group
+from valence.errors import UserError
+from valence.feedback.conversions import reward_statistics, standardize
+from valence.types import Rewards
+
+
+@dataclass(frozen=True)
+class ClassCounts:
+    """Accepted, rejected and all rows of a data set."""
+
+    accepted: int
+    rejected: int
+    rows: int
+
+
+def count_classes(groups: Sequence[Group]) -> ClassCounts:
+    """The classes of groups of labels."""
+    signs = [sign for group in groups for sign in group.sign or ()]
+    return ClassCounts(signs.count(1), signs.count(-1), len(signs))
+
+
+def with_two_scores(groups: list[Group], options: Any, objective: Any) -> tuple[list[Group], list[str]]:
+    """Scores of one prompt are compared: prompts with one completion are dropped."""
+    if groups[0].reward is None:
+        return groups, []
+    return _with_two(groups, type(objective).__name__, "use dro for single scores")
+
+
+def _with_two(groups: list[Group], what: str, instead: str) -> tuple[list[Group], list[str]]:
+    """The groups with two completions or more, and a note of how many were dropped."""
+    several = [group for group in groups if len(group.completions) > 1]
+    if not several:
+        raise UserError(f"{what} compares the scores of one prompt, and no prompt has two: {instead}")
+    alone = len(groups) - len(several)
+    return several, [f"{alone} prompts with one completion were dropped: {what} compares"] if alone else []
+
+
+def dro_groups(groups: list[Group], options: Any, objective: Any) -> tuple[list[Group], list[str]]:
+    """Rewards standardised over the data set; a mean over each prompt needs two completions of it."""
+    notes: list[str] = []
+    if objective.value == "prompt-mean":
+        groups, notes = _with_two(groups, "`value=prompt-mean`", "use `value=batch-mean`")
+    if options.standardize:
+        groups, note = standardized(groups)
+        notes.append(note)
+    return groups, notes
+
+
+def standardized(groups: list[Group]) -> tuple[list[Group], str]:
+    """(the groups with rewards of mean 0 and deviation 1 over all of them, a note)."""
+    flat = torch.tensor([value for group in groups for value in group.reward or ()], dtype=torch.float64)
+    rewards = Rewards(flat[:, None], torch.ones_like(flat[:, None], dtype=torch.bool))
+    mean, deviation = reward_statistics(rewards)
+    scaled = standardize(rewards, mean=mean, std=deviation).value[:, 0].tolist()
+    if not any(scaled):
+        raise UserError(f"all {len(scaled)} rewards are {float(mean):g}: there is nothing to learn from them")
+    rest = iter(scaled)
+    made = [replace(group, reward=tuple(next(rest) for _ in group.reward or ())) for group in groups]
+    return made, f"rewards standardised over the data set: mean {float(mean):.4g}, deviation {float(deviation):.4g}"
+
+
+def supervised_groups(groups: list[Group], options: Any, objective: Any) -> tuple[list[Group], list[str]]:
+    """Accepted completions alone; where no row is labelled, all are demonstrations."""
+    if all(group.sign == (0,) for group in groups):
+        shown = [replace(group, sign=(1,)) for group in groups]
+        return shown, [f"none of the {len(groups)} rows is labelled: all are taken as accepted"]
+    accepted = [group for group in groups if (group.sign or (0,))[0] > 0]
+    if not accepted:
+        raise UserError("supervised learns from accepted completions, and there are none")
+    dropped = len(groups) - len(accepted)
+    return accepted, [f"{dropped} rejected or unlabelled rows were dropped: supervised does not use them"] * (
+        dropped > 0
+    )

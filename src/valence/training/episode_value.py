@@ -1,0 +1,69 @@
+"""The value of offline episodes: what a critic without an environment learns, and the advantages that follow from it.
+
+Shape legend: see `valence.sources.episodes`.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from valence.feedback.advantages import episode_advantages
+from valence.policies.actor import torso
+from valence.sources.episodes import EpisodeTable
+
+VALUE_ROUNDS, VALUE_BATCH, VALUE_LR = 12, 2048, 1e-3
+
+
+def fit_value(
+    table: EpisodeTable, *, seed: int, steps: int, discount: float, gae_lambda: float, expectile: float,
+    hidden: tuple[int, ...] = (256, 256), batch_size: int = VALUE_BATCH,
+) -> Float[Tensor, "E L"]:  # fmt: skip
+    """V of every observation, in discounted reward: an expectile of the returns of the behaviours that made the data.
+
+    Fitted lambda-returns: targets are computed on whole episodes, `VALUE_ROUNDS` times, with `steps` regression steps
+    each. Values are clipped to those of the least and the largest reward for ever (and of 0, where episodes truly
+    end).
+    """
+    torch.manual_seed(seed)
+    net = nn.Sequential(torso(table.observation.shape[-1], hidden), nn.Linear(hidden[-1], 1))
+    optimizer = torch.optim.Adam(net.parameters(), lr=VALUE_LR)
+    # Falls to 0: the last targets are then fitted closely, and a bias of V would be one of every label's.
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=VALUE_ROUNDS * steps)
+    # In units of 1 / (1 - discount), so that the network's outputs are of order 1.
+    unit = 1 / (1 - discount)
+    least, most = (float(bound) for bound in table.reward[table.present].aminmax())
+    if bool(table.terminated.any()):
+        # After a true end there is nothing: that is worth 0.
+        least, most = min(least, 0.0), max(most, 0.0)
+    rows = table.observation[:, :-1][table.present]
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(VALUE_ROUNDS):
+        value = _values(net, table).clamp(least, most) * unit
+        ahead = advantages(table, value, discount=discount, gae_lambda=gae_lambda)
+        target = (value[:, :-1] + ahead)[table.present] / unit
+        for _ in range(steps):
+            picks = torch.randint(len(rows), (batch_size,), generator=generator)
+            error = target[picks] - net(rows[picks])[:, 0]
+            side = torch.where(error > 0, expectile, 1 - expectile)
+            loss = (side * error.square()).mean()
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+    return _values(net, table).clamp(least, most) * unit
+
+
+@torch.no_grad()
+def _values(net: nn.Module, table: EpisodeTable) -> Float[Tensor, "E L"]:
+    return torch.cat([net(chunk)[..., 0] for chunk in table.observation.split(100)])
+
+
+def advantages(
+    table: EpisodeTable, value: Float[Tensor, "E L"], *, discount: float, gae_lambda: float
+) -> Float[Tensor, "E S"]:
+    """The advantage of every action in the data."""
+    return episode_advantages(
+        table.reward, value, table.present, table.terminated, discount=discount, gae_lambda=gae_lambda
+    )
