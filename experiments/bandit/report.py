@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.bandit.methods import LR, PYCMA, RANDOM, SAMPLES, SIGMA, TARGET, Problem
+from experiments.bandit.methods import PYCMA, RANDOM, SAMPLES, TARGET, Problem
 from experiments.common.pictures import new_figure, save_figure
 from experiments.common.results import Claim, by_name
 
@@ -32,23 +32,6 @@ PRODUCT = ("PMPO-AR", "PMPO-A", "PMPO-R", "PMPO-AR, exact KL", "PMPO-R, exact KL
 LOTS = "PMPO-AR, random labels"
 AIMS = {"PMPO-AR": 2.5, "PMPO-A": 4.0, "PMPO-R": 7.0, "PMPO-AR, exact KL": 2.5, "PMPO-R, exact KL": 7.0}
 """How many times pycma's evaluations each may take."""
-
-PAGE = f"""\
-Part A is the paper's protocol: a diagonal Gaussian, {SAMPLES} samples per step from a reference that lags by 100 steps,
-the best two accepted, the worst two rejected (DPO, β 1: best against worst), PMPO with the paper's α and β. The paper
-names neither optimizer nor learning rate: Adam at {LR:g} for all. Columns are medians over seeds: `first` and `last`
-are the function at the policy's mean; `std` is the final standard deviation as a part of the width; `KL` is the largest
-KL(ref‖π) at the end of a lag, in nats.
-
-Part B is `PreferenceSearch` with one setting, made from the dimension alone: evaluations until a value of {TARGET:g} is
-seen, of at most 20,000 (2D) or 60,000 (10D), as medians over seeds where a failure counts as infinite. All methods
-begin at the same random point with a standard deviation of {SIGMA:g} times the width; pycma has its own settings, and
-restarts with twice the population as ours does. The setting was chosen on seeds from 100 on and on the functions marked
-B; the functions marked unseen had no part in it. Two dimensions, and the functions that are solved there, are easy: 10D
-is the harder test.
-
-With its KL sampled (the default), R at its bound is, for two equal classes, the plain mean of what was not rejected.
-"exact KL" has the KL in closed form instead, so that R sees rejected samples and its own policy only."""
 
 
 def protocol_rows(runs: Rows) -> list[dict[str, Any]]:

@@ -9,10 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments.bandit.methods import LR, TARGET, Problem, Setting, run_setting
+from experiments.bandit.methods import LR, SAMPLES, SIGMA, TARGET, Problem, Setting, run_setting
 from experiments.bandit.report import (
     LOTS,
-    PAGE,
     PAPER,
     PRODUCT,
     PROTOCOL,
@@ -83,6 +82,6 @@ def run(experiment: Experiment[Size]) -> Path:
     )
     counts = {name: [number(one["evaluations"]) for one in group] for name, group in searches.items()}
     return experiment.write(
-        "Bandit: standard functions", PAGE, rows, claims, ["bandit.png"], evaluations_per_seed=counts,
-        steps=experiment.size.steps, lr=LR,
+        rows, claims, ["bandit.png"], page={"samples": SAMPLES, "lr": LR, "target": TARGET, "sigma": SIGMA},
+        evaluations_per_seed=counts, steps=experiment.size.steps, lr=LR,
     )  # fmt: skip

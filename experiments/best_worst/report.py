@@ -20,17 +20,6 @@ PAPER = {
 }
 """Table 3: MT-Bench, AlpacaEval 2.0 length-controlled win rate and MMLU."""
 
-PAGE = """\
-Each iteration samples five completions of all {prompts} prompts from the current policy and keeps each prompt's best
-and worst one by the fitted reward model. It learns from these pairs for one epoch, in small batches. REBEL's η is 1e6,
-1e4 and 1e2, and the reward contains no KL (γ = 0). Each η begins with a new AdamW whose ε is 1e-8/1e6: at η = 1e6 the
-gradient of the loss is a millionth of its usual size, and the usual ε would dominate it. The learning rate is constant
-after one step (the paper: a tenth of warm-up, then a cosine decay; minibatches of 128). DPO (β 0.1) learns from the
-pairs of the first iteration. Both were tuned over two learning rates for one iteration, on a seed that is not reported,
-by the fitted reward less 0.05 per nat of KL(π‖π_0), among the runs within 12 nats. The task, the reward model and the
-separate judge are those of `summarize`. `ordinary_nll`, in nats per token of held-out prose, stands for the paper's
-academic benchmarks: a rise is lost capability. The paper's columns are MT-Bench, length-controlled AlpacaEval 2.0 (win
-rate against GPT-4) and MMLU of Llama-3-8B; compare the order with ours, not the scale."""
 
 COLUMNS = (
     ("reward", "reward", 1), ("gold_win_rate", "win_against_start", 100), ("gold", "judge", 1),

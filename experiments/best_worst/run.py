@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.best_worst.report import ITERATIONS, PAGE, check_claims, plot, table
+from experiments.best_worst.report import ITERATIONS, check_claims, plot, table
 from experiments.common import experiment as common
 from experiments.common.experiment import TUNING_SEED, Experiment, fast_dtype
 from experiments.common.results import print_table
@@ -76,7 +76,6 @@ def run(experiment: Experiment[Size]) -> Path:
     print_table("Means over seeds; win % against the initial policy by the separate judge", lines)
     plot(lines, out / "best-worst.png")
     return experiment.write(
-        "Best of five against worst of five", PAGE.format(prompts=size.prompts), lines, check_claims(lines),
-        ["best-worst.png"], per_seed=rows, tuning=tried, chosen=chosen, task=task.facts(), prompts=size.prompts,
-        dtype=fast_dtype(),
+        lines, check_claims(lines), ["best-worst.png"], per_seed=rows, tuning=tried, chosen=chosen, task=task.facts(),
+        prompts=size.prompts, dtype=fast_dtype(),
     )  # fmt: skip

@@ -178,14 +178,16 @@ class Experiment(Generic[S]):
                 yield futures[future], future.result() if error is None else error
 
     def write(
-        self, title: str, text: str, rows: Sequence[Mapping[str, Any]], claims: Sequence[Claim],
-        pictures: Sequence[str] = (), **more: Any,
+        self, rows: Sequence[Mapping[str, Any]], claims: Sequence[Claim], pictures: Sequence[str], *,
+        page: Mapping[str, Any] | None = None, note: str = "", **more: Any,
     ) -> Path:  # fmt: skip
         """Print the claims, write `results.json` and the page beside it; returns the path of `results.json`.
 
         Args:
             rows: the lines of the table.
             pictures: names of files in `out` that the page shows.
+            page: values for the names in the experiment's `page.md`, beside `size`.
+            note: a paragraph at the end of the page's text.
             more: further entries of `results.json`.
         """
         if claims:
@@ -194,8 +196,16 @@ class Experiment(Generic[S]):
             self.out, self.name, rows, claims, self.size.seeds, command=self.command, commits=sorted(self.commits),
             **more,
         )  # fmt: skip
-        write_page(self.out / "README.md", title, text, *pictures)
+        write_page(self.out / "README.md", self.page(page or {}, note), *pictures)
         return path
+
+    def page(self, values: Mapping[str, Any], note: str = "") -> str:
+        """The text of the page: `page.md` beside the experiment's code, and `reading.md` in full size."""
+        home = Path(__file__).parents[1] / self.name.replace("-", "_")
+        names = ["page.md", "reading.md"] if self.size_name == "full" else ["page.md"]
+        texts = [(home / name).read_text(encoding="utf-8").strip() for name in names if (home / name).is_file()]
+        texts[0] = texts[0].format(size=self.size, **values)
+        return "\n\n".join([*texts, note] if note else texts)
 
 
 def fast_dtype() -> str:

@@ -60,6 +60,18 @@ def commit() -> str:
         return "unknown"
 
 
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file of JSON lines."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
+    """Write rows as JSON lines; returns the path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
 def machine() -> str:
     """Cores, memory, processor and torch, in one line."""
     import torch
@@ -90,10 +102,16 @@ def write_results(
     return path
 
 
-def write_page(path: Path, title: str, text: str, *pictures: str) -> None:
-    """Write a page from the `results.json` beside it: text, pictures, table, and claims if there are any."""
+def write_page(path: Path, text: str, *pictures: str) -> None:
+    """Write a page with the `results.json` beside it: text, pictures, table, and claims if there are any.
+
+    Args:
+        text: the page's text; its first line is the title.
+        pictures: files beside the page.
+    """
     result = json.loads((path.parent / "results.json").read_text(encoding="utf-8"))
-    lines = [f"# {title}", "", text, "", *(f"![{title}]({picture})\n" for picture in pictures)]
+    title = text.splitlines()[0].removeprefix("# ")
+    lines = [text, "", *(f"![{title}]({picture})\n" for picture in pictures)]
     lines += _markdown(result["rows"])
     if result["claims"]:
         lines += ["", "## Claims", ""]

@@ -25,21 +25,6 @@ NOT_BELOW = ("PMPO-AR", "PMPO-AR coupled", "PMPO-AR beta=0.5", "PMPO-AR beta=0.5
 """Compared with MPO: β at the bound and at the paper's 0.5, each with mean and spread apart and together."""
 MARGIN = 1.2
 
-PAGE = """The control suite with a learned critic, as in the paper's section 5.2: four actions per state are drawn from
-the reference, the two of highest value are accepted, the two of lowest rejected. One agent for all methods, tuned for
-MPO only; an action lasts 8 environment steps on the cartpole, 2 on the walker, 4 on the cheetah. Under PMPO a
-Gaussian's spread stays as it began ("coupled": one objective for mean and spread, as in the paper). `return` is the
-interquartile mean over seeds of the last evaluation (5 episodes each, the most likely action), `low` and `high` its 95%
-stratified-bootstrap interval (of three seeds it is about their range; of one seed there is none). "Not below MPO" holds
-where the intervals touch, so it says less where they are wide. `published` is MPO's return after as many environment
-steps, as given in the project's brief; `repeat` is the number of environment steps per action. AR, A and R take β at
-its bound (1, 0, 2) where no β is named; "best/worst" accepts only the best action and rejects only the worst. Humanoid
-and manipulation tasks run by the same command but are out of reach of two cores: humanoid-run does 172 environment
-steps per second on one."""
-FULL = """ The part "sweep" is Figure 3, at 60,000 steps, with one seed. MPO was tuned on the cartpole only, and falls
-short of its published returns on the walker and the cheetah: there "not below MPO" says less."""
-"""What is true of the full size."""
-
 
 def short(task: str) -> str:
     return task.split("/")[-1].removesuffix("-v0")

@@ -16,7 +16,7 @@ from typing import Any
 from experiments.common import experiment as common
 from experiments.common.experiment import Experiment, Row, key
 from experiments.common.results import print_table
-from experiments.control.report import FULL, PAGE, check_claims, plot_curves, plot_sweep, summarize
+from experiments.control.report import check_claims, plot_curves, plot_sweep, summarize
 
 CARTPOLE = "dm_control/cartpole-swingup-v0"
 WALKER = "dm_control/walker-walk-v0"
@@ -125,23 +125,20 @@ def log(row: Row) -> str:
 
 def run(experiment: Experiment[common.Size]) -> Path:
     """The experiment; prints its tables and writes `results.json`, pictures and a page, of the runs that finished."""
-    out, full = experiment.out, experiment.size_name == "full"
+    out = experiment.out
     settings = list_settings(experiment.size_name)
     rows = experiment.run_all(run_setting, settings, AGENT, out / "runs", log=log, keep_going=True)
     finished = {(row["name"], row["seed"], row["task"], row["part"]) for row in rows}
     missing = [one for one in settings if (one.name, one.seed, one.task, one.part) not in finished]
     not_run = [f"{one.part}-{one.task.split('/')[-1]}-{one.name}-{one.seed}" for one in missing]
-    lines, claims = summarize(rows), check_claims(rows) if full else []
+    lines, claims = summarize(rows), check_claims(rows) if experiment.size_name == "full" else []
     print_table("Returns at the end: IQM over seeds, 95% stratified-bootstrap interval", lines)
     pictures = ["control.png"]
     plot_curves(rows, out / "control.png")
     if any(row["part"] == "sweep" for row in rows):
         plot_sweep(rows, out / "sweep.png")
         pictures.append("sweep.png")
-    text = PAGE + (FULL if full else "")
-    if not_run:
-        text += f" Of {len(settings)} runs {len(not_run)} are missing: {', '.join(not_run)}."
+    note = f"Of {len(settings)} runs {len(not_run)} are missing: {', '.join(not_run)}." if not_run else ""
     return experiment.write(
-        "Control: PMPO, MPO and DPO on the control suite", text, lines, claims, pictures, agent=AGENT,
-        action_repeat=REPEAT, runs=rows, not_run=not_run,
-    )  # fmt: skip
+        lines, claims, pictures, note=note, agent=AGENT, action_repeat=REPEAT, runs=rows, not_run=not_run
+    )

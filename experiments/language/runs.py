@@ -15,6 +15,7 @@ from typing import Any
 
 from experiments.common import experiment as common
 from experiments.common.experiment import SILENT, Experiment, Row, cached, fast_dtype, key
+from experiments.common.results import read_lines, write_lines
 from experiments.language.table import choose
 from experiments.language.task import KL_WEIGHT, MAX_NEW_TOKENS, SeparateJudge, Task
 from valence.evaluation.overoptimization import by_decile
@@ -136,11 +137,7 @@ def _prompts(setting: Setting, task: Task, out: Path) -> Path:
     """The task's file of prompts, or a file of the first ones."""
     if not setting.prompts:
         return task.prompts
-    lines = task.prompts.read_text(encoding="utf-8").splitlines(keepends=True)[: setting.prompts]
-    out.mkdir(parents=True, exist_ok=True)
-    path = out / "prompts.jsonl"
-    path.write_text("".join(lines), encoding="utf-8")
-    return path
+    return write_lines(out / "prompts.jsonl", read_lines(task.prompts)[: setting.prompts])
 
 
 def evaluate(model: str, task: Task, out: Path, *, samples: int, seed: int) -> Row:
@@ -162,7 +159,7 @@ def evaluate(model: str, task: Task, out: Path, *, samples: int, seed: int) -> R
         judge=Watch(policy, rows, load_reward(str(task.reward)), SeparateJudge(), out),
     )  # fmt: skip
     figures = evaluation(0)
-    (out / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in evaluation.samples()))
+    write_lines(out / "samples.jsonl", evaluation.samples())
     return _judged(out, task) | {"figures": figures}
 
 
@@ -171,7 +168,7 @@ def _judged(out: Path, task: Task) -> Row:
     the human's own ending."""
     last = json.loads((out / "evaluations.json").read_text(encoding="utf-8"))[-1]
     rests = task.references()
-    rows = [json.loads(line) for line in (out / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = read_lines(out / "samples.jsonl")
     judge, prompts = SeparateJudge(), [row["prompt"].strip() for row in rows]
     ours = judge(prompts, [row["after"] for row in rows])
     theirs = judge(prompts, [rests[prompt] for prompt in prompts])

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from experiments.common.results import read_lines, write_lines
 from valence.rewards.sentences import SentenceJudge, read_sentences, split_sentences
 
 WORDS = 4
@@ -59,7 +60,7 @@ class Task:
 
     def references(self) -> dict[str, str]:
         """Held-out prompt -> the rest of the human's sentence."""
-        return {row["prompt"]: row["rest"] for row in _read(self.heldout)}
+        return {row["prompt"]: row["rest"] for row in read_lines(self.heldout)}
 
     def facts(self) -> dict[str, Any]:
         """How accurate the reward model and the separate judge are on held-out sentences."""
@@ -90,10 +91,10 @@ def prepare(folder: Path, size: TaskSize) -> Task:
     folder.mkdir(parents=True, exist_ok=True)
     halves = split_sentences(read_sentences())
     prompts = split_prompts(halves.feedback)
-    _write(task.prompts, [{"prompt": prompt} for prompt in prompts])
+    write_lines(task.prompts, [{"prompt": prompt} for prompt in prompts])
     heldout = list(split_prompts(halves.heldout).items())[: size.heldout]
-    _write(task.heldout, [{"prompt": prompt, "rest": rest} for prompt, rest in heldout])
-    _write(task.pairs, make_pairs(halves.feedback))
+    write_lines(task.heldout, [{"prompt": prompt, "rest": rest} for prompt, rest in heldout])
+    write_lines(task.pairs, make_pairs(halves.feedback))
     facts = {
         "size": asdict(size), "reward_model": _fit_reward_model(task, halves.heldout),
         "judge_accuracy": fitted_judge().accuracy(halves.heldout), "prompts": len(prompts),
@@ -126,14 +127,6 @@ def make_pairs(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return pairs
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def _write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-
-
 def _fit_reward_model(task: Task, heldout: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Fit a Bradley-Terry model to the pairs; its figures on pairs of the held-out split."""
     from valence.runs.reward_model import RewardModelConfig, train_reward_model
@@ -141,7 +134,7 @@ def _fit_reward_model(task: Task, heldout: Sequence[Mapping[str, Any]]) -> dict[
     shutil.rmtree(task.reward, ignore_errors=True)
     rated = task.folder / "rated.jsonl"
     tested = [row | {"split": "heldout"} for row in make_pairs(heldout)][: 5 * task.size.heldout]
-    _write(rated, [row | {"split": "train"} for row in _read(task.pairs)] + tested)
+    write_lines(rated, [row | {"split": "train"} for row in read_lines(task.pairs)] + tested)
     return train_reward_model(
         RewardModelConfig(
             feedback=(str(rated),), model="small-lm", out=str(task.reward), max_steps=task.size.reward_steps, lr=1e-3,

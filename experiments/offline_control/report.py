@@ -18,26 +18,6 @@ RESAMPLES = 2000
 FEWEST = 20
 """With fewer episodes of a mixture, over all seeds, no claim is judged."""
 
-PAGE = """\
-1,400 episodes of Meta-World's pick-and-place (100 steps, 14 numbers of state). Its scripted policy and four systematic
-failures of it acted them, with noise, in the order of a learner that improves. The first 400 are labelled, transition
-by transition, by the sign of an advantage; its value function was learned on all episodes. BC learns from all episodes.
-`reward` is the sum over an episode of Meta-World's reward over 10, so at most 100; `low` and `high` are a 95% bootstrap
-interval over seeds and episodes; `success` is the share of episodes that reached the goal. Each seed has its own value
-function, labels, network and evaluation episodes; the data are the same. Every mixture was tuned over three settings
-on a seed that is not reported: BC and Accept over the learning rate, Accept+BC over β (0.3, 0.03, 0.003), those with
-rejections over β from its bound (1 − α)/ρ to 1.8 times it, where ρ is the rejected share of that seed's own labels.
-`tuning` in `results.json` has every setting. In the rows with 40 labelled, the same settings saw the labels of every
-tenth of the 400 episodes only. `paper` is Table 1: stacking from images, with another reward scale, so compare orders
-only.
-
-How to read it. Cloning everything fails because most transitions at the puck with an open gripper keep it open, and
-the policy acts by the mean action. Accept+BC clones as little as tuning lets it. With 400 labelled episodes rejections
-repair cloning, and do not beat acceptances, which from 14 numbers of state and for one task already say what to do.
-Scarcer acceptances do not change that: in the rows with 40 labelled it is the rejections that fail. Our explanation,
-which we have not tested, is that the policy memorises few labels, while β's bound assumes that the labelled episodes
-stand for all. The labels are noisy: an advantage is estimated from one trajectory."""
-
 
 def resample(table: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     """Bootstrap means of `[seeds, episodes]`, `[RESAMPLES]`: seeds are drawn, then episodes of each."""

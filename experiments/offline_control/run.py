@@ -23,7 +23,7 @@ import numpy as np
 from experiments.common import experiment as common
 from experiments.common.experiment import TUNING_SEED, Experiment, Row, key
 from experiments.common.results import by_name, print_table
-from experiments.offline_control.report import PAGE, average, check_claims, plot
+from experiments.offline_control.report import average, check_claims, plot
 from experiments.offline_control.simulator import HOW, PickPlace, interpreter
 from experiments.offline_control.train import Mixture, evaluate, fit_value, make_labels, thin, train_policy
 
@@ -189,6 +189,5 @@ def report(experiment: Experiment[Size], rows: Sequence[Row], few: Sequence[Row]
     else:
         print("too few episodes were evaluated to judge the claims")
     return experiment.write(
-        "Offline control: what rejections are worth", PAGE, lines, claims, [picture] if claims else [], per_seed=rows,
-        per_seed_few_labels=few, size=asdict(size), **more,
+        lines, claims, [picture] if claims else [], per_seed=rows, per_seed_few_labels=few, size=asdict(size), **more
     )  # fmt: skip

@@ -12,19 +12,6 @@ from experiments.common.results import Claim
 
 Rows = Sequence[Mapping[str, Any]]
 KINDS = ("PMPO-AR", "PMPO-A", "PMPO-R")
-PAGE = """\
-The task, the fitted reward model and the separate judge are those of `summarize`. Each step draws four completions of
-32 prompts from the reference, a copy of the policy that is at most four steps old. The better two are accepted and the
-worse two rejected, or the best and the worst alone. α and β are the paper's (AR 0.5 and 0.5, A 1 and 0, R 0 and 2).
-With half of the completions accepted, R is bounded from β = 2 on, and AR from β = 1, by our class means (the page of
-PMPO explains this). The rival is DPO (β 0.1, best against worst of the same four completions, anchored at the policy
-that drew them). A completion that does not end within 20 tokens has reward −1. Each method was tuned over two learning
-rates on a seed that is not reported, on {short} batches (the reported runs have {batches}, the sweep over β {short}),
-by the fitted reward less 0.05 per nat of KL(π‖π_0), among the runs within 12 nats. Most of the longer runs go further
-than that, DPO by far: a smaller rate or a larger β, chosen at full length, might have kept them within. `win` is
-against the human's own ending; the win rates in the second panel of the picture (Fig. 6) are against the first
-checkpoint. The paper gives curves, not tables: its side of the claims is read off them. A full setting of 16 batches
-was run first, on the same seeds. The judge saw no difference from the start in it, so it was lengthened."""
 
 
 def check_claims(lines: Rows, rows: Rows, sweep: Rows) -> list[Claim]:

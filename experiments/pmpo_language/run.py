@@ -18,7 +18,7 @@ from experiments.common.results import print_table
 from experiments.language.runs import Setting, run_settings, tune
 from experiments.language.table import average
 from experiments.language.task import UNFINISHED, TaskSize, prepare
-from experiments.pmpo_language.report import PAGE, check_claims, plot
+from experiments.pmpo_language.report import check_claims, plot
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,9 +105,8 @@ def run(experiment: Experiment[Size]) -> Path:
     if sweep:
         print_table(f"beta swept, one seed, {size.short} batches", sweep)
     plot(rows, swept, out / "pmpo-language.png")
-    page = PAGE.format(batches=size.batches, short=size.short)
     return experiment.write(
-        "PMPO online on a text task", page, lines, check_claims(lines, rows, sweep), ["pmpo-language.png"],
-        beta_sweep=sweep, per_seed=rows, sweep_runs=swept, tuning=tried, chosen=chosen, task=task.facts(),
+        lines, check_claims(lines, rows, sweep), ["pmpo-language.png"], beta_sweep=sweep, per_seed=rows,
+        sweep_runs=swept, tuning=tried, chosen=chosen, task=task.facts(),
         dtype=fast_dtype(), batches=size.batches, short=size.short,
     )  # fmt: skip

@@ -11,8 +11,6 @@ import numpy as np
 
 from experiments.common.pictures import new_figure, save_figure
 from experiments.common.results import Claim
-from experiments.language.table import KL_LIMIT
-from experiments.language.task import KL_WEIGHT, MAX_NEW_TOKENS, UNFINISHED
 
 Rows = Sequence[Mapping[str, Any]]
 PAPER: dict[str, dict[str, str]] = {
@@ -29,28 +27,6 @@ PAPER_ETA = {"0.3": "1.37", "0.7": "1.60", "1": "2.44", "2": "1.76"}
 """Table 6: reward by eta."""
 COMPARED = ("RLOO k=2", "iterative DPO", "REBEL", "RLOO k=4", "PPO")
 """The methods whose costs are compared."""
-
-PAGE = f"""\
-The carried 3M-parameter model completes movie-review sentences from their first four words, in at most
-{MAX_NEW_TOKENS} tokens. The methods learn from a Bradley-Terry reward model of the same size, fitted on pairs from one
-half of the sentences. Win rates compare a completion with the human's own ending; their judge is another kind of model
-(TF-IDF and logistic regression), fitted on the other half. The settings are those of the paper's appendix H.1.5: γ
-{KL_WEIGHT:g}, Γ {UNFINISHED:g}, four epochs per batch for REBEL, iterative DPO and PPO, η 1, β 0.05, linear decay,
-AdamW; batches of 32 prompts in place of 512. All online methods draw two completions per prompt, RLOO k=4 draws four.
-DPO learns offline from the human pairs that the reward model was fitted on, which are sentences without a prompt: this
-is another task, with knowledge that its rivals have through the reward model only.
-
-Every method was tuned over three learning rates (3e-4, 6e-4, 1e-3 where a batch is used for one epoch, else 1e-4, 3e-4,
-6e-4) on a seed that is not reported, by reward − γ·KL(π‖π_0) of the fitted model. Only runs within {KL_LIMIT:g} nats
-per completion were considered; where there was none, the run with the least KL was taken. (The paper's 29 nats over 53
-tokens are 11 over our 20.)
-
-`reward_sd` and `win_sd` are standard deviations over seeds. `collect` and `update` are seconds per batch. `mib` is the
-peak memory of a process beyond what it held before the run; libraries and models are in it, so compare differences
-only. Costs come from single runs, one after another, on a machine that was not quiet. `ordinary_nll` is in nats per
-token of prose: a rise is lost capability. `win_at_length` is the win rate at equal lengths. The paper's columns are
-those of its 2.8B model, for REINFORCE and RLOO of its 6.9B model. Methods exploit reward models of this size early:
-read `judge` and `distinct_2` beside the reward."""
 
 
 def paper_columns(method: str) -> dict[str, str]:

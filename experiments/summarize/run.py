@@ -15,9 +15,9 @@ from experiments.common import experiment as common
 from experiments.common.experiment import TUNING_SEED, Experiment, fast_dtype
 from experiments.common.results import print_table
 from experiments.language.runs import Setting, measure_costs, run_settings, tune
-from experiments.language.table import average
-from experiments.language.task import KL_WEIGHT, UNFINISHED, TaskSize, prepare
-from experiments.summarize.report import PAGE, check_claims, paper_columns, plot
+from experiments.language.table import KL_LIMIT, average
+from experiments.language.task import KL_WEIGHT, MAX_NEW_TOKENS, UNFINISHED, TaskSize, prepare
+from experiments.summarize.report import check_claims, paper_columns, plot
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +120,8 @@ def run(experiment: Experiment[Size]) -> Path:
         print_table("REBEL's eta, one seed", etas)
     plot(rows, lines, out / "summarize.png")
     return experiment.write(
-        "REBEL and its rivals on a text task", PAGE, lines, check_claims(lines, etas if size.etas else [], rows),
-        ["summarize.png"], eta_sweep=etas, per_seed=rows, tuning=tried, task=facts, dtype=fast_dtype(),
+        lines, check_claims(lines, etas if size.etas else [], rows), ["summarize.png"],
+        page={"tokens": MAX_NEW_TOKENS, "gamma": KL_WEIGHT, "unfinished": UNFINISHED, "kl_limit": KL_LIMIT},
+        eta_sweep=etas, per_seed=rows, tuning=tried, task=facts, dtype=fast_dtype(),
         batches=size.batches, chosen=chosen,
     )  # fmt: skip

@@ -12,17 +12,6 @@ from experiments.common.results import Claim, by_name, mean, spread
 KL_LIMIT = 4.0
 """Nats per sentence: how far from the reference a method may go."""
 
-PAGE = """\
-The small model that the package carries samples sentences without a prompt. A judge, a classifier fitted on other
-sentences, says how many of them are positive. The feedback is the critics' marks on 4,824 sentences: all of them, or
-the accepted or the rejected ones alone. DRO-V takes the marks as rewards of +1 and -1. Every method was tuned over
-three settings, on a seed that is not reported, by the same judge. A setting had to stay within 3.5 nats of KL(π‖π_ref)
-and above 0.8 of the reference's distinct-2; where no setting did, the one with the least KL was taken.
-
-`positive` is a percentage, KLs are in nats per sentence, `positive_sd` is the standard deviation over seeds. PMPO keeps
-the paper's α and β. The PMPO-R rows that name a β have a β below the bound: they show how the policy runs away (one
-seed)."""
-
 
 def average(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """One line per name: means over seeds, and the spread of the share of positive sentences."""

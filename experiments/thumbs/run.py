@@ -6,7 +6,6 @@ weight that is large enough. Every run is `valence.align` itself.
 
 from __future__ import annotations
 
-import json
 import random
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -16,8 +15,8 @@ from typing import Any
 
 from experiments.common import experiment as common
 from experiments.common.experiment import SILENT, TUNING_SEED, Experiment, Row, fast_dtype, key
-from experiments.common.results import by_name, print_table
-from experiments.thumbs.report import KL_LIMIT, PAGE, average, check_claims, plot
+from experiments.common.results import by_name, print_table, write_lines
+from experiments.thumbs.report import KL_LIMIT, average, check_claims, plot
 from valence.rewards.sentences import SentenceJudge, read_sentences, split_sentences
 
 KL_TUNED = KL_LIMIT - 0.5
@@ -102,8 +101,7 @@ def _aligned(setting: Setting, rows: Sequence[dict[str, Any]], steps: int) -> An
     from valence.runs.align import align
 
     with tempfile.TemporaryDirectory() as folder:
-        feedback = Path(folder) / "feedback.jsonl"
-        feedback.write_text("".join(json.dumps(row) + "\n" for row in select_rows(rows, setting)))
+        feedback = write_lines(Path(folder) / "feedback.jsonl", select_rows(rows, setting))
         options = SILENT | COMMON | {
             "eval_samples": 8, "eval_fraction": 0.0, "dtype": fast_dtype(), "max_new_tokens": 64,
         }  # fmt: skip
@@ -183,8 +181,7 @@ def run(experiment: Experiment[Size]) -> Path:
     print_table("Share of sampled sentences that the judge calls positive, means over seeds", lines)
     plot(lines, out / "thumbs.png")
     return experiment.write(
-        "Thumbs on movie-review sentences", PAGE, lines, check_claims(lines), ["thumbs.png"],
-        per_seed=rows, tuning=tuned, judge_accuracy=accuracy, steps=size.steps, samples=size.samples, common=COMMON,
-        dtype=fast_dtype(),
+        lines, check_claims(lines), ["thumbs.png"], per_seed=rows, tuning=tuned, judge_accuracy=accuracy,
+        steps=size.steps, samples=size.samples, common=COMMON, dtype=fast_dtype(),
         tuned_by=f"the same judge, on seed {TUNING_SEED}, which is not among the reported ones",
     )  # fmt: skip

@@ -1,17 +1,16 @@
-"""A cyclic preference over text for `general-preference`: its oracle, and one run of `improve` under it.
+"""A cyclic preference over text for `general-preference`: its oracle, and one run of `valence.improve` with it.
 
-What kind a completion is depends on the mark that stands first in it: a comma, a full stop (or ! or ?), or none. A
-comma beats a stop, a stop beats none, none beats a comma, each with probability 0.9; two of one kind are even. For each
-prompt that is rock-paper-scissors over the policy's three shares, so a duality gap can be read off sampled kinds.
+The kind of a completion is its first mark: a comma, a full stop (or ! or ?), or none. A comma beats a stop, a stop
+beats none, none beats a comma, each with probability 0.9; two of one kind are even. For each prompt this is
+rock-paper-scissors over the policy's three shares, so a duality gap can be estimated from sampled kinds.
 """
 
 from __future__ import annotations
 
-import json
 import random
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +18,25 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from valence.reproduce.general_preference_games import SPO, Curve, duality_gap
-from valence.reproduce.thumbs_data import read_sentences, split_sentences
+from experiments.common import experiment as common
+from experiments.common.experiment import SILENT
+from experiments.common.results import write_lines
+from experiments.general_preference.games import SPO, Curve, duality_gap
 from valence.rewards.functions import text_of
 from valence.rewards.judge import SelfPlay
+from valence.rewards.sentences import read_sentences, split_sentences
 
 KINDS = ("comma", "stop", "neither")
 WIN = torch.tensor([[0.5, 0.9, 0.1], [0.1, 0.5, 0.9], [0.9, 0.1, 0.5]], dtype=torch.float64)
 WORDS, TOKENS = 4, 6
-"""How many words a prompt has, and how many tokens a completion at most."""
+"""Words of a prompt, and tokens of a completion at most."""
 SAMPLES = 4
 """Completions of a prompt in a batch; the oracle votes once on each pair of them."""
+COMMON: dict[str, Any] = SILENT | {
+    "eta": 1.0, "num_epochs": 2, "max_new_tokens": TOKENS, "eval_fraction": 0.0, "reward_timeout": 600.0,
+    "device": "cpu", "warmup_steps": 8,
+}  # fmt: skip
+"""Options of every run. The KL weight is each method's default: 0 for spo, 0.05 for rebel."""
 
 
 @dataclass(frozen=True)
@@ -37,10 +44,10 @@ class TextSize:
     """How long a run is.
 
     Args:
-        iterations: batches that are collected, each the draw of one iterate.
+        iterations: collected batches; each is drawn from one iterate.
         pool: prompts in all.
         prompts: prompts in a batch.
-        rated: completions of each prompt, in groups of `SAMPLES`, whose pairs the Bradley-Terry model learns from.
+        rated: completions of each prompt, in groups of `SAMPLES`, whose pairs the Bradley-Terry model is fitted to.
         reward_epochs: passes over those pairs.
         final: completions of each prompt that measure the last iterate.
     """
@@ -54,13 +61,13 @@ class TextSize:
 
 
 def kind_of(text: str) -> int:
-    """The place in `KINDS` of a completion."""
+    """The index in `KINDS` of a completion."""
     marks = (0 if mark == "," else 1 for mark in text if mark in ",.!?")
     return next(marks, 2)
 
 
 def read_prompts(count: int) -> list[str]:
-    """First words of sentences of reviews, each once."""
+    """The first words of review sentences, without repetition."""
     sentences = [row["completion"] for row in split_sentences(read_sentences()).feedback]
     random.Random(0).shuffle(sentences)
     starts = [" ".join(text.split()[:WORDS]) for text in sentences if len(text.split()) >= 2 * WORDS]
@@ -68,7 +75,7 @@ def read_prompts(count: int) -> list[str]:
 
 
 class Oracle:
-    """A pairwise judge that votes: 1 where the first is preferred, else 0, drawn with the probability of that."""
+    """A pairwise judge with random votes: 1 where the first completion is preferred, else 0."""
 
     def __init__(self, seed: int) -> None:
         self.generator = torch.Generator().manual_seed(seed)
@@ -79,19 +86,19 @@ class Oracle:
 
 
 class Diary:
-    """The kinds that each iterate wrote, by batch and by prompt."""
+    """Counts of the kinds that each iterate wrote, by batch and by prompt."""
 
     def __init__(self, prompts: Sequence[str]) -> None:
         self.place = {prompt: number for number, prompt in enumerate(prompts)}
         self.counts: list[Int[Tensor, "P 3"]] = []
 
     def note(self, prompts: Sequence[str], completions: Sequence[Any]) -> None:
-        """A batch of training; an evaluation has no two completions of a prompt side by side, and is passed over."""
+        """Count a batch of training. An evaluation, which has no two completions of a prompt in a row, is ignored."""
         if len(prompts) > 1 and prompts[0] == prompts[1]:
             self.counts.append(count_kinds(self.place, prompts, completions))
 
     def shares(self) -> Float[Tensor, "T 3"]:
-        """Of all prompts together, by batch."""
+        """The shares of the kinds over all prompts, by batch."""
         counts = torch.stack(self.counts).sum(1).double()
         return counts / counts.sum(-1, keepdim=True)
 
@@ -104,13 +111,13 @@ def count_kinds(place: Mapping[str, int], prompts: Sequence[str], texts: Sequenc
 
 
 def gap_by_prompt(counts: Int[Tensor, "P 3"]) -> float:
-    """The paper's gap: against the best answer to each prompt. Estimated shares make it too large: see `gap_floor`."""
+    """The paper's gap, against the best answer to each prompt. Estimated shares make it too large; see `gap_floor`."""
     seen = counts[counts.sum(-1) > 0].double()
     return float(duality_gap(WIN, seen / seen.sum(-1, keepdim=True)).mean())
 
 
 def gap_floor(counts: Int[Tensor, "P 3"], draws: int = 50) -> float:
-    """What `gap_by_prompt` gives on average where every share is 1/3, at the same numbers of samples."""
+    """The mean of `gap_by_prompt` for the same numbers of samples where every share is 1/3."""
     generator = torch.Generator().manual_seed(0)
     found = []
     for _ in range(draws):
@@ -122,8 +129,8 @@ def gap_floor(counts: Int[Tensor, "P 3"], draws: int = 50) -> float:
     return sum(found) / len(found)
 
 
-class WatchedSelfPlay(SelfPlay):
-    """Self-play under the oracle that keeps a diary."""
+class RecordedSelfPlay(SelfPlay):
+    """Self-play under the oracle; completions are counted in a diary."""
 
     def __init__(self, oracle: Oracle, diary: Diary) -> None:
         super().__init__(oracle, name="cyclic oracle")
@@ -134,8 +141,8 @@ class WatchedSelfPlay(SelfPlay):
         return super().__call__(prompts, completions, **columns)
 
 
-class WatchedReward:
-    """A reward model that keeps a diary."""
+class RecordedReward:
+    """A reward model; completions are counted in a diary."""
 
     def __init__(self, reward: Any, diary: Diary) -> None:
         self.reward, self.diary = reward, diary
@@ -146,7 +153,7 @@ class WatchedReward:
 
 
 def draw(model: str, prompts: Sequence[str], each: int, *, seed: int) -> tuple[list[str], list[str]]:
-    """(prompts, completions): `each` completions of every prompt from the model in folder `model`."""
+    """(prompts, completions): `each` completions of every prompt from a model."""
     from valence.evaluation.language import sample_texts
     from valence.policies.loading import load_language_policy
 
@@ -158,8 +165,11 @@ def draw(model: str, prompts: Sequence[str], each: int, *, seed: int) -> tuple[l
 
 
 def train_rater(folder: Path, prompts: Sequence[str], size: TextSize, *, seed: int) -> dict[str, Any]:
-    """`valence reward-model` on votes over completions of the start policy; its figures, and its mean score of each
-    kind. The model is written to `folder`."""
+    """Fit a reward model to votes on completions of the initial policy, and write it to `folder`.
+
+    Returns:
+        Its figures, its mean score of each kind, and the number of votes.
+    """
     from valence.rewards.reward_model import RewardModel
     from valence.runs.reward_model import RewardModelConfig, train_reward_model
 
@@ -173,8 +183,7 @@ def train_rater(folder: Path, prompts: Sequence[str], size: TextSize, *, seed: i
             better, worse = (texts[i], texts[j]) if first else (texts[j], texts[i])
             rows.append({"prompt": many[at], "chosen": better, "rejected": worse})
     random.Random(seed).shuffle(rows)
-    pairs_file = folder.with_suffix(".jsonl")
-    pairs_file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    pairs_file = write_lines(folder.with_suffix(".jsonl"), rows)
     config = RewardModelConfig(
         feedback=(str(pairs_file),), model="small-lm", out=str(folder), epochs=size.reward_epochs, seed=seed,
         device="cpu", threads=1,
@@ -189,38 +198,45 @@ def train_rater(folder: Path, prompts: Sequence[str], size: TextSize, *, seed: i
     return {"figures": figures, "scores": means, "votes": len(rows)}
 
 
-def run_text(task: Mapping[str, Any]) -> dict[str, Any]:
-    """One run of `improve` as a row. Runs in a process of its own, on one thread.
+@dataclass(frozen=True)
+class Setting(common.Setting):
+    """One run of the method `name`.
 
     Args:
-        task: method, seed, options (of `improve`) and size.
+        options: options of `valence.improve`, beside `COMMON`.
     """
-    torch.set_num_threads(1)
+
+    options: Mapping[str, Any] = field(default_factory=dict)
+    size: TextSize = TextSize(1)
+
+
+def run_text(setting: Setting) -> dict[str, Any]:
+    """The row of one run of `valence.improve`."""
     from valence.rewards.reward_model import RewardModel
     from valence.runs.improve import improve
     from valence.training.tracking import read_metrics
 
-    size, seed = task["size"], task["seed"]
+    size, seed = setting.size, setting.seed
     prompts = read_prompts(size.pool)
     diary, rater = Diary(prompts), None
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        file = folder / "prompts.jsonl"
-        file.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts), encoding="utf-8")
-        if task["method"] == SPO:
-            reward: Any = WatchedSelfPlay(Oracle(seed), diary)
+        file = write_lines(folder / "prompts.jsonl", [{"prompt": prompt} for prompt in prompts])
+        if setting.name == SPO:
+            reward: Any = RecordedSelfPlay(Oracle(seed), diary)
         else:
             rater = train_rater(folder / "rater", prompts, size, seed=seed)
-            reward = WatchedReward(RewardModel(str(folder / "rater")), diary)
-        options = COMMON | {"method": "spo" if task["method"] == SPO else "rebel"} | dict(task["options"])
-        batch = {"batch_size": size.prompts, "minibatch_size": (size.prompts + 1) // 2, "num_samples": SAMPLES}
-        steps = 2 * options["inner_epochs"] * size.iterations
+            reward = RecordedReward(RewardModel(str(folder / "rater")), diary)
+        options = COMMON | {
+            "method": "spo" if setting.name == SPO else "rebel", "batch_size": size.prompts,
+            "minibatch_size": (size.prompts + 1) // 2, "num_samples": SAMPLES, "seed": seed,
+            "max_steps": 2 * COMMON["num_epochs"] * size.iterations, "eval_samples": 4 * size.final,
+        }  # fmt: skip
         result = improve(
-            file, model="small-lm", out=folder / "run", reward=reward, quiet=True, max_steps=steps, seed=seed,
-            eval_samples=4 * size.final, **batch, **options,
+            file, model="small-lm", out=folder / "run", reward=reward, **(options | dict(setting.options))
         )  # fmt: skip
-        drift = [row["kl_policy_start"] for row in read_metrics(result.out / "metrics.jsonl")
-                 if "kl_policy_start" in row]  # fmt: skip
+        drift = [row["kl_policy_initial"] for row in read_metrics(result.out / "metrics.jsonl")
+                 if "kl_policy_initial" in row]  # fmt: skip
         final, first = (
             count_kinds(diary.place, *draw(model, prompts, size.final, seed=30_000 + seed))
             for model in (str(result.model), "small-lm")
@@ -229,7 +245,7 @@ def run_text(task: Mapping[str, Any]) -> dict[str, Any]:
     start, last = (counts.sum(0).double() / counts.sum() for counts in (first, final))
     curve = Curve.of(WIN, shares)
     return {
-        "game": "text", "method": task["method"], "seed": seed, "options": dict(task["options"]),
+        "game": "text", "method": setting.name, "options": dict(setting.options),
         "gap_start": duality_gap(WIN, start).item(), "gap_average": curve.average[-1],
         "gap_last": duality_gap(WIN, last).item(), "gap_start_by_prompt": gap_by_prompt(first),
         "gap_average_by_prompt": gap_by_prompt(summed), "gap_last_by_prompt": gap_by_prompt(final),
@@ -238,10 +254,3 @@ def run_text(task: Mapping[str, Any]) -> dict[str, Any]:
         "kl_iterates": sum(drift) / max(1, len(drift)), "shares": shares.tolist(), "gap_curve": curve.average,
         "rater": rater,
     }  # fmt: skip
-
-
-COMMON: dict[str, Any] = {
-    "eta": 1.0, "inner_epochs": 2, "max_new_tokens": TOKENS, "eval_every": 0, "eval_fraction": 0.0, "save_every": 0,
-    "tracker": "none", "threads": 1, "log_every": 10**6, "reward_timeout": 600.0, "device": "cpu", "warmup_steps": 8,
-}  # fmt: skip
-"""Of every run; KL weights are each method's default: 0 for spo, 0.05 for rebel."""

@@ -1,4 +1,4 @@
-"""Matrix games for `general-preference`: self-play with REBEL and a Bradley-Terry reward, exact and from samples.
+"""Matrix games of `general-preference`: self-play with REBEL and a Bradley-Terry reward, exact and from samples.
 
 A game is `win [A, A]`, P(row's action beats column's), with win + win.T = 1. Source: REBEL paper, section D.
 Shape legend: A actions, K samples, P comparisons.
@@ -7,7 +7,7 @@ Shape legend: A actions, K samples, P comparisons.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,9 +15,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from valence.feedback import preferences_to_self_play
-from valence.objectives import REBEL
+from experiments.common import experiment as common
+from valence.feedback.conversions import preferences_to_self_play
 from valence.objectives.bradley_terry import bradley_terry_loss
+from valence.objectives.rebel import REBEL
 from valence.policies.categorical import CategoricalPolicy
 from valence.training.learner import Learner
 from valence.training.loop import Schedule, train
@@ -25,11 +26,11 @@ from valence.types import Action, Batch, Preferences, Rewards
 
 SPO, RATED = "SPO-REBEL", "Bradley-Terry + REBEL"
 SAMPLES, EPOCHS, LR = 128, 4, 0.003
-"""Actions an iteration, optimizer steps on them, and Adam's rate."""
+"""Sampled form: actions per iteration, optimizer steps on them, and Adam's learning rate."""
 COMPARISONS = 2000
-"""Votes that the Bradley-Terry reward is fitted to."""
+"""Sampled form: votes that the Bradley-Terry reward is fitted to."""
 FLOOR = 1e-3
-"""Least probability of an action in the sampled form."""
+"""Sampled form: least probability of an action."""
 CYCLES = ("rock-paper-scissors", "biased cycle")
 DRAWS = {f"random 8, draw {seed}": seed for seed in (1, 2, 3)}
 GAMES = (*CYCLES, *DRAWS)
@@ -41,7 +42,7 @@ def from_edges(edges: Sequence[Sequence[float]]) -> Float[Tensor, "A A"]:
 
 
 def make_games() -> dict[str, Float[Tensor, "A A"]]:
-    """Two cycles of three, and draws of eight actions with l uniform in [-1, 1], their seeds 1, 2, 3."""
+    """Two cycles of three actions, and three draws of eight actions with l uniform in [-1, 1]."""
     games = {
         "rock-paper-scissors": from_edges([[0.0, 1.0, -1.0], [-1.0, 0.0, 1.0], [1.0, -1.0, 0.0]]),
         "biased cycle": from_edges([[0.0, 0.2, -0.8], [-0.2, 0.0, 0.5], [0.8, -0.5, 0.0]]),
@@ -54,17 +55,17 @@ def make_games() -> dict[str, Float[Tensor, "A A"]]:
 
 
 def start_policy(actions: int) -> Float[Tensor, " A"]:
-    """0.8 on the first action, the rest even."""
+    """0.8 on the first action, the rest spread evenly."""
     return torch.tensor([0.8] + [0.2 / (actions - 1)] * (actions - 1), dtype=torch.float64)
 
 
 def has_winner(win: Float[Tensor, "A A"]) -> bool:
-    """Whether one action beats every other (a Condorcet winner): then it alone is the solution."""
+    """Whether one action beats every other (a Condorcet winner); then it alone is the solution."""
     return bool(((win > 0.5).sum(-1) == len(win) - 1).any())
 
 
 def duality_gap(win: Float[Tensor, "A A"], policy: Float[Tensor, "*T A"]) -> Float[Tensor, "*T"]:
-    """max l(y, policy) - min l(policy, y): 0 at a minimax winner alone, 2 at most."""
+    """max l(y, policy) - min l(policy, y): 0 at a minimax winner and nowhere else, 2 at most."""
     return 2 * (policy @ (2 * win - 1).mT).amax(-1)
 
 
@@ -81,7 +82,7 @@ class Curve:
         return cls(duality_gap(win, policies.cumsum(0) / count).tolist(), duality_gap(win, policies).tolist())
 
     def thinned(self, points: int = 60) -> dict[str, list[float]]:
-        """At most `points` iterations, even in the logarithm, the last among them."""
+        """At most `points` iterations, evenly spaced in their logarithm, the last one included."""
         size = len(self.last)
         at = sorted({max(1, round(size ** (k / (points - 1)))) for k in range(points)})
         return {"iteration": [float(t) for t in at], "average": [self.average[t - 1] for t in at],
@@ -89,7 +90,7 @@ class Curve:
 
 
 def exact_self_play(win: Float[Tensor, "A A"], *, eta: float, steps: int) -> Float[Tensor, "T A"]:
-    """The iterates of SPO where REBEL's regression is solved exactly: pi_{t+1} = pi_t e^{eta l(., pi_t)} / Z."""
+    """The iterates of SPO with REBEL's regression solved exactly: pi_{t+1} = pi_t e^{eta l(., pi_t)} / Z."""
     edges, log_policy = 2 * win - 1, start_policy(len(win)).log()
     policies = torch.empty(steps, len(win), dtype=torch.float64)
     for step in range(steps):
@@ -108,7 +109,10 @@ def exact_rated(win: Float[Tensor, "A A"], *, eta: float, steps: int) -> Float[T
 
 
 def fit_bradley_terry(first: Tensor, second: Tensor, win: Tensor, weight: Tensor, actions: int) -> Float[Tensor, " A"]:
-    """Scores that maximise the weighted likelihood of comparisons, nats, mean 0; a ridge of 1e-4 holds the unseen."""
+    """Scores that maximise the weighted likelihood of comparisons, in nats, with mean 0.
+
+    A ridge of 1e-4 keeps the scores of actions without comparisons finite.
+    """
     scores = torch.zeros(actions, dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS([scores], max_iter=500, line_search_fn="strong_wolfe", tolerance_change=1e-12)
 
@@ -135,9 +139,13 @@ def sampled_scores(win: Float[Tensor, "A A"], *, comparisons: int, seed: int) ->
 
 @dataclass
 class GameSource:
-    """Actions drawn from the policy as it stands; their worth is said by votes among them, or by fixed scores.
+    """Actions drawn from the current policy, with rewards from votes among them or from fixed scores.
 
-    `policies` keeps every iterate's probabilities.
+    Args:
+        win: the game.
+        scores: the reward of each action; None takes votes.
+        seed: random seed of the draws.
+        policies: the probabilities of every iterate so far.
     """
 
     win: Float[Tensor, "A A"]
@@ -146,9 +154,16 @@ class GameSource:
     unit: str = "actions"
     num_units: int = SAMPLES
     policies: list[Tensor] = field(default_factory=list)
+    figures: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.generator = torch.Generator().manual_seed(self.seed)
+
+    def state_dict(self) -> dict[str, Any]:
+        raise NotImplementedError("the experiment does not resume a game")
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        raise NotImplementedError("the experiment does not resume a game")
 
     @torch.no_grad()
     def next(self, policy: CategoricalPolicy) -> Batch:
@@ -163,7 +178,7 @@ class GameSource:
         return Batch(context, action, rewards, old_log_prob=old, on_policy=present)
 
     def _votes(self, picks: Tensor, present: Tensor) -> Rewards:
-        """One vote for each pair of samples, a binary one."""
+        """One binary vote on each pair of samples."""
         chances = self.win[picks[:, :, None], picks[:, None, :]]
         win = torch.bernoulli(chances, generator=self.generator).float()
         once = torch.ones_like(win, dtype=torch.bool).triu(1)
@@ -171,7 +186,7 @@ class GameSource:
 
 
 def play(win: Float[Tensor, "A A"], method: str, *, eta: float, iterations: int, seed: int) -> Float[Tensor, "T A"]:
-    """The iterates of the product's own learner on a Categorical policy, from samples and binary votes."""
+    """The iterates of the package's learner on a Categorical policy, from samples and binary votes."""
     torch.manual_seed(seed)
     policy = CategoricalPolicy(1, 1, (16,), bins=len(win), min_prob=FLOOR)
     with torch.no_grad():
@@ -181,36 +196,48 @@ def play(win: Float[Tensor, "A A"], method: str, *, eta: float, iterations: int,
     source = GameSource(win, scores, seed)
     adam = torch.optim.AdamW(policy.parameters(), lr=LR, weight_decay=0.0)
     learner = Learner(policy, REBEL(eta=eta, anchor="old"), None, {"policy": adam})
-    train(learner, source, Schedule(iterations * EPOCHS, log_every=0, track_every=0, epochs=EPOCHS))
+    train(learner, source, Schedule(iterations * EPOCHS, log_every=0, track_every=0, num_epochs=EPOCHS))
     return torch.stack(source.policies)
 
 
-def play_row(task: Mapping[str, Any]) -> dict[str, Any]:
-    """One sampled run as a row. Runs in a process of its own, on one thread."""
-    torch.set_num_threads(1)
-    win = make_games()[task["game"]]
-    policies = play(win, task["method"], eta=task["eta"], iterations=task["iterations"], seed=task["seed"])
-    curve = Curve.of(win, policies)
-    return dict(task) | {
-        "gap_average": curve.average[-1], "gap_last": curve.last[-1], "gap_start": curve.last[0],
-        "average": policies.mean(0).tolist(), "last": policies[-1].tolist(), "curve": curve.thinned(),
-    }  # fmt: skip
+@dataclass(frozen=True)
+class Setting(common.Setting):
+    """One run of the method `name` on a game."""
+
+    game: str = CYCLES[0]
+    eta: float = 0.1
+    iterations: int = 1
 
 
-def exact_row(game: str, method: str, *, eta: float, steps: int) -> dict[str, Any]:
-    """One exact run as a row."""
-    win = make_games()[game]
-    policies = (exact_self_play if method == SPO else exact_rated)(win, eta=eta, steps=steps)
+def play_row(setting: Setting) -> dict[str, Any]:
+    """The row of a sampled run."""
+    win = make_games()[setting.game]
+    policies = play(win, setting.name, eta=setting.eta, iterations=setting.iterations, seed=setting.seed)
+    ends = {"average": policies.mean(0).tolist(), "last": policies[-1].tolist()}
+    return _row(win, setting, policies) | {"seed": setting.seed} | ends
+
+
+def exact_row(setting: Setting) -> dict[str, Any]:
+    """The row of an exact run."""
+    win = make_games()[setting.game]
+    solve = exact_self_play if setting.name == SPO else exact_rated
+    return _row(win, setting, solve(win, eta=setting.eta, steps=setting.iterations))
+
+
+def _row(win: Tensor, setting: Setting, policies: Tensor) -> dict[str, Any]:
     curve = Curve.of(win, policies)
     return {
-        "game": game, "method": method, "eta": eta, "iterations": steps, "gap_average": curve.average[-1],
-        "gap_last": curve.last[-1], "gap_start": curve.last[0], "curve": curve.thinned(),
+        "game": setting.game, "method": setting.name, "eta": setting.eta, "iterations": setting.iterations,
+        "gap_average": curve.average[-1], "gap_last": curve.last[-1], "gap_start": curve.last[0],
+        "curve": curve.thinned(),
     }  # fmt: skip
 
 
 def rate(game: str, lengths: Sequence[int]) -> dict[str, Any]:
-    """How the exact average's gap falls with the number of iterations T, eta = sqrt(ln A / T): the slope of log gap
-    against log T by least squares. Theorem 2 says -1/2 or less."""
+    """How the exact average's gap falls with the number of iterations T at eta = sqrt(ln A / T).
+
+    `slope` is that of log gap against log T by least squares; Theorem 2 predicts -1/2 or less.
+    """
     win = make_games()[game]
     gaps = []
     for steps in lengths:

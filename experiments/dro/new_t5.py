@@ -1,4 +1,4 @@
-"""A small T5 that has learned nothing yet: for experiments with an encoder-decoder where no trained one is at hand."""
+"""A small T5 with random weights, for an experiment with an encoder-decoder where no trained one is available."""
 
 from __future__ import annotations
 
@@ -11,11 +11,15 @@ from valence.policies.language import LanguagePolicy
 
 
 def write_new_t5(folder: Path, words_of: LanguagePolicy, *, layers: int, width: int = 512, seed: int = 0) -> Path:
-    """Write a T5 with the tokenizer and the word vectors of `words_of`, all else drawn anew; returns `folder`.
+    """Write a T5 with the tokenizer and the word vectors of `words_of`; all other weights are random.
 
     Args:
-        layers: of the encoder, and as many of the decoder.
-        width: of the layers' inner part; the outer one is the word vectors'.
+        folder: where it is written to.
+        layers: layers of the encoder, and of the decoder.
+        width: inner width of the layers; the outer width is that of the word vectors.
+        seed: random seed of the weights; torch's global random state does not change.
+    Returns:
+        `folder`.
     """
     from transformers import T5Config, T5ForConditionalGeneration
 
@@ -29,7 +33,7 @@ def write_new_t5(folder: Path, words_of: LanguagePolicy, *, layers: int, width: 
         torch.manual_seed(seed)
         network = T5ForConditionalGeneration(T5Config(**options))
     with torch.no_grad():
-        # T5's own word vectors begin with a mean square of 1.
+        # A new T5's word vectors have a mean square of 1.
         network.shared.weight.copy_(words / words.square().mean().sqrt())
     network.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
