@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.distributions import kl_divergence
+from torch.distributions import Categorical, kl_divergence
 
 import helpers
 from helpers import END, KINDS, PAD, as_batch, assert_close, context_of, every_completion, make_batch
@@ -134,15 +134,25 @@ def test_log_prob_equals_the_obvious_computation(kind: str, temperature: float) 
             assert_close(log_prob[n, k].double(), torch.stack([part.double() for part in slow]), 2e-5)
 
 
+def distribution(subject: language.LanguagePolicy, batch: Batch) -> Categorical:
+    """Each step's Categorical, batch shape `[N, K, T]`, from all logits at once."""
+    mask = batch.action.mask
+    logits = torch.zeros(*mask.shape, subject.vocabulary)
+    hidden = subject.action_hidden(present_rows(batch.context, batch.action))
+    part = subject.head(hidden.flatten(0, 1)).unflatten(0, hidden.shape[:2])
+    part = torch.nn.functional.pad(part, (0, 0, 0, mask.shape[2] - hidden.shape[1]))
+    return Categorical(logits=logits.masked_scatter(mask.any(-1)[..., None, None].expand_as(logits), part))
+
+
 def test_kls_equal_those_of_the_full_distributions(kind: str) -> None:
     subject = helpers.policy(kind, temperature=0.8)
     reference = FrozenCopy(subject)
     helpers.shake(subject)
     batch = make_batch()
     measured = subject.likelihood(batch, reference, ALL)
-    ours = subject.distribution(batch.context, batch.action)
+    ours = distribution(subject, batch)
     with reference.active() as other:
-        theirs = other.distribution(batch.context, batch.action)
+        theirs = distribution(other, batch)
     mask = batch.action.mask
     for name, full in (("ref_kl", kl_divergence(theirs, ours)), ("policy_kl", kl_divergence(ours, theirs))):
         part = getattr(measured, name)
@@ -183,9 +193,9 @@ def test_where_the_gradient_flows(kind: str) -> None:
     subject.backward(batch, reference, measured, grads)
     pulled = helpers.gradients(subject)
     subject.zero_grad()
-    ours = subject.distribution(batch.context, batch.action)
+    ours = distribution(subject, batch)
     with torch.no_grad(), reference.active() as other:
-        theirs = other.distribution(batch.context, batch.action)
+        theirs = distribution(other, batch)
     mask = batch.action.mask
     total = (ours.log_prob(batch.action.steps) * mask * grads["log_prob"]).sum()
     total = total + (kl_divergence(theirs, ours) * mask * grads["ref_kl"]).sum()
@@ -284,7 +294,7 @@ def test_a_piece_stays_within_its_budget_with_its_padding(kind: str, *, packs: b
     # Rows of equal length whose prompts and completions are of opposite ones: together they are mostly padding.
     prompts = [[4] * (10 - n) for n in range(10)]
     completions = [[[5] * (1 + n)] for n in range(10)]
-    rows, _ = present_rows(pad_left(prompts, PAD), pad_actions(completions, PAD))
+    rows = present_rows(pad_left(prompts, PAD), pad_actions(completions, PAD))
     pieces = rows.by_length(44, policy.padded_size)
     assert sorted(torch.cat(pieces).tolist()) == list(range(10))
     for which in pieces:

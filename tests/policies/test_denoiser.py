@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch.distributions import kl_divergence
+from torch.distributions import Independent, Normal, kl_divergence
 
 from image_helpers import tiny_pipeline
 from valence.errors import UserError
@@ -62,16 +62,26 @@ def gradients(policy: Denoiser) -> dict[str, torch.Tensor]:
     return found
 
 
+def distribution(policy: Denoiser, batch: Batch) -> Independent:
+    """The T Normals, batch shape `[N, K, T]`, with the graphs of all; a step that draws nothing is given scale 1."""
+    action = batch.action
+    starts = [action.initial_latent, *action.steps.unbind(2)[:-1]]
+    pairs = zip(starts, policy.steps, strict=True)
+    means = torch.stack([policy.mean(batch.context, x, step) for x, step in pairs], dim=2)
+    scales = means.new_tensor([step.scale or 1.0 for step in policy.steps])
+    return Independent(Normal(means, scales.view(-1, 1, 1, 1).expand_as(means), validate_args=False), 3)
+
+
 def full_graph(policy: Denoiser, batch: Batch, reference: Any = None) -> dict[str, torch.Tensor]:
     """All quantities through one graph of all steps, by torch's own distributions."""
     mask = batch.action.mask
-    mine = policy.distribution(batch.context, batch.action)
+    mine = distribution(policy, batch)
     found = {"log_prob": mine.log_prob(batch.action.steps)}
     if reference is not None:
         with torch.no_grad(), reference.active() as base:
-            theirs = base.distribution(batch.context, batch.action)
+            theirs = distribution(base, batch)
         found["ref_log_prob"] = theirs.log_prob(batch.action.steps)
-        found["ref_kl"] = kl_divergence(theirs, policy.distribution(batch.context, batch.action))
+        found["ref_kl"] = kl_divergence(theirs, distribution(policy, batch))
     return {name: part.masked_fill(~mask, 0.0) for name, part in found.items()}
 
 
@@ -320,7 +330,7 @@ def test_a_pipeline_without_prompts_or_autoencoder(tmp_path: Path) -> None:
         down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D"),
         attention_head_dim=4,
     )  # fmt: skip
-    with pytest.raises(UserError, match="--lora-rank 0"):
+    with pytest.raises(UserError, match="`lora_rank=0`"):
         make_denoiser(DDIMPipeline(network, DDIMScheduler()), SamplerSettings(num_steps=3, lora_rank=2))
     policy = make_denoiser(DDIMPipeline(network, DDIMScheduler()), SamplerSettings(num_steps=3, lora_rank=0))
     action = policy.sample(policy.context(["", ""]), 2, torch.Generator().manual_seed(0))

@@ -27,7 +27,7 @@ ALL = frozenset({"log_prob", "ref_log_prob", "ref_kl", "policy_kl"})
 def test_a_tree_by_hand() -> None:
     """Prompt 7 8 with completions 1 2 3 and 4: one sequence 7 8 1 2, for 3 and 4 predict nothing that is asked for."""
     context, action = pad_left([[7, 8], [9]], PAD), pad_actions([[[1, 2, 3], [4]], [[5, 6]]], PAD)
-    rows, _ = present_rows(context, action)
+    rows = present_rows(context, action)
     assert rows.owner.tolist() == [0, 0, 1]
     lengths = rows.context_mask.sum(-1).tolist(), rows.mask.sum(-1).tolist()
     groups, alone = siblings(rows.owner, *lengths, longest=99)
@@ -45,7 +45,7 @@ def test_a_tree_by_hand() -> None:
 
 def test_a_second_completion_does_not_see_the_first() -> None:
     context, action = pad_left([[7, 8]], PAD), pad_actions([[[1, 2, 3], [4, 5, 6]]], PAD)
-    trees = make_trees(present_rows(context, action)[0], [[0, 1]])
+    trees = make_trees(present_rows(context, action), [[0, 1]])
     assert trees.ids.tolist() == [[7, 8, 1, 2, 4, 5]] and trees.positions.tolist() == [[0, 1, 2, 3, 2, 3]]
     assert trees.visible[0, 4].int().tolist() == [1, 1, 0, 0, 1, 0]
     assert trees.visible[0, 5].int().tolist() == [1, 1, 0, 0, 1, 1]
@@ -171,7 +171,7 @@ def test_loading_tries_it(tiny_llama: Path, tiny_t5: Path) -> None:
 def test_rows_one_after_another_by_hand() -> None:
     """Prompts 7 8 and 9, completions 1 2 3 and 5 6: each step is predicted by the token before it."""
     context, action = pad_left([[7, 8], [9]], PAD), pad_actions([[[1, 2, 3]], [[5, 6]]], PAD)
-    rows, _ = present_rows(context, action)
+    rows = present_rows(context, action)
     ids, positions, before = rows.packed()
     assert ids.tolist() == [[7, 8, 1, 2, 3, 9, 5, 6]] and positions.tolist() == [[0, 1, 2, 3, 4, 0, 1, 2]]
     assert before.tolist() == [1, 2, 3, 5, 6]

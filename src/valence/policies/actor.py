@@ -1,8 +1,7 @@
-"""What control policies share: a small network on observations, sampling, and the three beats over a distribution.
+"""What control policies share: a small network on observations, sampling, measuring and files.
 
-A control policy is one step: actions are `[N, K, 1, D]`. Its context is a float tensor of observations, `[N, O]`, each
-flattened by `flatten`.
-`decode` turns steps into what an environment takes, D numbers in [-1, 1].
+A control policy's action has one step, `[N, K, 1, D]`. Its context is a float tensor of observations, `[N, O]`, each
+flattened by `flatten`. `decode` turns steps into what an environment takes, D numbers in [-1, 1].
 
 Shape legend: see `valence.types`; D action dimensions, O observation dimensions.
 """
@@ -10,12 +9,15 @@ Shape legend: see `valence.types`; D action dimensions, O observation dimensions
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
@@ -23,24 +25,27 @@ from valence.policies.base import likelihood_from_distributions, pull_back
 from valence.protocols import Reference
 from valence.types import Action, Batch, Likelihood
 
+SETTINGS, WEIGHTS = "policy.json", "policy.safetensors"
+
 
 def flatten(observation: Any) -> np.ndarray:
-    """The parts of dictionaries (by name) and tuples, numbers and arrays, as one new float32 vector."""
+    """An observation as one new float32 vector: arrays, numbers, and tuples and dictionaries (by name) of them."""
     return np.concatenate(list(_parts(observation)))
 
 
 def _parts(observation: Any) -> Iterator[np.ndarray]:
-    if not hasattr(observation, "values") and not isinstance(observation, tuple):
+    if isinstance(observation, Mapping):
+        # By name, as gymnasium sorts them: episodes on disk and an environment must agree on the order.
+        observation = tuple(observation[name] for name in sorted(observation))
+    if isinstance(observation, tuple):
+        for part in observation:
+            yield from _parts(part)
+    else:
         yield np.asarray(observation, dtype=np.float32).ravel()
-        return
-    # By name, as gymnasium sorts them: episodes on disk and an environment must agree on the order.
-    parts = observation if isinstance(observation, tuple) else [observation[name] for name in sorted(observation)]
-    for part in parts:
-        yield from _parts(part)
 
 
 def torso(size_in: int, hidden: Sequence[int]) -> nn.Sequential:
-    """Linear layers with ELU; the first is layer-normalised and squashed, so that observations need no scaling."""
+    """Linear layers with ELU; the first has LayerNorm and tanh, so that observations need no scaling."""
     layers: list[nn.Module] = []
     for place, size in enumerate(hidden):
         layers.append(nn.Linear(size_in, size))
@@ -56,9 +61,9 @@ class Actor(nn.Module):
         super().__init__()
         for name, size in {"observation_size": observation_size, "action_size": action_size}.items():
             if size < 1:
-                raise ValueError(f"{name} is {size}, and must be at least 1")
+                raise ValueError(f"`{name}` is {size}, and must be at least 1")
         if not hidden or min(hidden) < 1:
-            raise ValueError(f"hidden is {tuple(hidden)}, and must name at least one layer of at least one unit")
+            raise ValueError(f"`hidden` is {tuple(hidden)}, and must name at least one layer of at least one unit")
         self.observation_size, self.action_size = observation_size, action_size
         self.torso = torso(observation_size, hidden)
 
@@ -88,7 +93,7 @@ class Actor(nn.Module):
         return likelihood_from_distributions(ours, theirs, batch.action.steps, batch.action.mask, needs)
 
     def _reference(self, batch: Batch, reference: Reference | None, needs: frozenset[str]) -> Distribution | None:
-        """The reference's distribution, constant; None where nothing asks for it."""
+        """The reference's distribution, constant; None where `needs` reads nothing of it."""
         if reference is None or not needs - {"log_prob", "value"}:
             return None
         with torch.no_grad(), reference.active() as other:
@@ -103,9 +108,20 @@ class Actor(nn.Module):
         return dict(self.named_parameters())
 
     def frozen_copy(self, *, dtype: torch.dtype | None = None, device: str | None = None) -> Any:
-        """A copy that does not learn."""
+        """A copy that does not learn, optionally in another precision or on another device."""
         return copy.deepcopy(self).to(device=device, dtype=dtype).requires_grad_(False)
 
     def settings(self) -> dict[str, Any]:
-        """What `valence.policies.runner` must know to build it again: its constructor's arguments."""
+        """What `valence.policies.runner` builds the policy from: its "kind" and its constructor's arguments."""
         raise NotImplementedError
+
+    def save(self, folder: Path, **about: Any) -> None:
+        """Write `policy.json` and `policy.safetensors`, for `valence.policies.runner.PolicyRunner`.
+
+        Args:
+            about: further JSON values for `policy.json`.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({name: part.detach().contiguous() for name, part in self.named_parameters()}, folder / WEIGHTS)
+        text = json.dumps({"policy": self.settings()} | about, indent=1)
+        (folder / SETTINGS).write_text(text + "\n", encoding="utf-8")

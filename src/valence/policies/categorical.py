@@ -1,8 +1,8 @@
 """Each action dimension cut into bins: independent categoricals, whose KLs are exact.
 
-Steps are bin numbers, `[N, K, 1, D]`, whole; `decode` gives the bins' centres, evenly spaced over [-1, 1]. No bin's
-probability falls below a floor, as a Gaussian's standard deviation has one: log-probabilities and KLs stay finite, and
-what was given up can come back.
+Steps are bin numbers, `[N, K, 1, D]`, integers; `decode` gives the bins' centres, evenly spaced over [-1, 1]. No bin's
+probability falls below a floor, just as a Gaussian's standard deviation has one: log-probabilities and KLs stay finite,
+and a bin that was abandoned can come back.
 
 Shape legend: see `valence.policies.actor`; B bins.
 """
@@ -37,7 +37,7 @@ class CategoricalPolicy(Actor):
         observation_size, action_size: O and D.
         hidden: units of each hidden layer.
         bins: B, at least 2: the first is -1 and the last +1.
-        min_prob: what no bin's probability falls below; 0 lets it vanish.
+        min_prob: lower bound of each bin's probability; 0 lets it vanish.
     Raises:
         ValueError: a size below 1, fewer than 2 bins, or a floor that leaves nothing to learn.
     """
@@ -48,9 +48,9 @@ class CategoricalPolicy(Actor):
     ) -> None:  # fmt: skip
         super().__init__(observation_size, action_size, hidden)
         if bins < 2:
-            raise ValueError(f"bins is {bins}, and must be at least 2")
+            raise ValueError(f"`bins` is {bins}, and must be at least 2")
         if not 0 <= min_prob < 1 / bins:
-            raise ValueError(f"min_prob is {min_prob}, and must be in [0, 1 / bins)")
+            raise ValueError(f"`min_prob` is {min_prob}, and must be in [0, 1 / bins)")
         self.hidden, self.bins, self.min_prob = tuple(hidden), bins, min_prob
         self.head = nn.Linear(hidden[-1], action_size * bins)
         with torch.no_grad():
@@ -68,8 +68,8 @@ class CategoricalPolicy(Actor):
         return Independent(Bins(logits=self.logits(context), validate_args=False), 1, validate_args=False)
 
     def draw(self, context: Float[Tensor, "N O"], num_samples: int, generator: torch.Generator) -> Tensor:
-        chances = self.logits(context).exp().view(-1, self.bins)
-        picks = torch.multinomial(chances, num_samples, replacement=True, generator=generator)
+        probabilities = self.logits(context).exp().view(-1, self.bins)
+        picks = torch.multinomial(probabilities, num_samples, replacement=True, generator=generator)
         return picks.view(len(context), self.action_size, num_samples).transpose(1, 2)[:, :, None]
 
     def decode(self, steps: Tensor) -> Float[Tensor, "... D"]:

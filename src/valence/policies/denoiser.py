@@ -1,6 +1,6 @@
 """Denoisers as policies: an action is the path from noise to image, T Normals of which the last may draw nothing.
 
-`Denoiser` holds a diffusers pipeline as it is; `valence.policies.denoising_steps` says what its sampler's steps are.
+`Denoiser` holds a diffusers pipeline; `valence.policies.denoising_steps` computes its sampler's steps.
 The context is an `ImageContext`. An action's `initial_latent` is the noise `[N, K, C, H, W]` and `steps[:, :, t]` is
 what step t drew, `[N, K, T, C, H, W]`; `mask` is False where a step drew nothing and has no density. log pi is a sum
 over the latent's D = C H W dimensions and over steps, in nats.
@@ -9,8 +9,8 @@ Both Normals of a step have one variance, so
 
     KL(pi_ref || pi) = KL(pi || pi_ref) = |mean - mean_ref|^2 / (2 scale^2).
 
-Measuring keeps no graph. The pull-back walks the path once more, step by step, each step's graph gone before the next
-one's is made: autograd holds one step whatever T is.
+Measuring keeps no graph. The pull-back walks the path again and frees each step's graph before it builds the next:
+autograd holds one step, whatever T is.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.distributions import Independent, Normal
 
+from valence.policies.base import referenced
 from valence.policies.denoising_steps import DenoisingStep
+from valence.policies.pipeline_parts import PipelineParts
 from valence.protocols import Reference
 from valence.types import Action, Batch, Likelihood
 
 TOGETHER = 256
 """Images drawn, measured or decoded at a time."""
-REFERENCED = frozenset({"ref_log_prob", "ref_kl", "policy_kl"})
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class ImageContext:
 
     Args:
         prompts: N texts.
-        embedding: `[N, L, E]`; None for a network that reads none.
+        embedding: `[N, L, E]`; None for a network that reads no prompt.
     """
 
     prompts: Sequence[str]
@@ -59,10 +59,9 @@ class Guidance:
 
     Args:
         scale: w; 1 follows the conditional prediction alone.
-        embedding: what a network that was distilled under guidance is told of it, `[1, E]`; it is then not guided from
-            without.
-        unprompted: the empty prompt's embedding, `[1, L, E]`, where the prediction is guided from without: o(empty) +
-            w (o(prompt) - o(empty)).
+        embedding: w as a network distilled under guidance reads it, `[1, E]`; such a network runs once a step.
+        unprompted: the empty prompt's embedding, `[1, L, E]`, for other networks: their prediction is
+            o(empty) + w (o(prompt) - o(empty)). None where w is 1.
     """
 
     scale: float = 1.0
@@ -74,28 +73,23 @@ class Denoiser:
     """A diffusers pipeline as a policy.
 
     Args:
-        network: its denoising network, which is what learns.
-        steps: of its sampler.
+        network: its denoising network, which learns.
+        steps: the steps of its sampler.
         shape: (C, H, W) of the latent.
-        read: N prompts to `[N, L, E]`, or to None.
-        decode: latents `[R, C, H, W]` to R PIL images.
-        write: writes the policy to a folder, as diffusers loads it.
-        guidance: see there.
-        mixed_precision: where given, the network runs in it (autocast); means and densities are in float32.
+        pipeline: its other parts.
+        guidance: how strongly the prompt is followed.
+        mixed_precision: if set, the network runs in it (autocast); means and densities are in float32.
         adapters: the network holds LoRA adapters, and only they learn.
     """
 
     def __init__(
-        self, network: Any, steps: Sequence[DenoisingStep], shape: tuple[int, int, int], *,
-        read: Callable[[Sequence[str]], Tensor | None], decode: Callable[[Tensor], list[Any]],
-        write: Callable[[Path], None], guidance: Guidance = Guidance(), mixed_precision: torch.dtype | None = None,
-        adapters: bool = False,
+        self, network: Any, steps: Sequence[DenoisingStep], shape: tuple[int, int, int], pipeline: PipelineParts, *,
+        guidance: Guidance = Guidance(), mixed_precision: torch.dtype | None = None, adapters: bool = False,
     ) -> None:  # fmt: skip
-        self.network, self.steps, self.shape = network, tuple(steps), shape
-        self.read, self.decode, self.write = read, decode, write
+        self.network, self.steps, self.shape, self.pipeline = network, tuple(steps), shape, pipeline
         self.guidance, self.mixed_precision, self.adapters = guidance, mixed_precision, adapters
 
-    # What learns.
+    # Parameters, copies and files.
 
     @property
     def device(self) -> torch.device:
@@ -103,26 +97,26 @@ class Denoiser:
 
     @property
     def dimensions(self) -> int:
-        """D, numbers in a latent."""
+        """D, the numbers in a latent."""
         return math.prod(self.shape)
 
     def parameters(self) -> Iterator[nn.Parameter]:
         return (part for _, part in self.named_parameters())
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Those that learn: a reference never needs the others."""
+        """Only those that learn: the others are the reference's too."""
         return ((name, part) for name, part in self.network.named_parameters() if part.requires_grad)
 
     def trainable(self) -> dict[str, nn.Parameter]:
         return dict(self.named_parameters())
 
     def frozen_copy(self, *, dtype: torch.dtype | None = None, device: str | None = None) -> Denoiser:
-        """A copy that does not learn. Under LoRA it holds the adapters' numbers alone and shares the network."""
+        """A copy that does not learn. Under LoRA it has only adapters of its own and shares the network."""
         return _AdapterCopy(self) if self.adapters else _NetworkCopy(self, dtype, device)
 
     @contextlib.contextmanager
     def adapters_off(self) -> Iterator[Denoiser]:
-        """Inside, this policy is its base: LoRA's reference, no second copy."""
+        """Inside, this policy is its base model: LoRA's reference, without a second copy."""
         self.network.disable_adapters()
         try:
             yield self
@@ -131,13 +125,13 @@ class Denoiser:
 
     def save(self, folder: Path) -> None:
         """Write what diffusers loads: a pipeline, or under LoRA its `pytorch_lora_weights.safetensors`."""
-        self.write(folder)
+        self.pipeline.write(folder)
 
-    # What it does.
+    # Sample.
 
     def context(self, prompts: Sequence[str]) -> ImageContext:
         """Prompts as the network reads them."""
-        return ImageContext(tuple(prompts), self.read(prompts))
+        return ImageContext(tuple(prompts), self.pipeline.read(prompts))
 
     def sample(self, context: ImageContext, num_samples: int, generator: torch.Generator) -> Action:
         """Draw and decode `num_samples` images for each prompt. The generator is the CPU's, whatever the device."""
@@ -147,9 +141,9 @@ class Denoiser:
     def draw(
         self, context: ImageContext, num_samples: int, generator: torch.Generator
     ) -> tuple[Action, Float[Tensor, "N K T"]]:
-        """As `sample`, with log pi of every step, which costs nothing on the way: sampler and policy are one here."""
+        """As `sample`, with log pi of every step, which costs nothing here: sampling computes the means anyway."""
         shape = (len(context.prompts), num_samples, *self.shape)
-        # All noise is drawn first: what is drawn does not depend on how many images go through the network together.
+        # All noise is drawn first: samples must not depend on how many images run through the network together.
         noise = torch.randn(shape[0], num_samples, 1 + len(self.steps), *self.shape, generator=generator)
         noise = noise.to(self.device)
         x, drawn, densities = noise[:, :, 0], [], []
@@ -158,7 +152,7 @@ class Denoiser:
             x = mean + step.scale * noise[:, :, place + 1]
             drawn.append(x)
             densities.append(log_density(x, mean, step.scale) if step.scale else torch.zeros_like(x[:, :, 0, 0, 0]))
-        images = [image for part in x.flatten(0, 1).split(TOGETHER) for image in self.decode(part)]
+        images = [image for part in x.flatten(0, 1).split(TOGETHER) for image in self.pipeline.decode(part)]
         output = [images[row : row + num_samples] for row in range(0, len(images), num_samples)]
         steps = torch.stack(drawn, dim=2)
         action = Action(steps, self._mask(steps), initial_latent=noise[:, :, 0], output=output)
@@ -171,18 +165,16 @@ class Denoiser:
     def mean(
         self, context: ImageContext, x: Float[Tensor, "N K C H W"], step: DenoisingStep
     ) -> Float[Tensor, "N K C H W"]:
-        """Where a step leads on average, from each x. Differentiable, unless gradients are off."""
+        """The mean of a step's Normal, from each x. Differentiable, unless gradients are off."""
         rows, embedding = x.flatten(0, 1), context.embedding
         if embedding is not None:
             embedding = embedding.repeat_interleave(x.shape[1], dim=0)
-        whole = range(0, len(rows), len(rows) if torch.is_grad_enabled() else TOGETHER)
-        parts = [
-            step.mean(
-                part, self._predict(part, step.time, None if embedding is None else embedding[at : at + len(part)])
-            )
-            for at in whole
-            for part in [rows[at : at + whole.step]]
-        ]
+        size = len(rows) if torch.is_grad_enabled() else TOGETHER
+        parts = []
+        for start in range(0, len(rows), size):
+            part = rows[start : start + size]
+            prompt = None if embedding is None else embedding[start : start + size]
+            parts.append(step.mean(part, self._predict(part, step.time, prompt)))
         return torch.cat(parts).view_as(x)
 
     def _predict(self, x: Float[Tensor, "R C H W"], time: int, embedding: Tensor | None) -> Tensor:
@@ -198,31 +190,19 @@ class Denoiser:
                 return self.network(x, time, encoder_hidden_states=embedding, **more).sample
         both = torch.cat([guidance.unprompted.expand(len(x), -1, -1), embedding])
         with self._precision():
-            free, told = self.network(torch.cat([x, x]), time, encoder_hidden_states=both).sample.chunk(2)
-        return free + guidance.scale * (told - free)
+            unprompted, prompted = self.network(torch.cat([x, x]), time, encoder_hidden_states=both).sample.chunk(2)
+        return unprompted + guidance.scale * (prompted - unprompted)
 
     def _precision(self) -> torch.autocast:
         return torch.autocast(self.device.type, self.mixed_precision, enabled=self.mixed_precision is not None)
 
-    def distribution(self, context: ImageContext, action: Action) -> Independent:
-        """The T Normals, batch shape `[N, K, T]`; a step that draws nothing is given scale 1. Holds all graphs."""
-        pairs = zip(self._before(action), self.steps, strict=True)
-        means = torch.stack([self.mean(context, x, step) for x, step in pairs], dim=2)
-        scales = means.new_tensor([step.scale or 1.0 for step in self.steps])
-        return Independent(Normal(means, scales.view(-1, 1, 1, 1).expand_as(means), validate_args=False), 3)
-
-    def _before(self, action: Action) -> list[Tensor]:
-        """Where each step began."""
-        assert action.initial_latent is not None
-        return [action.initial_latent, *action.steps.unbind(2)[:-1]]
-
     # Measure and pull back.
 
     def likelihood(self, batch: Batch, reference: Reference | None, needs: frozenset[str]) -> Likelihood:
-        """Per step; without a graph: `backward` makes each step's anew.
+        """Per step, without a graph: `backward` builds that of each step.
 
         Raises:
-            ValueError: a reference quantity is asked for and `reference` is None.
+            ValueError: a reference quantity is in `needs` and `reference` is None.
         """
         return self._walk(batch, reference, needs, lambda place: {})
 
@@ -236,56 +216,50 @@ class Denoiser:
     def likelihood_and_backward(
         self, batch: Batch, reference: Reference | None, needs: frozenset[str], grads: Mapping[str, Tensor]
     ) -> Likelihood:
-        """Both beats in one walk, where the gradients are known ahead."""
+        """Measure and pull back in one walk, for gradients that are known before anything is measured."""
         return self._walk(batch, reference, needs | frozenset(grads), _at_step(grads))
 
     def _walk(
         self, batch: Batch, reference: Reference | None, needs: frozenset[str],
         grads_at: Callable[[int], Mapping[str, Tensor]], *, skip_flat: bool = False,
     ) -> Likelihood:  # fmt: skip
-        """Measure every step that drew something, and pull each step's gradient back where there is one.
+        """Measure every step that drew something, and pull back each step's gradient.
 
         Args:
             grads_at: step -> name -> `[N, K]`, the loss's gradient with respect to that step's quantities.
-            skip_flat: leave out steps whose gradients are zero.
+            skip_flat: skip steps whose gradients are zero.
         """
-        if needs & REFERENCED and reference is None:
-            raise ValueError(f"{sorted(needs & REFERENCED)} need a reference policy, and none was given")
-        action, context = batch.action, batch.context
-        names = sorted((needs & REFERENCED) | {"log_prob"})
-        found = {
-            name: torch.zeros(action.mask.shape, dtype=action.steps.dtype, device=action.steps.device) for name in names
-        }
-        for place, (x, step) in enumerate(zip(self._before(action), self.steps, strict=True)):
+        asked = referenced(needs, reference)
+        action, context, names = batch.action, batch.context, sorted(asked | {"log_prob"})
+        measured = {name: action.steps.new_zeros(action.mask.shape) for name in names}
+        assert action.initial_latent is not None
+        # Each step starts where the one before it led.
+        starts = [action.initial_latent, *action.steps.unbind(2)[:-1]]
+        for place, (x, step) in enumerate(zip(starts, self.steps, strict=True)):
             mask, grads = action.mask[..., place], grads_at(place)
             if not bool(mask.any()) or (skip_flat and not any(bool(grad.any()) for grad in grads.values())):
                 continue
-            # The reference first: under LoRA it works on the very network whose graph is then made.
-            away = self._reference_mean(context, x, step, reference) if needs & REFERENCED else None
+            reference_mean = None
+            if asked and reference is not None:
+                # The reference first: under LoRA it runs the network whose graph is built next.
+                with torch.no_grad(), reference.active() as other:
+                    reference_mean = other.mean(context, x, step)
             with torch.set_grad_enabled(bool(grads)):
                 mean = self.mean(context, x, step)
-                parts = _measure(action.steps[:, :, place], mean, away, step.scale, names)
-                kept = {name: part.masked_fill(~mask, 0.0) for name, part in parts.items()}
-            live = [name for name in grads if kept[name].requires_grad]
+                parts = _measure(action.steps[:, :, place], mean, reference_mean, step.scale, names)
+                parts = {name: part.masked_fill(~mask, 0.0) for name, part in parts.items()}
+            live = [name for name in grads if parts[name].requires_grad]
             if live:
-                torch.autograd.backward([kept[name] for name in live], [grads[name] for name in live])
-            for name, part in kept.items():
-                found[name][..., place] = part.detach()
-        return Likelihood(mask=action.mask, **found)
-
-    @torch.no_grad()
-    def _reference_mean(
-        self, context: ImageContext, x: Tensor, step: DenoisingStep, reference: Reference | None
-    ) -> Tensor:
-        assert reference is not None
-        with reference.active() as other:
-            return other.mean(context, x, step)
+                torch.autograd.backward([parts[name] for name in live], [grads[name] for name in live])
+            for name, part in parts.items():
+                measured[name][..., place] = part.detach()
+        return Likelihood(mask=action.mask, **measured)
 
 
 def log_density(x: Float[Tensor, "N K C H W"], mean: Float[Tensor, "N K C H W"], scale: float) -> Float[Tensor, "N K"]:
     """log N(x; mean, scale^2 I), summed over the latent's dimensions, nats."""
-    away = (x - mean).flatten(2).square().sum(-1) / (2 * scale**2)
-    return -away - mean[0, 0].numel() * (math.log(scale) + math.log(2 * math.pi) / 2)
+    distance = (x - mean).flatten(2).square().sum(-1) / (2 * scale**2)
+    return -distance - mean[0, 0].numel() * (math.log(scale) + math.log(2 * math.pi) / 2)
 
 
 def _at_step(grads: Mapping[str, Tensor]) -> Callable[[int], Mapping[str, Tensor]]:
@@ -296,20 +270,21 @@ def _measure(
     drawn: Tensor, mean: Tensor, reference_mean: Tensor | None, scale: float, names: Sequence[str]
 ) -> dict[str, Float[Tensor, "N K"]]:
     """The quantities of one step, nats."""
-    found: dict[str, Tensor] = {}
+    parts: dict[str, Tensor] = {}
     for name in names:
-        if name in ("log_prob", "ref_log_prob"):
-            middle = mean if name == "log_prob" else reference_mean
-            assert middle is not None
-            found[name] = log_density(drawn, middle, scale)
+        if name == "log_prob":
+            parts[name] = log_density(drawn, mean, scale)
+            continue
+        assert reference_mean is not None
+        if name == "ref_log_prob":
+            parts[name] = log_density(drawn, reference_mean, scale)
         else:
-            assert reference_mean is not None
-            found[name] = (mean - reference_mean).flatten(2).square().sum(-1) / (2 * scale**2)
-    return found
+            parts[name] = (mean - reference_mean).flatten(2).square().sum(-1) / (2 * scale**2)
+    return parts
 
 
 class _Copy(Denoiser):
-    """What copies share: they do not learn, and everything but their weights is the original's."""
+    """A policy that does not learn: everything but its weights is the original's."""
 
     def __init__(self, original: Denoiser) -> None:
         self.__dict__.update(original.__dict__)
@@ -319,7 +294,7 @@ class _Copy(Denoiser):
 
 
 class _NetworkCopy(_Copy):
-    """A network of its own."""
+    """A copy with a network of its own."""
 
     def __init__(self, original: Denoiser, dtype: torch.dtype | None, device: str | None) -> None:
         super().__init__(original)
@@ -332,7 +307,7 @@ class _NetworkCopy(_Copy):
 
 
 class _AdapterCopy(_Copy):
-    """The adapters' numbers, put into the shared network while it predicts."""
+    """A copy with adapters of its own, put into the shared network while it predicts."""
 
     def __init__(self, original: Denoiser) -> None:
         super().__init__(original)

@@ -1,8 +1,8 @@
 """The steps of a diffusion sampler as Normals, computed from the scheduler's `alphas_cumprod` alone.
 
-With a = the cumulative product at a step's time, a' at the next one, o what the network says of x, and
+With a the cumulative product at a step's time, a' at the next step's, o the network's output for x, and
 
-    x0 = (x - sqrt(1-a) o) / sqrt(a)    where o predicts the noise; sqrt(a) x - sqrt(1-a) o for v; o itself for x0
+    x0 = (x - sqrt(1-a) o) / sqrt(a)    if o predicts the noise; sqrt(a) x - sqrt(1-a) o for v; o itself for x0
     e  = (x - sqrt(a) x0) / sqrt(1-a)
 
 one step draws x' ~ N(mean, scale^2 I):
@@ -11,7 +11,7 @@ one step draws x' ~ N(mean, scale^2 I):
     DDIM                mean = sqrt(a') x0 + sqrt(1 - a' - scale^2) e,    scale^2 = z^2 (1-a')/(1-a) (1 - a/a')
     DDPM                mean = sqrt(a') (1 - a/a')/(1-a) x0 + sqrt(a/a') (1-a')/(1-a) x,    scale as DDIM's with z = 1
 
-A step of scale 0 draws nothing: it has no density, and is no part of an action. LCM's last step is one.
+A step of scale 0 draws nothing: it has no density, and is masked in an action. LCM's last step is one.
 
 Sources: Luo et al. 2023 (latent consistency models), Eq. 9 and algorithm 1; Song et al. 2021 (DDIM), Eq. 12 and 16;
 Ho et al. 2020 (DDPM), Eq. 7.
@@ -37,10 +37,10 @@ class DenoisingStep:
     """One step's Normal: mean = keep x + clean x0 + noise e, standard deviation `scale`.
 
     Args:
-        time: what the network is told.
-        alpha, sigma: sqrt(a) and sqrt(1 - a) of that time.
-        prediction: what the network's output is: "epsilon", "v_prediction" or "sample".
-        limit: x0 is clipped to it in the mean's `clean` part; None does not clip.
+        time: the time that the network reads.
+        alpha, sigma: sqrt(a) and sqrt(1 - a) at that time.
+        prediction: what the network predicts: "epsilon", "v_prediction" or "sample".
+        limit: the mean's `clean` part clips x0 to [-limit, limit]; None does not clip.
     """
 
     time: int
@@ -76,16 +76,16 @@ def make_steps(scheduler: Any, num_steps: int, *, stochasticity: float = 1.0) ->
     Args:
         scheduler: an LCM, DDIM or DDPM scheduler; any other with `alphas_cumprod` and a prediction type is sampled
             as DDIM. It is not changed.
-        num_steps: how many.
+        num_steps: T, at least 2.
         stochasticity: z of DDIM, in (0, 1]; 1 adds as much noise as DDPM.
     Raises:
-        UserError: `num_steps` is below 2 or does not fit the scheduler, no step draws anything, or the scheduler is of
-            a kind that has no Normal here.
+        UserError: `num_steps` is below 2 or does not fit the scheduler, no step draws anything, or the scheduler is
+            not supported.
     """
     if num_steps < 2:
         raise UserError(
-            f"--num-steps is {num_steps}, and must be at least 2: a sampler's last step adds no noise, so that one "
-            "step in all has no density to learn from"
+            f"`num_steps` is {num_steps}, and must be at least 2: a sampler's last step adds no noise, so a single "
+            "step has no density to learn from"
         )
     _check(scheduler)
     kind = type(scheduler).__name__
@@ -96,7 +96,7 @@ def make_steps(scheduler: Any, num_steps: int, *, stochasticity: float = 1.0) ->
     try:
         times = _times(scheduler, num_steps)
     except ValueError as error:
-        raise UserError(f"--num-steps {num_steps} does not fit {kind}: {error}") from error
+        raise UserError(f"`num_steps` is {num_steps}, which does not fit {kind}: {error}") from error
     make = MAKERS[kind]
     steps = tuple(make(scheduler, times, place, stochasticity) for place in range(len(times)))
     if not any(step.scale > 0 for step in steps):
@@ -134,7 +134,7 @@ def _limit(scheduler: Any) -> float | None:
 
 
 def _parts(scheduler: Any, time: int) -> dict[str, Any]:
-    """What a step has of its time alone."""
+    """The parts of a step that depend only on its time."""
     product = _product(scheduler, time)
     return {
         "time": time, "alpha": math.sqrt(product), "sigma": math.sqrt(1 - product), "limit": _limit(scheduler),
@@ -146,7 +146,7 @@ def _consistency(scheduler: Any, times: list[int], place: int, _: float) -> Deno
     skip, out = scheduler.get_scalings_for_boundary_condition_discrete(times[place])
     last = place == len(times) - 1
     after = 1.0 if last else _product(scheduler, times[place + 1])
-    # The last step gives its estimate itself, without noise.
+    # The last step returns its estimate of x0 without noise.
     root = math.sqrt(after)
     parts = _parts(scheduler, times[place])
     return DenoisingStep(

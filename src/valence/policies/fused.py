@@ -1,6 +1,6 @@
 """Per-token log pi, log pi_ref and exact KLs from final hidden states, without ever holding [tokens, V].
 
-With z = logits of the policy, r = those of the reference, p = softmax(z), q = softmax(r) and y the token that was taken
+With z the policy's logits, r the reference's, p = softmax(z), q = softmax(r) and y the token of the action
 
   log pi = z_y - lse(z) · KL(ref‖π) = q·(r - z) - lse(r) + lse(z) · KL(π‖ref) = p·(z - r) - lse(z) + lse(r)
 
@@ -8,13 +8,13 @@ and for coefficients g (gradients of the loss with respect to the three) the gra
 
   dz = g_log_prob (onehot_y - p) + g_ref_kl (p - q) + g_policy_kl p (log p - log q - KL(π‖ref))
 
-Two ways to it:
-- **recompute** (`fused_likelihoods`): the sums are made tile by tile of the vocabulary, running maxima subtracted, and
-  only lse(z) and lse(r) are kept. Backward makes each tile of logits again: 6 products with a head in all. For
+Two ways compute it:
+- **recompute** (`fused_likelihoods`): the sums run over tiles of the vocabulary, with running maxima subtracted, and
+  only lse(z) and lse(r) are stored. Backward computes each tile of logits again: 6 products with a head in all. For
   objectives whose coefficients depend on the likelihoods (DPO, KTO, REBEL, DRO).
-- **coefficients known ahead** (`likelihoods_and_gradients`): of a few tokens at a time whole rows of logits are held,
-  measured and turned into dz at once: 4 products, 3 with a frozen head. For objectives that are linear in the
-  likelihoods (PMPO, supervised).
+- **coefficients known ahead** (`likelihoods_and_gradients`): the logits of a few tokens are held over the whole
+  vocabulary, measured and turned into dz at once: 4 products, 3 with a frozen head. For objectives that are linear in
+  the likelihoods (PMPO, supervised).
 
 Sums and gradients are accumulated in float32 (float64 for float64 inputs), whatever the products run in.
 
@@ -37,11 +37,11 @@ from valence.policies.token_head import head_settings
 COLUMNS = 4096
 """Columns of the vocabulary in a tile."""
 ROWS = 2048
-"""Tokens in a tile of the first way: with COLUMNS, 32 MiB of logits in float32."""
+"""Tokens in a tile where logits are recomputed: with COLUMNS, 32 MiB of logits in float32."""
 KERNEL_COLUMNS = 8192
-"""Columns whose gradients the kernels write at a time."""
+"""Columns whose gradients the GPU kernels write at a time."""
 HELD = 3 * 2**24
-"""Logits of one model held at a time in the second way: 192 MiB in float32."""
+"""Logits of one model held at a time where coefficients are known ahead: 192 MiB in float32."""
 
 Parts = dict[str, Float[Tensor, " M"]]
 
@@ -90,7 +90,7 @@ class LinearHead:
         return logits.mul_(self.post) if self.post != 1.0 else logits
 
     def pull_back(self, grad: Tensor, logits: Tensor | None) -> Tensor:
-        """The gradient with respect to hidden @ weight.T + bias; in place. `logits` are needed with a cap alone."""
+        """The gradient with respect to hidden @ weight.T + bias, in place. `logits` are read only with a cap."""
         if self.cap is not None:
             assert logits is not None
             grad *= 1 - (logits / (self.cap * self.post)).square_()
@@ -98,12 +98,15 @@ class LinearHead:
 
 
 def accumulation(dtype: torch.dtype) -> torch.dtype:
+    """The precision of sums whose products run in `dtype`."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def linear_head(model: Any, *, temperature: float = 1.0) -> LinearHead | None:
-    """A transformers model's head; None where it is more than a matrix (an adapter on it, quantisation): then
-    `valence.policies.token_head` is the way."""
+    """A transformers model's head; None where it is more than a matrix (an adapter on it, quantisation).
+
+    `valence.policies.token_head` then serves instead.
+    """
     layer, settings = model.get_output_embeddings(), head_settings(model, temperature=temperature)
     if type(layer) is not nn.Linear or layer._forward_hooks or layer._forward_pre_hooks:
         return None
@@ -114,24 +117,26 @@ def linear_head(model: Any, *, temperature: float = 1.0) -> LinearHead | None:
 
 
 def _tiles(count: int, size: int) -> Iterator[slice]:
-    for start in range(0, count, size):
+    """0 to `count` in slices of `size`; one empty slice for nothing."""
+    for start in range(0, max(count, 1), size):
         yield slice(start, min(start + size, count))
 
 
 class _Scratch:
-    """Tiles that are written again and again: on a CPU a fresh one's page faults cost more than what is done in it."""
+    """Tiles whose memory is reused: on a CPU the page faults of a new tile cost more than the arithmetic in it."""
 
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
         self.device, self.dtype = device, accumulation(dtype)
         self._tiles: dict[str, Tensor] = {}
 
     def tile(self, name: str, rows: int, columns: slice) -> Tensor:
-        """`[rows, columns]`, holding anything; the same memory for the same name."""
-        size = rows * (columns.stop - columns.start)
+        """`[rows, columns]` of undefined content; the same memory for the same name."""
+        width = columns.stop - columns.start
+        size = rows * width
         held = self._tiles.get(name)
         if held is None or held.numel() < size:
             self._tiles[name] = held = torch.empty(size, device=self.device, dtype=self.dtype)
-        return held[:size].view(rows, -1)
+        return held[:size].view(rows, width)
 
 
 class _Sums:
@@ -146,14 +151,13 @@ class _Sums:
         def start(value: float) -> Tensor:
             return torch.full((count,), value, device=scratch.device, dtype=scratch.dtype)
 
-        self.count, self.scratch = count, scratch
-
+        self.count, self.scratch, self.wanted = count, scratch, wanted
         self.most, self.total, self.taken = start(-torch.inf), start(0.0), start(0.0)
         self.ref_most, self.ref_total, self.ref_taken = start(-torch.inf), start(0.0), start(0.0)
         self.gap, self.ref_gap = start(0.0), start(0.0)
-        self.wanted = wanted
 
     def add(self, logits: Tensor, ref: Tensor | None, targets: Tensor, columns: slice) -> None:
+        """Add a tile of the policy's logits and of the reference's."""
         place = (targets - columns.start).clamp(0, columns.stop - columns.start - 1)[:, None]
         here = (targets >= columns.start) & (targets < columns.stop)
         self.taken += logits.gather(1, place)[:, 0] * here
@@ -179,37 +183,37 @@ class _Sums:
 
     def close(self, *, reference: bool) -> tuple[Parts, Tensor, Tensor]:
         """(the quantities, lse(z), lse(r))."""
-        found = {"lse": self.most + self.total.log(), "taken": self.taken}
+        sums = {"lse": self.most + self.total.log(), "taken": self.taken}
         if reference:
-            found |= {
+            sums |= {
                 "ref_lse": self.ref_most + self.ref_total.log(), "ref_taken": self.ref_taken,
                 "gap": self.gap / self.total, "ref_gap": self.ref_gap / self.ref_total,
             }  # fmt: skip
-        return _quantities(found, self.wanted)
+        return _quantities(sums, self.wanted)
 
 
-def _quantities(found: Parts, wanted: frozenset[str]) -> tuple[Parts, Tensor, Tensor]:
+def _quantities(sums: Parts, wanted: frozenset[str]) -> tuple[Parts, Tensor, Tensor]:
     """(the quantities, lse(z), lse(r)) from sums over the whole vocabulary, named as in `fused_triton.sums`."""
-    lse = found["lse"]
-    parts, ref_lse = {"log_prob": found["taken"] - lse}, found.get("ref_lse", lse)
-    if "ref_lse" in found:
-        parts["ref_log_prob"] = found["ref_taken"] - ref_lse
-        # Rounding may leave a KL of nothing below 0.
+    lse = sums["lse"]
+    parts, ref_lse = {"log_prob": sums["taken"] - lse}, sums.get("ref_lse", lse)
+    if "ref_lse" in sums:
+        parts["ref_log_prob"] = sums["ref_taken"] - ref_lse
+        # Rounding may leave a KL of zero below 0.
         if "ref_kl" in wanted:
-            parts["ref_kl"] = (found["ref_gap"] - ref_lse + lse).clamp_(min=0)
+            parts["ref_kl"] = (sums["ref_gap"] - ref_lse + lse).clamp_(min=0)
         if "policy_kl" in wanted:
-            parts["policy_kl"] = (found["gap"] - lse + ref_lse).clamp_(min=0)
+            parts["policy_kl"] = (sums["gap"] - lse + ref_lse).clamp_(min=0)
     return parts, lse, ref_lse
 
 
 def _dot(left: Tensor, right: Tensor) -> Tensor:
-    """Row by row, with no product held."""
+    """The dot product of each row, without holding left * right."""
     return torch.bmm(left[:, None], right[:, :, None])[:, 0, 0]
 
 
 @dataclass(frozen=True)
 class _Rows:
-    """What a tile of tokens needs, in the products' precision."""
+    """A tile of tokens, in the products' precision."""
 
     hidden: Tensor
     ref_hidden: Tensor | None
@@ -220,20 +224,18 @@ def _logit_gradient(
     logits: Tensor, ref: Tensor | None, lse: Tensor, ref_lse: Tensor, rows: _Rows, columns: slice,
     coefficients: Parts, policy_kl: Tensor | None, head: LinearHead,
 ) -> Tensor:  # fmt: skip
-    """dz of a tile, in place of `logits`; `ref` is used up too."""
-    kept = logits.clone() if head.cap is not None else None
-    log_prob, ref_kl = coefficients.get("log_prob"), coefficients.get("ref_kl")
-    second = coefficients.get("policy_kl")
+    """dz of a tile, in place of `logits`; `ref` is overwritten too."""
+    original = logits.clone() if head.cap is not None else None
+    log_prob, ref_kl, second = (coefficients.get(name) for name in ("log_prob", "ref_kl", "policy_kl"))
     logits.sub_(lse[:, None])
-    bent = None
+    of_second = None
     if second is not None:
         assert ref is not None and policy_kl is not None
-        bent = logits - ref
-        bent += (ref_lse - policy_kl)[:, None]
+        of_second = logits - ref
+        of_second += (ref_lse - policy_kl)[:, None]
     grad = logits.exp_()
-    if bent is not None:
-        assert second is not None
-        bent.mul_(grad).mul_(second[:, None])
+    if of_second is not None and second is not None:
+        of_second.mul_(grad).mul_(second[:, None])
     scale = torch.zeros_like(lse)
     if ref_kl is not None:
         scale = scale + ref_kl
@@ -243,19 +245,19 @@ def _logit_gradient(
     if ref_kl is not None:
         assert ref is not None
         grad.sub_(ref.sub_(ref_lse[:, None]).exp_().mul_(ref_kl[:, None]))
-    if bent is not None:
-        grad.add_(bent)
+    if of_second is not None:
+        grad.add_(of_second)
     if log_prob is not None:
         which = ((rows.targets >= columns.start) & (rows.targets < columns.stop)).nonzero()[:, 0]
         grad[which, rows.targets[which] - columns.start] += log_prob[which]
-    return head.pull_back(grad, kept)
+    return head.pull_back(grad, original)
 
 
 class _Gradients:
-    """Of the hidden states, and of the head where it learns.
+    """The gradients of the hidden states, and of the head where it learns.
 
     Args:
-        into: where the head's is added; a tensor of its own where not given.
+        into: the tensor that the gradient of the head's weight is added to; by default a new one.
     """
 
     def __init__(
@@ -292,8 +294,9 @@ def _accumulate(total: Tensor, left: Tensor, right: Tensor) -> None:
 
 
 def _kernels(hidden: Tensor, dtype: torch.dtype) -> Any:
-    """The Triton kernels, where they serve: half precision on an NVIDIA GPU. Full precision has no fast path there."""
-    if hidden.device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16) or not find_spec("triton"):
+    """The Triton kernels, for half precision on an NVIDIA GPU; None elsewhere, where torch is as fast."""
+    half = dtype in (torch.bfloat16, torch.float16)
+    if hidden.device.type != "cuda" or not half or not len(hidden) or not find_spec("triton"):
         return None
     from valence.policies import fused_triton
 
@@ -302,7 +305,7 @@ def _kernels(hidden: Tensor, dtype: torch.dtype) -> Any:
 
 @dataclass(frozen=True)
 class _Problem:
-    """One measurement: constant tensors and heads, and what is wanted of them."""
+    """One measurement: constant tensors and heads, and the quantities to compute."""
 
     hidden: Tensor
     ref_hidden: Tensor | None
@@ -316,38 +319,36 @@ class _Problem:
         """(the quantities, lse(z), lse(r)), tile by tile."""
         kernels = _kernels(self.hidden, self.dtype)
         if kernels is not None:
-            found = kernels.sums(self.hidden, self.ref_hidden, self.targets, self.head, self.ref_head, self.dtype)
-            return _quantities(found, self.wanted)
-        pieces, sums, scratch = [], [], _Scratch(self.hidden.device, self.dtype)
+            sums = kernels.sums(self.hidden, self.ref_hidden, self.targets, self.head, self.ref_head, self.dtype)
+            return _quantities(sums, self.wanted)
+        pieces, lses, scratch = [], [], _Scratch(self.hidden.device, self.dtype)
         for where in _tiles(len(self.targets), ROWS):
             rows, running = self.rows(where), _Sums(where.stop - where.start, scratch, self.wanted)
             for columns in _tiles(len(self.head.weight), COLUMNS):
                 running.add(*self.logits(rows, columns, scratch), rows.targets, columns)
             parts, *lse = running.close(reference=self.ref_head is not None)
             pieces.append(parts)
-            sums.append(lse)
-        lse, ref_lse = (torch.cat(part) for part in zip(*sums, strict=True))
+            lses.append(lse)
+        lse, ref_lse = (torch.cat(part) for part in zip(*lses, strict=True))
         return {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}, lse, ref_lse
 
     def pull_back(
-        self, coefficients: Parts, lse: Tensor, ref_lse: Tensor, policy_kl: Tensor | None, found: _Gradients
+        self, coefficients: Parts, lse: Tensor, ref_lse: Tensor, policy_kl: Tensor | None, gradients: _Gradients
     ) -> None:
-        """Make each tile of logits again, and carry its gradient into `found`."""
+        """Compute each tile of logits again, and carry its gradient into `gradients`."""
         kernels = _kernels(self.hidden, self.dtype)
         if kernels is not None:
-            kept = {"lse": lse, "ref_lse": ref_lse} | ({} if policy_kl is None else {"policy_kl": policy_kl})
+            sums = {"lse": lse, "ref_lse": ref_lse} | ({} if policy_kl is None else {"policy_kl": policy_kl})
             everything, rows = slice(0, len(self.targets)), self.rows(slice(0, len(self.targets)))
             for columns in _tiles(len(self.head.weight), KERNEL_COLUMNS):
                 grad = kernels.logit_gradient(
-                    self.hidden, self.ref_hidden, self.targets, self.head, self.ref_head, self.dtype, columns, kept,
+                    self.hidden, self.ref_hidden, self.targets, self.head, self.ref_head, self.dtype, columns, sums,
                     coefficients,
                 )  # fmt: skip
-                found.add(grad, rows, everything, columns)
+                gradients.add(grad, rows, everything, columns)
             return
-        with_ref, scratch = (
-            bool(coefficients.keys() & {"ref_kl", "policy_kl"}),
-            _Scratch(self.hidden.device, self.dtype),
-        )
+        with_ref = bool(coefficients.keys() & {"ref_kl", "policy_kl"})
+        scratch = _Scratch(self.hidden.device, self.dtype)
         for where in _tiles(len(self.targets), ROWS):
             rows = self.rows(where)
             part = {name: value[where] for name, value in coefficients.items()}
@@ -355,7 +356,7 @@ class _Problem:
             for columns in _tiles(len(self.head.weight), COLUMNS):
                 logits, ref = self.logits(rows, columns, scratch, reference=with_ref)
                 grad = _logit_gradient(logits, ref, lse[where], ref_lse[where], rows, columns, part, kl, self.head)
-                found.add(grad, rows, where, columns)
+                gradients.add(grad, rows, where, columns)
 
     def rows(self, where: slice) -> _Rows:
         other = None if self.ref_hidden is None else self.ref_hidden[where].to(self.dtype)
@@ -364,7 +365,7 @@ class _Problem:
     def logits(
         self, rows: _Rows, columns: slice, scratch: _Scratch, *, reference: bool = True, keep: str = ""
     ) -> tuple[Tensor, Tensor | None]:
-        """A tile of the policy's and of the reference's, good until the next; with `keep`, until the next so named."""
+        """A tile of the policy's logits and of the reference's; the next tile with the same `keep` overwrites both."""
         ref, count = None, len(rows.targets)
         if reference and self.ref_head is not None and rows.ref_hidden is not None:
             out = scratch.tile(f"reference {keep}", count, columns)
@@ -374,14 +375,12 @@ class _Problem:
 
 
 class _Fused(torch.autograd.Function):
-    """The first way. Outputs in the order of `_Sums.close`."""
+    """Logits are recomputed in backward. Outputs in the order of `_quantities`."""
 
     @staticmethod
-    def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, problem: _Problem
-    ) -> tuple[Tensor, ...]:  # fmt: skip
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, problem: _Problem) -> tuple[Tensor, ...]:
         parts, lse, ref_lse = problem.measure()
-        # The first three are `problem`'s too; saved, they are watched for being changed in place.
+        # The first three are in `problem` too; autograd checks saved tensors for changes in place.
         ctx.save_for_backward(hidden, weight, bias, lse, ref_lse, parts.get("policy_kl"))
         ctx.problem, ctx.names = problem, tuple(parts)
         if "ref_log_prob" in parts:
@@ -398,13 +397,13 @@ class _Fused(torch.autograd.Function):
         if not coefficients:
             return (None,) * 4
         _, on_weight, on_bias, _ = ctx.needs_input_grad
-        found = _Gradients(hidden, problem.head, problem.dtype, weight=on_weight, bias=on_bias)
+        gradients = _Gradients(hidden, problem.head, problem.dtype, weight=on_weight, bias=on_bias)
         with torch.autocast(hidden.device.type, enabled=False):
-            problem.pull_back(coefficients, lse, ref_lse, policy_kl, found)
+            problem.pull_back(coefficients, lse, ref_lse, policy_kl, gradients)
         return (
-            found.hidden.to(hidden.dtype),
-            None if found.weight is None else found.weight.to(weight.dtype),
-            None if found.bias is None or bias is None else found.bias.to(bias.dtype),
+            gradients.hidden.to(hidden.dtype),
+            None if gradients.weight is None else gradients.weight.to(weight.dtype),
+            None if gradients.bias is None or bias is None else gradients.bias.to(bias.dtype),
             None,
         )
 
@@ -413,7 +412,7 @@ def _problem(
     hidden: Tensor, ref_hidden: Tensor | None, targets: Tensor, head: LinearHead, ref_head: LinearHead | None,
     needs: frozenset[str], dtype: torch.dtype | None,
 ) -> _Problem:  # fmt: skip
-    """Without a reference, or where nothing of it is wanted, it is left out."""
+    """The reference is left out where there is none or nothing in `needs` reads it."""
     if ref_hidden is None or ref_head is None or not needs - {"log_prob"}:
         ref_hidden, ref_head, needs = None, None, frozenset({"log_prob"})
     return _Problem(hidden.detach(), ref_hidden, targets, head.detach(), ref_head, needs, dtype or hidden.dtype)
@@ -432,8 +431,8 @@ def fused_likelihoods(
         ref_hidden: the reference's, constant; its width may be another.
         targets: the action's tokens, in [0, V).
         head, ref_head: hidden -> logits.
-        needs: which of "log_prob", "ref_log_prob", "ref_kl", "policy_kl"; all but the first want a reference.
-        dtype: what the products run in; the hidden states' own where not given.
+        needs: which of "log_prob", "ref_log_prob", "ref_kl", "policy_kl"; all but the first need a reference.
+        dtype: the precision of the products; by default that of the hidden states.
     """
     problem = _problem(hidden, ref_hidden, targets, head, ref_head, needs, dtype)
     with torch.autocast(hidden.device.type, enabled=False):
@@ -454,26 +453,26 @@ def likelihoods_and_gradients(
     Args:
         coefficients: "log_prob" and "ref_kl" -> the loss's gradient with respect to each token's, `[M]`.
         learn_weight, learn_bias: whether the head's learn.
-        into: `[V, H]` in the precision of accumulation, such as the weight's `.grad`: d weight is added to it, and it
-            is what is returned.
+        into: `[V, H]` in the precision of accumulation, such as the weight's `.grad`: d weight is added to it, and
+            it is returned.
     Returns:
         (quantities, d hidden `[M, H]`, d weight `[V, H]` or None, d bias `[V]` or None), the gradients in the
         precision of accumulation.
     """
     problem = _problem(hidden, ref_hidden, targets, head, ref_head, needs, dtype)
-    found = _Gradients(
+    gradients = _Gradients(
         hidden, problem.head, problem.dtype, weight=learn_weight, bias=learn_bias and head.bias is not None, into=into
     )
     with torch.autocast(hidden.device.type, enabled=False):
         if _kernels(hidden, problem.dtype) is not None:
             parts, lse, ref_lse = problem.measure()
-            problem.pull_back(coefficients, lse, ref_lse, None, found)
+            problem.pull_back(coefficients, lse, ref_lse, None, gradients)
         else:
-            parts = _at_once(problem, coefficients, found)
-    return parts, found.hidden, found.weight, found.bias
+            parts = _at_once(problem, coefficients, gradients)
+    return parts, gradients.hidden, gradients.weight, gradients.bias
 
 
-def _at_once(problem: _Problem, coefficients: Parts, found: _Gradients) -> Parts:
+def _at_once(problem: _Problem, coefficients: Parts, gradients: _Gradients) -> Parts:
     """Measure and pull back a few tokens at a time, their logits held in between."""
     pieces, scratch = [], _Scratch(problem.hidden.device, problem.dtype)
     for where in _tiles(len(problem.targets), max(1, HELD // len(problem.head.weight))):
@@ -488,5 +487,5 @@ def _at_once(problem: _Problem, coefficients: Parts, found: _Gradients) -> Parts
         part = {name: value[where] for name, value in coefficients.items()}
         for logits, ref, columns in tiles:
             grad = _logit_gradient(logits, ref, lse, ref_lse, rows, columns, part, None, problem.head)
-            found.add(grad, rows, where, columns)
+            gradients.add(grad, rows, where, columns)
     return {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}

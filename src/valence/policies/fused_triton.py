@@ -1,8 +1,8 @@
-"""The fused head's tiles on a GPU: products, running sums and gradients of the logits made where the tile is.
+"""The fused head's tiles on a GPU: products, running sums and gradients of the logits computed in one kernel each.
 
-`sums` measures without writing a single logit to memory; each program takes a block of tokens and a part of the
-vocabulary, and the parts are joined afterwards. `logit_gradient` makes a tile of logits again and writes only its
-gradient, in the products' precision, for the two products that pull back. Formulas: `valence.policies.fused`.
+`sums` measures without writing a logit to memory: each program takes a block of tokens and a part of the vocabulary,
+and the parts are joined afterwards. `logit_gradient` computes a tile of logits again and writes only its gradient, in
+the products' precision, for the two products that pull back. Formulas: `valence.policies.fused`.
 
 Shape legend: M tokens · H hidden of the policy, G of the reference · V vocabulary · P parts of the vocabulary.
 """
@@ -20,9 +20,9 @@ import triton.language as tl
 from torch import Tensor
 
 ROWS, COLUMNS, DEPTH = 128, 128, 64
-"""A program's block: tokens, columns of the vocabulary, and how deep a product goes at a time."""
+"""A program's block: tokens, columns of the vocabulary, and hidden units multiplied at a time."""
 PROGRAMS = 512
-"""About as many are started: a few for each multiprocessor."""
+"""Programs started, approximately: a few for each multiprocessor."""
 
 
 @triton.jit
@@ -30,7 +30,7 @@ def _logits(
     hidden, weight, bias, rows, columns, M, V, H, pre, cap, post,
     HAS_BIAS: tl.constexpr, HAS_CAP: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
-    """A tile [ROWS, COLUMNS] of logits, float32; what lies outside is made of zeros."""
+    """A tile [ROWS, COLUMNS] of logits, float32; zeros stand outside the matrices."""
     # V times H passes 2^31 in large models.
     rows, columns = rows.to(tl.int64), columns.to(tl.int64)
     total = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
@@ -151,7 +151,7 @@ def _gradient_kernel(
 
 
 def _arguments(head: Any, ref_head: Any) -> tuple[list[float], dict[str, bool]]:
-    """(both heads' scales, what they have)."""
+    """(both heads' scales, which parts they have)."""
 
     def scales(one: Any) -> list[float]:
         return [1.0, 1.0, 1.0] if one is None else [one.pre, one.cap or 1.0, one.post]
@@ -165,7 +165,7 @@ def _arguments(head: Any, ref_head: Any) -> tuple[list[float], dict[str, bool]]:
 
 
 def _pointers(hidden: Tensor, ref_hidden: Tensor | None, head: Any, ref_head: Any, dtype: torch.dtype) -> list[Tensor]:
-    """What the kernels read, in the products' precision; a stand-in where there is nothing."""
+    """What the kernels read, in the products' precision; a stand-in where an argument is None."""
 
     def of(states: Tensor, one: Any) -> list[Tensor]:
         weight = one.weight.to(dtype).contiguous()
@@ -207,32 +207,32 @@ def sums(
         return [top + whole.log(), *((other * fade).sum(0) / whole for other in others)]
 
     lse, gap = join(out[:, 0], out[:, 1], out[:, 3])
-    found = {"lse": lse, "taken": out[:, 2].sum(0)}
+    joined = {"lse": lse, "taken": out[:, 2].sum(0)}
     if ref_head is not None:
         ref_lse, ref_gap = join(out[:, 4], out[:, 5], out[:, 7])
-        found |= {"ref_lse": ref_lse, "ref_taken": out[:, 6].sum(0), "gap": gap, "ref_gap": ref_gap}
-    return found
+        joined |= {"ref_lse": ref_lse, "ref_taken": out[:, 6].sum(0), "gap": gap, "ref_gap": ref_gap}
+    return joined
 
 
 def logit_gradient(
     hidden: Tensor, ref_hidden: Tensor | None, targets: Tensor, head: Any, ref_head: Any, dtype: torch.dtype,
-    columns: slice, kept: dict[str, Tensor], coefficients: dict[str, Tensor],
+    columns: slice, sums: dict[str, Tensor], coefficients: dict[str, Tensor],
 ) -> Tensor:  # fmt: skip
     """The gradient on a tile of logits before scaling and capping, `[M, columns]`, in `dtype`.
 
     Args:
-        kept: "lse", and with a reference "ref_lse" and (where its gradient is asked for) "policy_kl", each `[M]`.
+        sums: "lse", and with a reference "ref_lse" and (if it has a coefficient) "policy_kl", each `[M]`.
         coefficients: of "log_prob", "ref_kl" and "policy_kl", each `[M]`; those that are missing are 0.
     """
     count, width = len(targets), columns.stop - columns.start
     out = torch.empty(count, width, device=hidden.device, dtype=dtype)
-    nothing = torch.zeros_like(kept["lse"])
+    nothing = torch.zeros_like(sums["lse"])
     scales, flags = _arguments(head, ref_head)
     grid = (triton.cdiv(count, ROWS), triton.cdiv(width, COLUMNS))
     names = ("log_prob", "ref_kl", "policy_kl")
     _gradient_kernel[grid](
-        out, *_pointers(hidden, ref_hidden, head, ref_head, dtype), targets, kept["lse"],
-        kept.get("ref_lse", nothing), kept.get("policy_kl", nothing),
+        out, *_pointers(hidden, ref_hidden, head, ref_head, dtype), targets, sums["lse"],
+        sums.get("ref_lse", nothing), sums.get("policy_kl", nothing),
         *(coefficients.get(name, nothing).float().contiguous() for name in names), count, len(head.weight),
         hidden.shape[1], hidden.shape[1] if ref_hidden is None else ref_hidden.shape[1], columns.start, width,
         *scales, **flags, ROWS=ROWS, COLUMNS=COLUMNS, DEPTH=DEPTH,

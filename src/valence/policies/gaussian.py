@@ -1,7 +1,7 @@
 """A Gaussian over continuous actions with independent dimensions: a mean and a standard deviation from a network.
 
-The Gaussian is not squashed, so its densities and KLs are exact; the environment is given its actions clipped to
-[-1, 1] (`decode`), and the mean itself lies in [-1, 1] by a tanh. Actions are kept unclipped.
+The Gaussian is not squashed, so its densities and KLs are exact. A tanh keeps its mean in [-1, 1]. Actions are stored
+as drawn; the environment gets them clipped to [-1, 1] (`decode`).
 
 Shape legend: see `valence.policies.actor`.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -30,8 +31,8 @@ class GaussianPolicy(Actor):
     Args:
         observation_size, action_size: O and D.
         hidden: units of each hidden layer.
-        init_scale: standard deviation at the start, in units of half the action range.
-        min_scale: what it never falls below; 0 lets it vanish, and with it exploration.
+        init_scale: initial standard deviation, in units of half the action range.
+        min_scale: lower bound of the standard deviation; 0 lets it vanish, and with it exploration.
     Raises:
         ValueError: a size below 1, or a scale out of range.
     """
@@ -42,7 +43,7 @@ class GaussianPolicy(Actor):
     ) -> None:  # fmt: skip
         super().__init__(observation_size, action_size, hidden)
         if not 0 <= min_scale < init_scale:
-            raise ValueError(f"need 0 <= min_scale < init_scale, got {min_scale} and {init_scale}")
+            raise ValueError(f"need 0 <= `min_scale` < `init_scale`, got {min_scale} and {init_scale}")
         self.hidden, self.init_scale, self.min_scale = tuple(hidden), init_scale, min_scale
         self.head = nn.Linear(hidden[-1], 2 * action_size)
         with torch.no_grad():
@@ -71,12 +72,12 @@ class GaussianPolicy(Actor):
         return self.decode(self.moments(context)[0][:, 0, 0])
 
     def likelihood(self, batch: Batch, reference: Reference | None, needs: frozenset[str]) -> Likelihood:
-        """As everywhere, and the two halves of a decoupled update where they are asked for."""
+        """As in `Actor`, and the quantities of a decoupled update of mean and covariance, if `needs` has them."""
         if not needs & DECOUPLED:
             return super().likelihood(batch, reference, needs)
         theirs = self._reference(batch, reference, needs)
         if theirs is None:
-            raise ValueError(f"{sorted(needs & DECOUPLED)} need a reference policy, and none was given")
+            raise ValueError(f"{sorted(needs & DECOUPLED)} need a reference policy, and `reference` is None")
         assert isinstance(theirs, Independent)
         mean, scale = self.moments(batch.context)
         steps, mask = batch.action.steps, batch.action.mask
@@ -88,10 +89,7 @@ class GaussianPolicy(Actor):
             measured = likelihood_from_distributions(half, theirs, steps, mask, frozenset({"log_prob", "ref_kl"}))
             parts |= {f"log_prob_{name}": measured.log_prob, f"ref_kl_{name}": measured.ref_kl}
         whole = likelihood_from_distributions(_normal(mean, scale), theirs, steps, mask, needs - DECOUPLED)
-        return Likelihood(
-            **{name: getattr(whole, name) for name in ("log_prob", "ref_log_prob", "ref_kl", "policy_kl", "mask")},
-            **parts,
-        )
+        return replace(whole, **parts)
 
     def settings(self) -> dict[str, Any]:
         return {

@@ -20,7 +20,6 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.distributions import Categorical
 
 from valence.policies.base import REFERENCED, pull_back, referenced
 from valence.policies.dropout import dropout_restored
@@ -147,7 +146,7 @@ class LanguagePolicy(nn.Module):
 
     def hidden_states(self, batch: Batch) -> tuple[Float[Tensor, "M H"], Bool[Tensor, "N K T"]]:
         """(the hidden states that predict the M steps of a batch, row by row; the steps' places in `[N, K, T]`)."""
-        rows, _ = present_rows(batch.context, batch.action)
+        rows = present_rows(batch.context, batch.action)
         return self.hidden_at_steps(rows), batch.action.mask
 
     # Measure and pull back.
@@ -196,7 +195,7 @@ class LanguagePolicy(nn.Module):
     def _steps(self, batch: Batch, reference: Reference | None, needs: frozenset[str]) -> Steps | None:
         """What the head works on; None where no action has a step."""
         asked = referenced(needs, reference)
-        rows, _ = present_rows(batch.context, batch.action)
+        rows = present_rows(batch.context, batch.action)
         if not len(rows.steps):
             return None
         hidden, ref_hidden = self.hidden_at_steps(rows), None
@@ -209,7 +208,7 @@ class LanguagePolicy(nn.Module):
     def _with_known_reference(self, batch: Batch, reference: LogProbCache, needs: frozenset[str]) -> Likelihood:
         """log pi as always; log pi_ref from the cache, which calls `measure` for rows that it has not stored."""
         own = self.likelihood(batch, None, needs - REFERENCED)
-        rows, _ = present_rows(batch.context, batch.action)
+        rows = present_rows(batch.context, batch.action)
         if not len(rows.steps):
             return self._nothing(batch, needs)
         measure = by_reference(reference, lambda other, new: other.step_log_probs(new), self.device)
@@ -250,17 +249,6 @@ class LanguagePolicy(nn.Module):
         return token_likelihoods(
             hidden, ref_hidden, targets, self.head, ref_head, vocabulary=self.vocabulary, needs=needs
         )
-
-    def distribution(self, context: TokenContext, action: Action) -> Categorical:
-        """Each step's Categorical, batch shape `[N, K, T]`. Holds all logits: for small models and tests."""
-        rows, present = present_rows(context, action)
-        logits = torch.zeros(*action.mask.shape, self.vocabulary, device=self.device)
-        with self.precision():
-            hidden = self.action_hidden(rows)
-        shape = hidden.shape[:2]
-        part = self.head(hidden.flatten(0, 1)).unflatten(0, shape)
-        part = nn.functional.pad(part, (0, 0, 0, action.mask.shape[2] - shape[1]))
-        return Categorical(logits=logits.masked_scatter(present[..., None, None].expand_as(logits), part))
 
     # Sample, copy and save.
 

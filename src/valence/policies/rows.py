@@ -87,8 +87,8 @@ class Rows:
         return ids[None], (mask.long().cumsum(-1) - 1)[mask][None], before
 
 
-def present_rows(context: TokenContext, action: Action) -> tuple[Rows, Bool[Tensor, "N K"]]:
-    """(rows, which of `[N, K]` they are): the actions with at least one step.
+def present_rows(context: TokenContext, action: Action) -> Rows:
+    """The actions with at least one step, as rows, context by context.
 
     Raises:
         ValueError: the prompts are not padded on the left, or the steps not on the right.
@@ -97,7 +97,7 @@ def present_rows(context: TokenContext, action: Action) -> tuple[Rows, Bool[Tens
     present = action.mask.any(-1)
     which = present.nonzero()[:, 0]
     rows = Rows(context.ids[which], context.mask[which], action.steps[present], action.mask[present], which)
-    return (rows.pick(torch.arange(len(which), device=which.device)) if len(which) else rows), present
+    return rows.pick(torch.arange(len(which), device=which.device)) if len(which) else rows
 
 
 def check_padding(context: TokenContext, action: Action | None = None) -> None:

@@ -1,4 +1,7 @@
-"""A trained control policy in a folder, and out of it again: `PolicyRunner.load(folder).act(observation)`."""
+"""Trained control policies in folders: saved with their environment's bounds, loaded to act.
+
+`PolicyRunner.load(folder).act(observation)`
+"""
 
 from __future__ import annotations
 
@@ -10,44 +13,40 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
-from valence.errors import UserError
-from valence.policies.actor import Actor, flatten
+from valence.errors import UserError, one_line
+from valence.policies.actor import SETTINGS, WEIGHTS, Actor, flatten
 from valence.policies.categorical import CategoricalPolicy
 from valence.policies.gaussian import GaussianPolicy
 
 KINDS: dict[str, type[Actor]] = {"gaussian": GaussianPolicy, "categorical": CategoricalPolicy}
-SETTINGS, WEIGHTS = "policy.json", "policy.safetensors"
 
 
 def save_actor(
     folder: Path, policy: Actor, *, low: np.ndarray, high: np.ndarray, environment: str | None = None,
     action_repeat: int = 1,
 ) -> Path:  # fmt: skip
-    """Write `folder/policy.json` and `folder/policy.safetensors`.
+    """Save a policy together with what acting needs; returns `folder`.
 
     Args:
         low, high: the environment's own action bounds, `[D]`.
-        environment: its name, for whoever loads it.
+        environment: the environment's name.
         action_repeat: environment steps that each action lasts.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: part.detach().contiguous() for name, part in policy.named_parameters()}, folder / WEIGHTS)
-    about = {"policy": policy.settings(), "low": low.tolist(), "high": high.tolist(), "environment": environment}
-    about["action_repeat"] = action_repeat
-    (folder / SETTINGS).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+    bounds = {"low": low.tolist(), "high": high.tolist()}
+    policy.save(folder, **bounds, environment=environment, action_repeat=action_repeat)
     return folder
 
 
 class PolicyRunner:
-    """Acts as the policy does in evaluation: its most likely action, or a sample of it.
+    """Acts as the policy does in evaluation: by its most likely action, or by a sample.
 
     Args:
         policy: the actor.
-        low, high: what the environment takes, `[D]`.
-        environment: the name of the environment it learned in, where known.
-        action_repeat: environment steps that each action lasts: whoever acts repeats it so often.
+        low, high: the environment's own action bounds, `[D]`.
+        environment: the name of the environment that it learned in, where known.
+        action_repeat: environment steps that each action lasts: the caller repeats it so often.
     """
 
     def __init__(
@@ -58,7 +57,7 @@ class PolicyRunner:
 
     @classmethod
     def load(cls, folder: str | Path) -> PolicyRunner:
-        """From `valence control`'s --out, or from the `policy` folder within.
+        """Load the output folder of a control run, or the `policy` folder within it.
 
         Raises:
             UserError: there is no policy there, or it cannot be read.
@@ -70,17 +69,18 @@ class PolicyRunner:
             weights = load_file(home / WEIGHTS)
             policy = KINDS[about["policy"].pop("kind")](**about["policy"])
             policy.load_state_dict(weights)
-            low, high = np.array(about["low"]), np.array(about["high"])
-            environment, repeat = about["environment"], about.get("action_repeat", 1)
+            bound = np.ones(policy.action_size)
+            low, high = np.array(about.get("low", -bound)), np.array(about.get("high", bound))
+            environment, repeat = about.get("environment"), about.get("action_repeat", 1)
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-            raise UserError(f"there is no policy to load in {folder} ({' '.join(str(error).split())})") from error
+            raise UserError(f"there is no policy to load in {folder} ({one_line(error)})") from error
         return cls(policy.requires_grad_(False), low, high, environment, repeat)
 
     def act(self, observation: Any, *, generator: torch.Generator | None = None) -> np.ndarray:
         """The action for one observation `[O]` (in any shape, or a dictionary or tuple of parts), or for N, `[N, O]`.
 
         Args:
-            generator: draw from the policy with it; None takes the most likely action.
+            generator: draws a sample; None takes the most likely action.
         Returns:
             `[D]` or `[N, D]`, in the environment's own units.
         Raises:
@@ -92,7 +92,7 @@ class PolicyRunner:
         # One observation that is no vector is flattened, as it was in training.
         seen = seen.flatten() if seen.shape[-1:] != (size,) and seen.numel() == size else seen
         if seen.shape[-1:] != (size,):
-            raise ValueError(f"the policy sees {size} numbers, and was given an observation of shape {[*seen.shape]}")
+            raise ValueError(f"the policy reads {size} numbers, but the observation has shape {[*seen.shape]}")
         if not bool(seen.isfinite().all()):
             raise ValueError("the observation is not all finite numbers")
         rows = seen.reshape(-1, seen.shape[-1])

@@ -1,8 +1,8 @@
 """Several completions of one prompt as one sequence: the prompt is read once.
 
-The sequence is the prompt, then every completion in turn; a completion's tokens see the prompt and themselves alone,
-and are numbered as if each completion came right after the prompt. What a model makes of them is then what it makes
-of each row by itself, at less work: K rows of P + T tokens become one of P + K T.
+The sequence is the prompt, then every completion in turn. A completion's tokens attend only to the prompt and to their
+own completion, and their positions count as if it came right after the prompt. A model's outputs are then those of each
+row by itself, for less work: K rows of P + T tokens become one of P + K T.
 
 Shape legend: R rows · B sequences · L tokens of the longest.
 """
@@ -26,10 +26,10 @@ class Trees:
 
     Args:
         ids, positions: `[B, L]`, padded on the right.
-        visible: which tokens (last) each token sees, `[B, L, L]`.
-        rows: the rows that lie in the sequences, `[r]`, in the order of `sequence` and `place`.
-        lengths: steps of each of them.
-        sequence, place: of every step of every row, where the hidden state that predicts it is, `[M]` each.
+        visible: which tokens (last dimension) each token attends to, `[B, L, L]`.
+        rows: the rows in the sequences, `[r]`, in the order of `sequence` and `place`.
+        lengths: the number of steps of each of these rows.
+        sequence, place: where the hidden state that predicts each step of each row is, `[M]` each.
     """
 
     ids: Int[Tensor, "B L"]
@@ -44,15 +44,15 @@ class Trees:
 def siblings(
     owner: Int[Tensor, " R"], prompts: Sequence[int], steps: Sequence[int], *, longest: int
 ) -> tuple[list[list[int]], list[int]]:
-    """(rows of one context together, where they are two or more; the other rows).
+    """(groups of two or more rows of one context, to read as one sequence; the rows to read one by one).
 
-    A context's rows are split where together they would be longer than `longest`, and are left alone where one mask
-    over all of them would be more than their own masks: attention's cost is the square of a length.
+    A group is split where it would be longer than `longest`, or where its attention mask would be larger than those of
+    its rows: the cost of attention is the square of a length.
 
     Args:
-        owner: which context each row is of.
-        prompts, steps: how long each row's prompt and its action are; without a prompt there is nothing to share.
-        longest: tokens of a sequence, at most.
+        owner: the context of each row.
+        prompts, steps: the length of each row's prompt and action; without a prompt there is nothing to share.
+        longest: the most tokens of a sequence.
     """
     contexts: dict[int, list[int]] = {}
     for row, context in enumerate(owner.tolist()):
@@ -73,7 +73,7 @@ def siblings(
 
 
 def pack(sizes: Sequence[int], budget: int) -> list[list[int]]:
-    """Which of these to run together: of like size, within `budget` with the padding to the largest."""
+    """Which of these to run together: of similar size, within `budget` when padded to the largest."""
     pieces: list[list[int]] = []
     for place in sorted(range(len(sizes)), key=lambda place: sizes[place]):
         if pieces and (len(pieces[-1]) + 1) * sizes[place] <= budget:
@@ -88,7 +88,7 @@ def plan(rows: Rows, *, budget: int, longest: int) -> tuple[list[list[list[int]]
 
     Args:
         budget: tokens that run together, padding included.
-        longest: tokens of one sequence, at most.
+        longest: the most tokens of one sequence.
     """
     prompts, steps = rows.lengths
     groups, alone = siblings(rows.owner, prompts, steps, longest=longest)
@@ -111,7 +111,7 @@ def make_trees(rows: Rows, groups: Sequence[Sequence[int]]) -> Trees:
         end = size
         for child, row in enumerate(group, 1):
             steps = rows.steps[row][rows.mask[row]]
-            # The last step predicts nothing that is asked for.
+            # The last step predicts nothing that is needed.
             ids.append(steps[:-1])
             segment.append(torch.full((len(steps) - 1,), child))
             position.append(size + torch.arange(len(steps) - 1))
@@ -127,7 +127,7 @@ def make_trees(rows: Rows, groups: Sequence[Sequence[int]]) -> Trees:
     length = segment.shape[1]
     one, other = segment[:, :, None], segment[:, None, :]
     causal = torch.ones(length, length, dtype=torch.bool, device=device).tril()
-    # Padding sees itself, so that no row of attention is empty.
+    # Padding attends to itself, so that no row of attention is empty.
     visible = (causal & ((other == 0) | (one == other)) & (other >= 0)) | torch.eye(
         length, dtype=torch.bool, device=device
     )
@@ -143,12 +143,14 @@ def _stack(rows: Sequence[Tensor], fill: int) -> Tensor:
 
 
 WINDOWED = ("window", "local", "chunk", "sparse", "block_types")
-"""Parts of the names under which models' settings limit what a layer sees."""
+"""Parts of the names of settings that limit what a layer attends to."""
 
 
 def attends_everywhere(config: Any) -> bool:
-    """Whether every layer sees the whole past: a window or a recurrence does not take such sequences. What is not known
-    to see everything is taken not to."""
+    """Whether every layer attends to the whole past: with a window or a recurrence, prompts cannot be shared.
+
+    Settings that may limit a layer count as limits.
+    """
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     settings = text.to_dict() if hasattr(text, "to_dict") else vars(text)
     kinds = settings.get("layer_types") or []

@@ -1,7 +1,7 @@
 """From final hidden states to per-token log pi, log pi_ref and exact KL, holding few logits at a time.
 
-The obvious way: a tile of tokens at a time, its logits made again in the backward pass when the tiles are several. It
-takes any head, and is what `valence.policies.fused` is held against.
+A tile of tokens at a time, its logits computed again in the backward pass if there are several tiles. It takes any
+head; `valence.policies.fused` is tested against it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 LOGITS_HELD = 2**25
-"""At most so many logits of one model at a time: 128 MiB in float32."""
+"""Logits of one model held at a time: 128 MiB in float32."""
 
 HeadFn = Callable[[Tensor], Tensor]
 
@@ -39,7 +39,7 @@ class HeadSettings:
 
 
 def head_settings(model: Any, *, temperature: float = 1.0) -> HeadSettings:
-    """Read off a model; `valence.policies.loading.check_head` compares what comes of it to the model's own logits."""
+    """Read from a model; `valence.policies.checks.check_head` compares the resulting logits with the model's own."""
     config, post = model.config, 1 / temperature
     if isinstance(scale := getattr(config, "logit_scale", None), float):
         post *= scale
