@@ -54,7 +54,7 @@ def test_a_tokens_value_is_the_head_of_the_state_that_predicts_it(kind: str) -> 
                 batch.context.select(slice(n, n + 1)),
                 Action(batch.action.steps[n : n + 1, k : k + 1], batch.action.mask[n : n + 1, k : k + 1]),
             )
-            rows, _ = present_rows(alone.context, alone.action)
+            rows = present_rows(alone.context, alone.action)
             with torch.no_grad():
                 hidden = policy.action_hidden(rows)[0, :length]
                 expected = hidden @ critic.head.weight[0] + 0.7
