@@ -16,7 +16,7 @@ NAME_WIDTH = 30
 NAMES = {str: "TEXT", int: "INT", float: "FLOAT", NoneType: "", bool: ""}
 TITLES = {
     "data": "Data", "network": "Model", "sampling": "Sampling", "reference": "Reference", "train": "Training",
-    "run": "Run", "judging": "Reward", "agent": "Agent", "trial": "Run", "learning": "Learning", "search": "Search",
+    "run": "Run", "judging": "Reward", "agent": "Agent", "critic": "Critic", "trial": "Run", "learning": "Learning", "search": "Search",
     "training": "Training", "comparison": "Comparison",
 }  # fmt: skip
 
@@ -48,8 +48,8 @@ def _group(kind: Any, default: Any, width: int) -> list[str]:
             continue
         hint = hints[item.name]
         positional = tyro.conf.Positional in getattr(hint, "__metadata__", ())
-        text = next((part.help for part in getattr(hint, "__metadata__", ()) if isinstance(part, type(ARG))), None)
-        lines += _option(item.name, hint, text or help_of.get(item.name, ""), value, positional, width)
+        text: Any = next((part for part in getattr(hint, "__metadata__", ()) if isinstance(part, type(ARG))), None)
+        lines += _option(item.name, hint, text.help if text else help_of.get(item.name, ""), value, positional, width)
     return lines
 
 

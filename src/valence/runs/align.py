@@ -116,6 +116,7 @@ def run_alignment(
     if config.run.resume:
         resume(out, learner, source, schedule, log)
     pool = rows.heldout or rows.train
+    assert learner.reference is not None
     evaluation = Evaluation(
         policy, learner.reference, [context.prompt for context in pool], rows=rows.heldout,
         num_samples=config.run.eval_samples, num_rows=config.run.eval_rows, seed=config.train.seed,

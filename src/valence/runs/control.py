@@ -14,6 +14,7 @@ import tyro
 
 from valence.critics import QNetwork
 from valence.data.replay import Replay
+from valence.errors import UserError
 from valence.evaluation.control import Evaluation, LearningCurve, check_camera, film
 from valence.policies.actor import Actor
 from valence.policies.categorical import CategoricalPolicy
@@ -54,20 +55,8 @@ class AgentOptions:
     """Units of each hidden layer, of the policy and of each critic."""
     lr: float = 1e-3
     """Learning rate of the policy."""
-    critic_lr: float = 1e-3
-    """Learning rate of the critic."""
-    batch_size: int = 256
-    """States in a batch."""
-    num_actions: int = 4
-    """Actions drawn from the reference and judged in each state."""
-    steps_per_update: float = 4.0
-    """Environment steps for each update; below 1, several updates a step."""
     refresh_every: int = 25
     """Updates between copies of the policy into the reference."""
-    target_every: int = 50
-    """Updates between copies of the critic into its target."""
-    action_repeat: int = 1
-    """Environment steps that each action lasts; the control suite's fast tasks learn sooner with 2 to 8."""
     discount: float = 0.99
     """Gamma, per action."""
     n_step: int = 3
@@ -77,9 +66,9 @@ class AgentOptions:
 
     def __post_init__(self) -> None:
         check(bool(self.hidden) and min(self.hidden) >= 1, "hidden", self.hidden, "one size or more, each at least 1")
-        check_numbers(self, "lr", "critic_lr", "steps_per_update", above=0)
-        check_numbers(self, "batch_size", "refresh_every", "target_every", "n_step", "action_repeat", least=1)
-        check_numbers(self, "bins", "num_actions", least=2)
+        check_numbers(self, "lr", above=0)
+        check_numbers(self, "refresh_every", "n_step", least=1)
+        check_numbers(self, "bins", least=2)
         check_numbers(self, "discount", above=0, most=1)
         gaussian = self.policy == "gaussian"
         name, default = ("bins", AgentOptions.bins) if gaussian else ("init_scale", AgentOptions.init_scale)
@@ -98,8 +87,6 @@ class TrialOptions:
     """Random seed; the same seed gives the same bits on one machine with as many threads."""
     num_environments: int = 1
     """Environments side by side."""
-    warmup_steps: int = 1000
-    """Steps of random actions before the first update."""
     eval_every: int = 10_000
     """Environment steps between evaluations; 0 evaluates at the end only."""
     eval_episodes: int = 5
@@ -116,9 +103,8 @@ class TrialOptions:
     """CPU threads; one is fastest for networks of this size."""
 
     def __post_init__(self) -> None:
-        check_numbers(self, "steps", "num_environments", "warmup_steps", "eval_episodes", "threads", least=1)
+        check_numbers(self, "steps", "num_environments", "eval_episodes", "threads", least=1)
         check_numbers(self, "seed", "eval_every", "save_every", least=0)
-        check(self.steps > self.warmup_steps, "steps", self.steps, f"more than `warmup_steps`, {self.warmup_steps}")
 
 
 @dataclass(frozen=True)
@@ -139,6 +125,7 @@ class ControlConfig(RunConfig):
     """pmpo: ar, a or r, with the paper's alpha and beta."""
     options: Any = field(default_factory=NoOptions)
     agent: AgentOptions = field(default_factory=AgentOptions)
+    critic: ControlSettings = field(default_factory=ControlSettings)
     trial: TrialOptions = field(default_factory=TrialOptions)
 
     @property
@@ -171,7 +158,7 @@ def make_policy(agent: AgentOptions, observation_size: int, action_size: int) ->
 
 def make(config: ControlConfig, *, pictures: bool = False) -> Environment:
     """The environment of a run."""
-    return make_environment(config.environment, repeat=config.agent.action_repeat, pictures=pictures)
+    return make_environment(config.environment, repeat=config.critic.action_repeat, pictures=pictures)
 
 
 def make_objective(config: ControlConfig, action_size: int) -> tuple[Any, Any, list[str]]:
@@ -180,11 +167,11 @@ def make_objective(config: ControlConfig, action_size: int) -> tuple[Any, Any, l
     objective, conversion, notes = row.make(config.options), row.part(row.convert, config.options), []
     if row.fit is not None:
         acting = Acting(
-            agent.policy == "gaussian", action_size, agent.num_actions, conversion,
+            agent.policy == "gaussian", action_size, config.critic.num_actions, conversion,
             row.part(Coupling, config.options).coupled,
         )  # fmt: skip
         objective, notes = row.fit(objective, acting)
-    return objective, conversion.converter(agent.num_actions), notes
+    return objective, conversion.converter(config.critic.num_actions), notes
 
 
 class Agent:
@@ -199,17 +186,12 @@ class Agent:
         self.policy = make_policy(agent, *sizes)
         reference = FrozenCopy(self.policy, refresh_every=agent.refresh_every)
         objective, label, self.notes = make_objective(config, sizes[1])
-        settings = ControlSettings(
-            batch_size=agent.batch_size, num_actions=agent.num_actions, steps_per_update=agent.steps_per_update,
-            warmup_steps=trial.warmup_steps, critic_lr=agent.critic_lr, target_every=agent.target_every,
-            action_repeat=agent.action_repeat,
-        )  # fmt: skip
         replay = Replay(
             min(trial.steps, REPLAY), *sizes, num_environments=trial.num_environments, steps=agent.n_step,
             discount=agent.discount,
         )  # fmt: skip
         critic = QNetwork(*sizes, agent.hidden)
-        self.source = ControlSource(crew, critic, reference, replay, settings, label=label, seed=trial.seed)
+        self.source = ControlSource(crew, critic, reference, replay, config.critic, label=label, seed=trial.seed)
         optimizers: dict[str, torch.optim.Optimizer] = {
             "policy": torch.optim.Adam(self.policy.parameters(), lr=agent.lr, fused=True)
         }
@@ -217,12 +199,14 @@ class Agent:
         if duals is not None:
             optimizers["dual"] = torch.optim.Adam(duals.parameters(), lr=DUAL_LR)
         self.learner = Learner(self.policy, objective, reference, optimizers, max_grad_norm=MAX_GRAD_NORM)
-        self.updates = max(1, int((trial.steps - trial.warmup_steps) / agent.steps_per_update))
+        self.updates = max(1, int((trial.steps - config.critic.warmup_steps) / config.critic.steps_per_update))
 
 
 def run_control(config: ControlConfig, *, log: Log = print, show: bool = True) -> RunResult:
     """Run what `config` describes."""
-    trial = config.trial
+    trial, warmup = config.trial, config.critic.warmup_steps
+    if trial.steps <= warmup:
+        raise UserError(f"`steps` is {trial.steps}, and must be more than `warmup_steps`, {warmup}")
     begin(trial.threads, trial.seed)
     if "DISPLAY" not in os.environ:
         # MuJoCo looks for a screen otherwise, and complains that there is none.
@@ -235,7 +219,7 @@ def run_control(config: ControlConfig, *, log: Log = print, show: bool = True) -
     for note in agent.notes:
         log(note)
     log_every, eval_every, save_every, track_every = (
-        _updates(steps, config.agent.steps_per_update) for steps in (2000, trial.eval_every, trial.save_every, 1000)
+        _updates(steps, config.critic.steps_per_update) for steps in (2000, trial.eval_every, trial.save_every, 1000)
     )
     run = RunOptions(log_every=log_every, eval_every=eval_every, save_every=save_every, tracker=trial.tracker)
     schedule = make_schedule(agent.updates, run, track_every=track_every)
@@ -250,7 +234,7 @@ def run_control(config: ControlConfig, *, log: Log = print, show: bool = True) -
         space = agent.environment
         save_actor(
             folder / "policy", agent.policy, low=space.low, high=space.high, environment=config.environment,
-            action_repeat=config.agent.action_repeat,
+            action_repeat=config.critic.action_repeat,
         )  # fmt: skip
 
     job = Job(

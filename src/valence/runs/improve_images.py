@@ -88,12 +88,12 @@ def improve_images(
     """
     given = None if isinstance(prompts, str | Path) else [Record("prompt", prompt) for prompt in prompts]
     judges = (reward, "none" if gold is None else gold)
-    names = [name_of(judge) if callable(judge) else str(judge) for judge in judges]
+    names = [str(judge) if isinstance(judge, str | Path) else name_of(judge) for judge in judges]
     values = {"pipeline": pipeline, "out": out, "reward": names[0], "gold": names[1]} | options
     words, positional = to_words(ImagesConfig, values | ({"prompts": prompts} if given is None else {}))
     config = configure(ImagesConfig, words, positional, prog="valence improve-images")
     own = [
-        image_judge(judge, name=name, timeout=config.judging.reward_timeout) if callable(judge) else None
+        None if isinstance(judge, str | Path) else image_judge(judge, name=name, timeout=config.judging.reward_timeout)
         for judge, name in zip(judges, names, strict=True)
     ]
     log: Log = (lambda line: None) if quiet else print
@@ -122,7 +122,7 @@ def run_image_improvement(
         gold = load_image_reward(names[1], device=device, timeout=judging.reward_timeout, argument="gold")
     torch.manual_seed(train.seed)
     policy = load_denoiser(config.pipeline, config.network, device=device)
-    if cut := sum(policy.read.too_long(str(row.prompt)) for row in prompts):
+    if cut := sum(policy.pipeline.too_long(str(row.prompt)) for row in prompts):
         log(f"{cut:,} prompts are longer than the text encoder reads: it sees their beginning")
     initial = AdaptersOff(policy) if policy.adapters else FrozenCopy(policy)
     small = sum(part.numel() for part in policy.network.parameters()) < SMALL_NETWORK

@@ -72,13 +72,13 @@ def improve(
     Raises:
         UserError: bad input, in one line that says what, where and what to do.
     """
-    judges = (reward, gold or "")
-    names = [name_of(judge) if callable(judge) else str(judge) for judge in judges]
+    judges: tuple[Any, Any] = (reward, gold or "")
+    names = [str(judge) if isinstance(judge, str | Path) else name_of(judge) for judge in judges]
     values = {"prompts": prompts, "model": model, "out": out, "reward": names[0], "gold": names[1]} | options
     words, positional = to_words(ImproveConfig, values)
     config = configure(ImproveConfig, words, positional, prog="valence improve")
     own = [
-        as_judge(judge, name=name, timeout=config.judging.reward_timeout) if callable(judge) else None
+        None if isinstance(judge, str | Path) else as_judge(judge, name=name, timeout=config.judging.reward_timeout)
         for judge, name in zip(judges, names, strict=True)
     ]
     log: Log = (lambda line: None) if quiet else print

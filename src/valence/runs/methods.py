@@ -138,7 +138,7 @@ class Method:
 
     def feedback_kind(self, records: Sequence[Record], objective: Any) -> Takes:
         """What the groups of these records are converted to."""
-        return self.takes if isinstance(self.takes, str) else self.takes(records, objective)
+        return self.takes(records, objective) if callable(self.takes) else self.takes
 
 
 def _default(item: Field[Any]) -> Any:

@@ -9,7 +9,6 @@ Shape legend: see `valence.sources.episodes`.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -23,17 +22,14 @@ from torch import Tensor
 from valence.data.episodes import read_episodes
 from valence.errors import UserError
 from valence.feedback.advantages import label_advantage
-from valence.objectives.pmpo import PMPO, pmpo_beta
-from valence.policies.gaussian import GaussianPolicy
+from valence.objectives.pmpo import pmpo_beta
 from valence.policies.runner import save_actor
 from valence.runs.methods import OFFLINE_CONTROL
 from valence.runs.options import check, check_numbers
 from valence.runs.run import Log, RunResult, begin, claim, settings_of, write_settings
 from valence.runs.settings import NoOptions, RunConfig, configure, to_words
-from valence.sources.episodes import EpisodeSource, EpisodeTable, Rows, mixture, tabulate, unscale
-from valence.training.episode_value import advantages, fit_value
-from valence.training.learner import Learner
-from valence.training.loop import Schedule, train
+from valence.sources.episodes import EpisodeTable, Rows, mixture, tabulate, unscale
+from valence.training.episodes import advantages, fit_value, train_policy
 from valence.training.progress import TRAINING, Progress
 
 VALUE_STEPS = 150
@@ -98,35 +94,6 @@ class OfflineControlConfig(RunConfig):
     """There is none for episodes."""
     options: Any = field(default_factory=NoOptions)
     learning: OfflineOptions = field(default_factory=OfflineOptions)
-
-
-def train_policy(
-    rows: Rows, *, alpha: float, beta: float, lr: float, steps: int, seed: int, batch_size: int = 512,
-    hidden: tuple[int, ...] = (256, 256), min_scale: float = 0.3,
-    on_step: Callable[[int, dict[str, float]], None] | None = None,
-) -> tuple[GaussianPolicy, dict[str, float]]:  # fmt: skip
-    """Train a policy on rows: (the policy, which reads scaled observations; figures of the last update)."""
-    torch.manual_seed(seed)
-    accepted, rejected = rows.fractions()
-    objective = PMPO(
-        alpha=alpha, beta=beta, accepted_fraction=accepted, rejected_fraction=rejected, regularizer="bc"
-    )  # fmt: skip
-    init_scale = max(0.5, 1.5 * min_scale)
-    policy = GaussianPolicy(
-        rows.observation.shape[1], rows.action.shape[1], hidden, min_scale=min_scale, init_scale=init_scale
-    )
-    optimizer = torch.optim.Adam(policy.parameters(), lr=lr)
-    learner = Learner(policy, objective, None, {"policy": optimizer}, total_steps=steps)
-    last: dict[str, float] = {}
-
-    def take(step: int, figures: dict[str, float]) -> None:
-        last.update(figures)
-        if on_step is not None:
-            on_step(step, figures)
-
-    source = EpisodeSource(rows, batch_size=batch_size, seed=seed)
-    train(learner, source, Schedule(steps, log_every=0), on_step=take)
-    return policy, last
 
 
 def offline_control(episodes: str | Path, out: str | Path, **options: Any) -> RunResult:

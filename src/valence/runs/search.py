@@ -95,9 +95,8 @@ def run_search_command(config: SearchConfig, *, log: Log = print, show: bool = T
     if options.dim is None:
         raise UserError(f"dim missing: {config.usage}")
     function, low, high = find_function(config.function, options.dim)
-    options = replace(
-        options, low=low if options.low is None else options.low, high=high if options.high is None else options.high
-    )
+    low, high = low if options.low is None else options.low, high if options.high is None else options.high
+    options = replace(options, low=low, high=high)
     if options.resume and not config.out:
         raise UserError("`resume` needs `out`, the folder to continue in")
     objective = SEARCH[config.method].make(config.options)
@@ -105,7 +104,7 @@ def run_search_command(config: SearchConfig, *, log: Log = print, show: bool = T
 
     def make() -> PreferenceSearch:
         names = ("sigma", "covariance", "kl", "population", "restarts", "seed")
-        box = Box(options.low, options.high, options.dim)
+        box = Box(low, high, options.dim)
         return PreferenceSearch(box, objective, **{name: getattr(options, name) for name in names})
 
     settings = settings_of(replace(config, search=options))

@@ -130,12 +130,13 @@ def preset_default(kind: Any, row: Method, preset: str | None, name: str) -> Any
     if preset is not None and preset not in known:
         wanted = f"one of {', '.join(known)}" if known else f"left out: {name} has none"
         raise UserError(f"`preset` is {preset!r}, and must be {wanted}")
-    made = row.presets[preset]() if preset in row.presets else None
-    values = {} if made is None else {key: getattr(made, key) for key in row.objective_fields}
+    values: dict[str, Any] = {}
+    if preset is not None and preset in row.presets:
+        values = {key: getattr(row.presets[preset](), key) for key in row.objective_fields}
     values |= row.preset_options.get(preset or "", {})
-    default = with_options(kind, row.options)()
+    default: Any = with_options(kind, row.options)()
     for item in fields(default):
-        group = getattr(default, item.name)
+        group: Any = getattr(default, item.name)
         if is_dataclass(group):
             mine = {part.name: values[part.name] for part in fields(group) if part.name in values}
             default = replace(default, **{item.name: replace(group, **mine)}) if mine else default

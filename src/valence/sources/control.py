@@ -55,7 +55,7 @@ class ControlSettings:
     steps_per_update: float = 4.0
     warmup_steps: int = 1000
     critic_lr: float = 1e-3
-    target_every: int = 100
+    target_every: int = 50
     action_repeat: int = 1
 
     def __post_init__(self) -> None:

@@ -1,17 +1,23 @@
-"""The value of offline episodes: what a critic without an environment learns, and the advantages that follow from it.
+"""Training on offline episodes: a value with the advantages that follow from it, and a policy on labelled rows.
 
 Shape legend: see `valence.sources.episodes`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from valence.feedback.advantages import episode_advantages
+from valence.objectives.pmpo import PMPO
 from valence.policies.actor import torso
-from valence.sources.episodes import EpisodeTable
+from valence.policies.gaussian import GaussianPolicy
+from valence.sources.episodes import EpisodeSource, EpisodeTable, Rows
+from valence.training.learner import Learner
+from valence.training.loop import Schedule, train
 
 VALUE_ROUNDS, VALUE_BATCH, VALUE_LR = 12, 2048, 1e-3
 
@@ -67,3 +73,32 @@ def advantages(
     return episode_advantages(
         table.reward, value, table.present, table.terminated, discount=discount, gae_lambda=gae_lambda
     )
+
+
+def train_policy(
+    rows: Rows, *, alpha: float, beta: float, lr: float, steps: int, seed: int, batch_size: int = 512,
+    hidden: tuple[int, ...] = (256, 256), min_scale: float = 0.3,
+    on_step: Callable[[int, dict[str, float]], None] | None = None,
+) -> tuple[GaussianPolicy, dict[str, float]]:  # fmt: skip
+    """Train a policy on rows: (the policy, which reads scaled observations; figures of the last update)."""
+    torch.manual_seed(seed)
+    accepted, rejected = rows.fractions()
+    objective = PMPO(
+        alpha=alpha, beta=beta, accepted_fraction=accepted, rejected_fraction=rejected, regularizer="bc"
+    )  # fmt: skip
+    init_scale = max(0.5, 1.5 * min_scale)
+    policy = GaussianPolicy(
+        rows.observation.shape[1], rows.action.shape[1], hidden, min_scale=min_scale, init_scale=init_scale
+    )
+    optimizer = torch.optim.Adam(policy.parameters(), lr=lr)
+    learner = Learner(policy, objective, None, {"policy": optimizer}, total_steps=steps)
+    last: dict[str, float] = {}
+
+    def take(step: int, figures: dict[str, float]) -> None:
+        last.update(figures)
+        if on_step is not None:
+            on_step(step, figures)
+
+    source = EpisodeSource(rows, batch_size=batch_size, seed=seed)
+    train(learner, source, Schedule(steps, log_every=0), on_step=take)
+    return policy, last
