@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -260,7 +260,7 @@ class Target:
         """How many elements the objective is a mean over: present actions, unless a subclass counts others."""
         return int(self.present.sum())
 
-    def select(self, rows: slice) -> Self:
+    def select(self, rows: slice) -> Target:
         """The target of some contexts, for a micro-batch: `size` stays the collected batch's."""
         num_contexts, num_actions = self.present.shape
         parts: dict[str, Any] = {}
@@ -272,7 +272,7 @@ class Target:
                 parts[item.name] = select_rows(value, rows)
         return replace(self, **parts)
 
-    def minibatch(self, rows: slice) -> Self:
+    def minibatch(self, rows: slice) -> Target:
         """The target of some contexts, for an optimizer step of their own: `size` is counted anew."""
         return replace(self.select(rows), size=0.0)
 

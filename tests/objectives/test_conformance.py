@@ -1,58 +1,69 @@
-"""One suite over all objectives and the feedback that each takes: what the learner relies on, whatever the method.
+"""One suite over all objectives and the feedback that each accepts: what the learner relies on, whatever the method.
 
-Every batch here is ragged, has NaN wherever nothing is, and its last context has no action at all.
+The objectives are the dataclasses found in `valence.objectives`, made without arguments, and `SETTINGS`, which have
+other fields. Every batch here is ragged, has NaN wherever nothing is, and its last context has no action at all.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import math
+import pkgutil
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from valence.objectives import (
-    APA,
-    DPO,
-    DRO,
-    GRPO,
-    IPO,
-    KTO,
-    PMPO,
-    PPO,
-    REBEL,
-    REINFORCE,
-    RLOO,
-    RPO,
-    CoPG,
-    IPOAppendixE,
-    PPOWithoutCritic,
-    ScaledLogProb,
-    Supervised,
-    pmpo_a,
-    pmpo_ar,
-    pmpo_r,
-)
+import valence.objectives
+from valence.objectives.apa import APA
+from valence.objectives.common import PairTarget
+from valence.objectives.dpo import DPO, IPO, RPO, IPOAppendixE
+from valence.objectives.dro import DRO
+from valence.objectives.grpo import GRPO
+from valence.objectives.kto import KTO
 from valence.objectives.mpo import MPO
-from valence.protocols import NEEDS
-from valence.types import DECOUPLED, Action, Batch, Feedback, Labels, Likelihood, Preferences, Rewards
+from valence.objectives.pmpo import PMPO, pmpo_a, pmpo_ar, pmpo_r
+from valence.objectives.policy_gradient import REINFORCE, CoPG
+from valence.objectives.ppo import PPO
+from valence.objectives.ppo_without_critic import PPOWithoutCritic
+from valence.objectives.rebel import REBEL
+from valence.objectives.scaled import ScaledLogProb, ScaledTarget
+from valence.protocols import NEEDS, Objective
+from valence.types import DECOUPLED, Action, Batch, Feedback, Labels, Likelihood, Pairs, Preferences, Rewards, Target
 
 N, K, T = 5, 3, 4
 LENGTHS = torch.tensor([[4, 1, 2], [3, 2, 0], [2, 4, 1], [1, 0, 0], [0, 0, 0]])
 MICRO_BATCHES = (slice(0, 1), slice(1, 3), slice(3, 5))
 
-OBJECTIVES = {
-    "pmpo": PMPO(),
+
+def found_objectives() -> Iterator[tuple[str, Any]]:
+    """(name, objective) of every public objective of the folder that can be made without arguments."""
+    for file in pkgutil.iter_modules(valence.objectives.__path__, "valence.objectives."):
+        module = importlib.import_module(file.name)
+        for name, kind in vars(module).items():
+            local = isinstance(kind, type) and kind.__module__ == file.name and not name.startswith("_")
+            if not (local and dataclasses.is_dataclass(kind) and hasattr(kind, "prepare")):
+                continue
+            if all(field.default is not dataclasses.MISSING for field in dataclasses.fields(kind) if field.init):
+                yield name, kind()
+
+
+FOUND = dict(found_objectives())
+SETTINGS = {
     "pmpo-ar": pmpo_ar(),
     "pmpo-a": pmpo_a(),
     "pmpo-r": pmpo_r(),
     "pmpo-fractions": PMPO(accepted_fraction=0.3, rejected_fraction=0.5),
-    "pmpo-scores": PMPO(alpha=0.3, temperature=0.7),
+    "pmpo-scores": PMPO(alpha=0.3, score_temperature=0.7),
     "pmpo-decoupled": PMPO(covariance_beta=2.5),
     "pmpo-bc": PMPO(beta=1.3, regularizer="bc"),
-    "dro-network": DRO(tau=0.7),
+    "dro-token": DRO(tau=0.7),
+    "dro-prompt": DRO(tau=0.7, value="prompt"),
+    "dro-batch": DRO(tau=0.7, value="batch"),
     "dro-prompt-mean": DRO(tau=0.7, value="prompt-mean"),
     "dro-batch-mean": DRO(tau=0.7, value="batch-mean"),
     "kto": KTO(beta=0.4, undesirable_weight=1.5),
@@ -64,23 +75,28 @@ OBJECTIVES = {
     "dpo-old": DPO(beta=0.5, anchor="old"),
     "rebel": REBEL(eta=0.7),
     "rebel-old": REBEL(eta=0.7, anchor="old"),
-    "reinforce": REINFORCE(),
     "reinforce-plain": REINFORCE(baseline="none"),
-    "rloo": RLOO(),
     "copg": CoPG(beta=0.4),
     "ppo": PPO(clip=0.5),
     "ppo-without-critic": PPOWithoutCritic(clip=0.5),
-    "apa": APA(temperature=0.5),
+    "apa": APA(advantage_temperature=0.5),
     "grpo": GRPO(clip=0.5),
     "grpo-free": GRPO(beta=0.0),
-    "supervised": Supervised(),
-    "mpo": MPO(),
     "mpo-whole": MPO(decoupled=False),
     "scaled-rebel-old": ScaledLogProb(objective=REBEL(eta=0.7, anchor="old"), log_prob_scale=0.3),
     "scaled-ppo-without-critic": ScaledLogProb(objective=PPOWithoutCritic(clip=0.2), log_prob_scale=0.3),
+    "scaled-grpo": ScaledLogProb(objective=GRPO(clip=0.2), log_prob_scale=0.3),
     "scaled-pmpo": ScaledLogProb(objective=PMPO(), log_prob_scale=0.3),
     "scaled-kto": ScaledLogProb(objective=KTO(beta=0.4), log_prob_scale=0.3),
 }
+OBJECTIVES = FOUND | SETTINGS
+
+
+def test_the_objectives_are_found():
+    assert {type(objective) for objective in SETTINGS.values()} - {ScaledLogProb} <= {
+        type(one) for one in FOUND.values()
+    }
+    assert {"PMPO", "Supervised", "REINFORCE", "RLOO", "MPO"} <= FOUND.keys()
 
 
 def feedback_of(kind: type, present: Tensor) -> Feedback:
@@ -164,15 +180,30 @@ def loss_and_gradients(objective, world: World, rows: tuple[slice, ...] = (slice
     return whole.detach(), dict(zip(moved, gradients, strict=True))
 
 
+def value_shape(objective) -> tuple[int, ...]:
+    """What its critic gives: a value for each step, unless it learns one for each prompt or for all."""
+    return {"prompt": (N, 1), "batch": ()}.get(getattr(objective, "value", ""), (N, K, T))
+
+
 def cases():
     for name, objective in OBJECTIVES.items():
         for kind in objective.accepts:
-            if name == "pmpo-bc" and kind is Rewards:
-                continue
-            learned = isinstance(objective, DRO) and objective.value == "network"
-            shapes = [(N, K, T), (N, 1), ()] if learned else [(N, K, T)]
-            for shape in shapes:
-                yield pytest.param(objective, kind, shape, id=f"{name}-{kind.__name__}-{len(shape)}d")
+            yield pytest.param(objective, kind, value_shape(objective), id=f"{name}-{kind.__name__}")
+
+
+def of_the_loss(target: Target) -> Target:
+    return target.scaled if isinstance(target, ScaledTarget) else target
+
+
+def tensors_of(target: Target) -> Iterator[Tensor]:
+    for item in dataclasses.fields(target):
+        value = getattr(target, item.name)
+        if isinstance(value, Target):
+            yield from tensors_of(value)
+        elif isinstance(value, Pairs):
+            yield value.gap
+        elif isinstance(value, Tensor):
+            yield value
 
 
 every_case = pytest.mark.parametrize(("objective", "kind", "shape"), list(cases()))
@@ -184,9 +215,10 @@ def test_it_is_an_objective(objective):
     assert objective.needs <= NEEDS and "log_prob" in objective.needs
     assert objective.frozen_needs <= NEEDS | {"mismatched"}
     assert objective.accepts and set(objective.accepts) <= {Rewards, Labels, Preferences}
+    assert isinstance(objective, Objective) and isinstance(objective.linear, bool)
     learnt = objective.state()
     assert learnt is objective.state()
-    assert (learnt is not None) is isinstance(objective, MPO)
+    assert learnt is None or all(part.requires_grad for part in learnt.parameters())
     assert all(item.kw_only for item in dataclasses.fields(objective))
     for field in dataclasses.fields(objective)[:1]:
         with pytest.raises(dataclasses.FrozenInstanceError):
@@ -197,7 +229,7 @@ def test_it_is_an_objective(objective):
 @every_objective
 def test_other_feedback_is_refused_by_name(objective):
     for kind in {Rewards, Labels, Preferences} - set(objective.accepts):
-        with pytest.raises(ValueError, match=f"takes .*{objective.accepts[0].__name__}.*got {kind.__name__}"):
+        with pytest.raises(ValueError, match=f"accepts .*{objective.accepts[0].__name__}.*got {kind.__name__}"):
             prepare(objective, make_world(kind))
 
 
@@ -207,16 +239,18 @@ def test_terms_are_finite_and_zero_where_nothing_is(objective, kind, shape):
     target = prepare(objective, world)
     loss = objective(world.likelihood(objective.needs), target)
     assert "policy" in loss.terms and target.size >= 1
+    assert ("dual" in loss.terms) is (objective.state() is not None)
+    aim = of_the_loss(target)
     total = sum(term.detach().abs().sum().item() for term in loss.terms.values())
     assert math.isfinite(total) and total > 0
     for name, term in loss.terms.items():
         if name == "dual":
             assert term.shape == (N, 1) and not term[~world.batch.present.any(-1)].any()
-        elif target.pairs is None:
-            assert term.shape == (N, K) and (term[~world.batch.present] == 0).all()
+        elif isinstance(aim, PairTarget):
+            assert term.shape == aim.pairs.gap.shape
+            assert world.batch.present.flatten()[aim.pairs.index].all()
         else:
-            assert term.shape == target.pairs.gap.shape
-            assert world.batch.present.flatten()[target.pairs.index].all()
+            assert term.shape == (N, K) and (term[~world.batch.present] == 0).all()
     assert loss.metrics
     for metric in loss.metrics.values():
         assert metric.ndim == 0 and bool(metric.isfinite()) and not metric.requires_grad
@@ -237,8 +271,7 @@ def test_gradient_goes_only_where_it_is_needed(objective, kind, shape):
             torch.testing.assert_close(leaf.grad, gradients[name])
         else:
             assert leaf.grad is None
-    fixed = [target.weight, target.reward, target.baseline, target.beta, target.penalty]
-    assert not any(tensor.requires_grad for tensor in fixed if tensor is not None)
+    assert not any(tensor.requires_grad for tensor in tensors_of(target))
 
 
 @every_case
@@ -248,6 +281,40 @@ def test_micro_batches_add_up(objective, kind, shape):
     parts, sums = loss_and_gradients(objective, world, MICRO_BATCHES)
     torch.testing.assert_close(parts, whole)
     torch.testing.assert_close(sums, gradients)
+
+
+@every_case
+def test_a_minibatch_is_a_batch_of_its_own(objective, kind, shape):
+    """An optimizer step on some contexts divides by their own number of elements, whatever it counts."""
+    world = make_world(kind, shape)
+    target = prepare(objective, world)
+    for rows in MICRO_BATCHES:
+        part = target.minibatch(rows)
+        alone = of_the_loss(part)
+        counted = of_the_loss(target.select(rows)).count()
+        assert part.size == alone.size == max(counted, 1)
+        losses = [objective(world.likelihood(objective.needs, rows), aim) for aim in (target.select(rows), part)]
+        assert losses[0].total(1.0).item() == losses[1].total(1.0).item()
+    assert target.minibatch(slice(None)).size == target.size
+    assert sum(of_the_loss(target.select(rows)).count() for rows in MICRO_BATCHES) == target.size
+
+
+@every_case
+def test_half_precision_is_summed_in_single(objective, kind, shape):
+    """Log-probabilities in bfloat16: the terms are float32."""
+    world = make_world(kind, shape, torch.bfloat16)
+    target = prepare(objective, world)
+    loss = objective(world.likelihood(objective.needs), target)
+    assert {term.dtype for term in loss.terms.values()} == {torch.float32}
+    whole = make_world(kind, shape, torch.float32)
+    with torch.no_grad():
+        for name, leaf in whole.leaves.items():
+            leaf.copy_(world.leaves[name].float())
+    assert whole.batch.old_log_prob is not None and world.batch.old_log_prob is not None
+    batch = replace(whole.batch, old_log_prob=world.batch.old_log_prob.float())
+    single = World(batch, whole.leaves, whole.mask, world.mismatched)
+    exact = objective(single.likelihood(objective.needs), prepare(objective, single)).total(target.size).item()
+    assert loss.total(target.size).item() == pytest.approx(exact, rel=0.05, abs=0.02)
 
 
 @every_case
@@ -330,11 +397,12 @@ def test_order_changes_nothing(objective, kind, shape):
     whole, gradients = loss_and_gradients(objective, world)
     contexts, actions = torch.tensor([3, 0, 4, 2, 1]), torch.tensor([2, 0, 1])
     other, moved = loss_and_gradients(objective, permute(world, contexts, actions))
-    torch.testing.assert_close(other, whole)
+    # Rewards are in float32: the order of their sum changes a mean's last digits.
+    torch.testing.assert_close(other, whole, rtol=1e-5, atol=1e-6)
     grid = (contexts[:, None], actions[None, :])
     for name, gradient in moved.items():
         if gradient.ndim == 3:
-            torch.testing.assert_close(gradient, gradients[name][grid])
+            torch.testing.assert_close(gradient, gradients[name][grid], rtol=1e-5, atol=1e-6)
 
 
 @every_case

@@ -194,12 +194,12 @@ def test_rpo_converges_to_a_stationary_mixture_of_its_two_terms(bandit):
 
 @pytest.mark.parametrize("kind", [DPO, IPO, IPOAppendixE, RPO])
 def test_beta_is_validated(kind):
-    with pytest.raises(ValueError, match="beta must be finite and > 0"):
+    with pytest.raises(ValueError, match="`beta` must be finite and > 0"):
         kind(beta=0.0)
 
 
 def test_other_fields_are_validated():
-    with pytest.raises(ValueError, match=r"label_smoothing must be in \[0, 0.5\)"):
+    with pytest.raises(ValueError, match=r"`label_smoothing` must be in \[0, 0.5\)"):
         DPO(label_smoothing=0.5)
-    with pytest.raises(ValueError, match="sft_weight must be finite and >= 0"):
+    with pytest.raises(ValueError, match="`sft_weight` must be finite and >= 0"):
         RPO(sft_weight=-1.0)

@@ -215,5 +215,5 @@ def test_closed_form_without_frozen_likelihood_is_refused(make_batch):
 
 @pytest.mark.parametrize("tau", [0.0, -1.0, math.inf, math.nan])
 def test_tau_is_validated(tau):
-    with pytest.raises(ValueError, match="tau must be finite and > 0"):
+    with pytest.raises(ValueError, match="`tau` must be finite and > 0"):
         DRO(tau=tau)

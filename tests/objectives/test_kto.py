@@ -51,7 +51,7 @@ def test_prepare_reads_the_mismatched_completions(make_batch):
     log_prob = torch.tensor([[[-1.0, 0.0]], [[0.0, 0.0]], [[0.0, 0.0]]])
     reference = torch.tensor([[[-2.0, 0.0]], [[0.0, -3.0]], [[0.0, 0.0]]])
     target = KTO().prepare(make_batch(labels, mismatched=mismatched), Likelihood(log_prob, reference))
-    assert target.baseline is not None and target.baseline.item() == 2.0
+    assert target.baseline.item() == 2.0
     assert target.size == 2
     at_baseline = Likelihood(torch.full((3, 1, 1), 2.0), torch.zeros(3, 1, 1))
     assert KTO()(at_baseline, target).terms["policy"].flatten().tolist() == [0.5, 0.5, 0.0]
@@ -59,7 +59,7 @@ def test_prepare_reads_the_mismatched_completions(make_batch):
 
 def test_prepare_without_the_mismatched_likelihood_is_refused(make_batch):
     labels = Labels(torch.tensor([[1]]), torch.ones(1, 1, dtype=torch.bool))
-    with pytest.raises(ValueError, match="mismatched"):
+    with pytest.raises(ValueError, match=r'`Batch.mismatched`, completions of other prompts: use `baseline="none"`'):
         KTO().prepare(make_batch(labels), None)
 
 
@@ -103,9 +103,9 @@ def test_converges_to_its_own_optimum(bandit, z0, undesirable_weight):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"beta": 0.0}, "beta must be finite and > 0"),
-        ({"desirable_weight": -1.0}, "desirable_weight must be finite and >= 0"),
-        ({"desirable_weight": 0.0, "undesirable_weight": 0.0}, "not both be 0"),
+        ({"beta": 0.0}, "`beta` must be finite and > 0"),
+        ({"desirable_weight": -1.0}, "`desirable_weight` must be finite and >= 0"),
+        ({"desirable_weight": 0.0, "undesirable_weight": 0.0}, "must not both be 0"),
     ],
 )
 def test_fields_are_validated(fields, message):

@@ -12,12 +12,12 @@ from torch import Tensor
 
 import helpers
 from helpers import Table, assert_close, table_batch
-from valence.objectives.mpo import MPO, Duals, mpo_temperature_loss, mpo_weights
+from valence.objectives.mpo import MPO, Duals, MPOTarget, mpo_temperature_loss, mpo_weights
 from valence.policies.gaussian import GaussianPolicy
 from valence.training.checkpoint import load_checkpoint, save_checkpoint
 from valence.training.learner import Learner
 from valence.training.reference import FrozenCopy
-from valence.types import Action, Batch, Labels, Likelihood, Rewards, Target
+from valence.types import Action, Batch, Labels, Likelihood, Rewards
 
 ALL = torch.ones(1, 2, dtype=torch.bool)
 GAP = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
@@ -340,6 +340,17 @@ def test_checkpoints_keep_the_duals_and_a_resumed_run_goes_on_to_the_bit(tmp_pat
         assert torch.equal(part, second.objective.state().raw[name])
 
 
+def test_its_size_is_contexts_also_where_they_are_ragged() -> None:
+    """Contexts of 1, 3, 0 and 2 actions: 3 contexts in all; of the first two, 2; of the last two, 1. By its
+    share of the actions, the second context alone would count as 3 * 3 / 6 = 1.5."""
+    present = torch.tensor([[True, False, False], [True, True, True], [False, False, False], [True, True, False]])
+    target = MPOTarget(present=present, reward=torch.zeros(4, 3))
+    assert target.size == 3
+    for rows, contexts in ((slice(0, 1), 1), (slice(1, 2), 1), (slice(0, 2), 2), (slice(2, 4), 1), (slice(2, 3), 1)):
+        assert target.minibatch(rows).size == contexts
+        assert target.select(rows).size == 3
+
+
 def test_each_instance_has_duals_of_its_own() -> None:
     first, second = MPO(), MPO()
     assert first == second and first.state() is not second.state()
@@ -349,7 +360,7 @@ def test_each_instance_has_duals_of_its_own() -> None:
 def test_what_it_cannot_take_is_refused() -> None:
     for name in ("epsilon", "epsilon_mean", "epsilon_covariance", "init_temperature", "init_multiplier"):
         for wrong in (0.0, -1.0, math.nan, math.inf):
-            with pytest.raises(ValueError, match=f"^{name} must be"):
+            with pytest.raises(ValueError, match=f"^`{name}` must be"):
                 MPO(**{name: wrong})
     with pytest.raises(ValueError, match="`epsilon_penalty` must be"):
         MPO(epsilon_penalty=-1.0)
@@ -383,7 +394,7 @@ def test_the_covariances_bound_is_felt_within_a_thousand_updates() -> None:
             likelihood = Likelihood(
                 log_prob, log_prob_mean=zero, log_prob_covariance=log_prob, ref_kl_mean=zero, ref_kl_covariance=kl
             )
-            target = Target(present=present, size=64.0, reward=-(steps[..., 0] ** 2))
+            target = MPOTarget(present=present, reward=-(steps[..., 0] ** 2))
             adam.zero_grad()
             dual.zero_grad()
             objective(likelihood, target).total(64.0).backward()

@@ -22,6 +22,7 @@ from valence.objectives import (
     pmpo_score_weights,
     pmpo_weights,
 )
+from valence.objectives.pmpo import PRESETS
 from valence.types import Labels, Likelihood, Rewards
 
 
@@ -98,8 +99,8 @@ def test_score_weights_of_a_context_without_actions_are_zero():
 def test_auto_beta_of_scores_holds_the_action_pushed_away_hardest(make_batch):
     """The weights of `test_score_weights_by_hand` are -5/6 and -1/6: beta = 5/6."""
     rewards = Rewards(torch.tensor([[0.0, math.log(2)]]), torch.ones(1, 2, dtype=torch.bool))
-    target = PMPO(alpha=0.25, temperature=1.0).prepare(make_batch(rewards), None)
-    assert target.beta is not None and target.beta.item() == pytest.approx(5 / 6)
+    target = PMPO(alpha=0.25, score_temperature=1.0).prepare(make_batch(rewards), None)
+    assert target.beta.item() == pytest.approx(5 / 6)
 
 
 def test_bc_form_by_hand(make_batch):
@@ -148,12 +149,12 @@ def test_auto_beta(alpha, accepted, rejected, expected):
 
 def test_auto_beta_reaches_the_target(make_batch):
     target = PMPO(alpha=0.0).prepare(make_batch(labels(1, 1, 1, -1)), None)
-    assert target.beta is not None and target.beta.item() == pytest.approx(4.0)
+    assert target.beta.item() == pytest.approx(4.0)
 
 
 def test_unbounded_reason_names_both_numbers():
     reason = PMPO(alpha=0.0, beta=2.0, accepted_fraction=0.9, rejected_fraction=0.1).unbounded_reason()
-    assert reason is not None and "beta = 2 " in reason and "= 10" in reason and "\n" not in reason
+    assert reason is not None and "`beta` is 2," in reason and "= 10" in reason and "\n" not in reason
     assert PMPO(alpha=0.0, beta=10.0).unbounded_reason(accepted=0.9, rejected=0.1) is None
     assumed = PMPO(alpha=0.0, beta=1.0).unbounded_reason(accepted=0.0, rejected=1.0)
     assert assumed is not None and "half" in assumed
@@ -168,6 +169,25 @@ def test_presets_are_the_papers():
     assert pmpo_a() == PMPO(alpha=1.0, beta=0.0)
     assert pmpo_r() == PMPO(alpha=0.0, beta=2.0)
     assert pmpo_r(beta=3.0) == PMPO(alpha=0.0, beta=3.0)
+    assert pmpo_a(accepted_fraction=0.4, rejected_fraction=0.6).accepted_fraction == 0.4
+    assert {name: preset() for name, preset in PRESETS.items()} == {"ar": pmpo_ar(), "a": pmpo_a(), "r": pmpo_r()}
+    with pytest.raises(ValueError, match="preset 'r' sets `alpha` to 0"):
+        pmpo_r(alpha=0.5)
+
+
+@pytest.mark.parametrize(
+    ("fractions", "alpha"),
+    [((None, None), 0.5), ((0.3, 0.5), 0.5), ((1.0, 0.0), 1.0), ((0.0, 0.2), 0.0), ((0.0, 0.0), 0.5)],
+)
+def test_auto_alpha_is_one_sided_where_the_data_set_is(fractions, alpha, make_batch):
+    """Of accepted rows alone PMPO-A, of rejected ones alone PMPO-R, with its beta of 2: half of pi_ref assumed."""
+    fields = {"accepted_fraction": fractions[0], "rejected_fraction": fractions[1]}
+    objective = PMPO(**fields)
+    assert objective.accepted_weight == alpha
+    assert objective.needs == PMPO(alpha=alpha, **fields).needs
+    if alpha == 0:
+        target = objective.prepare(make_batch(labels(-1, 0, 0, 0, 0)), None)
+        assert target.beta.item() == 2 and target.weight[0].item() == pytest.approx(-1 / 0.2)
 
 
 def test_reference_is_asked_for_only_where_it_counts():
@@ -262,7 +282,7 @@ def test_converges_on_scores(bandit):
     actions, _ = bandit.rows(accepted=(0, 0, 0, 0))
     score = torch.tensor([1.0, 0.0, -0.5, 0.5], dtype=torch.float64)
     rewards = Rewards(score[actions].T, torch.ones(1, 8, dtype=torch.bool))
-    policy = bandit.fit(PMPO(alpha=0.6, beta=1.5, temperature=1.0), rewards, actions.T)
+    policy = bandit.fit(PMPO(alpha=0.6, beta=1.5, score_temperature=1.0), rewards, actions.T)
     better, worse = ((bandit.log_reference + side * score).softmax(-1) for side in (1, -1))
     expected = 0.6 * better - 0.4 * worse + 1.5 * bandit.reference
     torch.testing.assert_close(policy, expected / expected.sum(), atol=1e-3, rtol=0)
@@ -301,12 +321,12 @@ def test_metrics_are_class_means(make_batch):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"alpha": 1.5}, "alpha must be in"),
-        ({"beta": -0.1}, "beta must be finite and >= 0"),
+        ({"alpha": 1.5}, "`alpha` must be in"),
+        ({"beta": -0.1}, "`beta` must be finite and >= 0"),
         ({"beta": math.nan}, "beta"),
-        ({"temperature": 0.0}, "temperature must be finite and > 0"),
+        ({"score_temperature": 0.0}, "`score_temperature` must be finite and > 0"),
         ({"accepted_fraction": 0.5}, "both or neither"),
-        ({"accepted_fraction": 0.7, "rejected_fraction": 0.7}, "<= 1"),
+        ({"accepted_fraction": 0.7, "rejected_fraction": 0.7}, "at most 1"),
     ],
 )
 def test_fields_are_validated(fields, message):
@@ -317,7 +337,7 @@ def test_fields_are_validated(fields, message):
 def test_bc_form_refuses_scores(make_batch):
     rewards = Rewards(torch.zeros(1, 2), torch.ones(1, 2, dtype=torch.bool))
     with pytest.raises(ValueError, match="unlabelled"):
-        PMPO(regularizer="bc", temperature=1.0).prepare(make_batch(rewards), None)
+        PMPO(regularizer="bc", score_temperature=1.0).prepare(make_batch(rewards), None)
 
 
 def gaussian_likelihood(mean, scale, actions, *, old=(0.1, 0.4)) -> Likelihood:
@@ -405,8 +425,8 @@ def test_an_infinite_weight_leaves_the_covariance_where_it_is(make_batch):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"covariance_beta": -1.0}, "covariance_beta must be >= 0"),
-        ({"covariance_beta": math.nan}, "covariance_beta must be >= 0"),
+        ({"covariance_beta": -1.0}, "`covariance_beta` must be >= 0"),
+        ({"covariance_beta": math.nan}, "`covariance_beta` must be >= 0"),
         ({"covariance_beta": 1.0, "regularizer": "bc"}, "no KL to split"),
     ],
 )

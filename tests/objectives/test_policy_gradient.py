@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from valence.objectives import REBEL, REINFORCE, RLOO, CoPG, copg_loss, leave_one_out
+from valence.objectives import REBEL, REINFORCE, RLOO, CoPG, copg_loss, leave_one_out_advantages
 from valence.types import Likelihood, Rewards
 
 
@@ -16,11 +16,34 @@ def rewards_of(*rows: tuple[float, ...]) -> Rewards:
 
 
 def test_leave_one_out_by_hand():
-    """1, 2, 6: the others' means are 4, 3.5 and 1.5; an absent action counts nowhere; alone, an action is its own."""
+    """1, 2, 6: the others' means are 4, 3.5 and 1.5; an absent action counts nowhere; an action alone has 0."""
     reward = torch.tensor([[1.0, 2.0, 6.0], [1.0, 3.0, torch.nan], [5.0, torch.nan, torch.nan]])
     present = torch.tensor([[True] * 3, [True, True, False], [True, False, False]])
-    found = leave_one_out(reward, present)
-    assert found[0].tolist() == [4.0, 3.5, 1.5] and found[1, :2].tolist() == [3.0, 1.0] and found[2, 0] == 5.0
+    found = leave_one_out_advantages(reward, present)
+    assert found.tolist() == [[-3.0, -1.5, 4.5], [-2.0, 2.0, 0.0], [0.0, 0.0, 0.0]]
+
+
+def test_leave_one_out_does_not_cancel_at_a_large_offset():
+    """Rewards of 1e6 + 0, 1/16, 1/8, 1/4, all exact in float32: others' means are 7/48, 1/8, 5/48, 1/16 above 1e6.
+
+    The sum of four of them, 4e6, has a spacing of 1/4 in float32. Equal rewards have advantages of exactly 0.
+    """
+    above = torch.tensor([[0.0, 1 / 16, 1 / 8, 1 / 4]])
+    reward = 1e6 + above
+    assert reward.dtype == torch.float32 and torch.equal(reward - 1e6, above)
+    expected = above - torch.tensor([[7 / 48, 1 / 8, 5 / 48, 1 / 16]])
+    present = torch.ones(1, 4, dtype=torch.bool)
+    torch.testing.assert_close(leave_one_out_advantages(reward, present), expected, atol=1e-7, rtol=0)
+    for value in (3.3, 1e6 + 0.3, -7e-5):
+        assert not leave_one_out_advantages(torch.full((1, 8), value), torch.ones(1, 8, dtype=torch.bool)).any()
+
+
+def test_objectives_keep_small_differences_of_large_rewards(make_batch):
+    above = torch.tensor([[0.0, 1 / 16, 1 / 8, 1 / 4]])
+    batch = make_batch(Rewards(1e6 + above, torch.ones(1, 4, dtype=torch.bool)))
+    expected = above - torch.tensor([[7 / 48, 1 / 8, 5 / 48, 1 / 16]])
+    for objective in (RLOO(), REINFORCE()):
+        torch.testing.assert_close(objective.prepare(batch, None).advantage, expected, atol=1e-7, rtol=0)
 
 
 def test_rloo_by_hand(make_batch):

@@ -7,7 +7,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from valence.objectives import APA, GRPO, PPO, apa_loss, clipped_loss, clipped_value_loss, group_advantages
+from valence.objectives import (
+    APA,
+    GRPO,
+    PPO,
+    PPOWithoutCritic,
+    apa_loss,
+    clipped_loss,
+    clipped_value_loss,
+    group_advantages,
+)  # fmt: skip
 from valence.objectives.ppo import step_rewards
 from valence.types import Likelihood, Rewards
 
@@ -42,9 +51,9 @@ def two_steps(make_batch, **more):
 def test_ppo_by_hand(make_batch):
     """gamma 1, lambda 1: returns are what is to come: 1, 1 and -1; advantages 0.5, 0.75, -1."""
     batch, frozen, mask = two_steps(make_batch)
-    objective = PPO(trace=1.0, whiten=False, value_weight=1.0)
+    objective = PPO(gae_lambda=1.0, whiten=False, value_weight=1.0)
     target = objective.prepare(batch, frozen)
-    assert target.size == 3 and target.returns is not None and target.advantage is not None
+    assert target.size == 3
     assert target.returns[mask].tolist() == [1.0, 1.0, -1.0]
     assert target.advantage[mask].tolist() == [0.5, 0.75, -1.0]
     likelihood = Likelihood(torch.full((1, 2, 2), -1.0), value=frozen.value, mask=mask)
@@ -57,7 +66,6 @@ def test_ppo_by_hand(make_batch):
 def test_ppo_whitens_over_the_batch(make_batch):
     batch, frozen, mask = two_steps(make_batch)
     advantage = PPO().prepare(batch, frozen).advantage
-    assert advantage is not None
     torch.testing.assert_close(advantage[mask].mean(), torch.tensor(0.0), atol=1e-6, rtol=0)
     torch.testing.assert_close(advantage[mask].std(), torch.tensor(1.0), atol=1e-5, rtol=0)
     assert not advantage[~mask].any()
@@ -74,7 +82,7 @@ def test_rewards_that_fall_on_steps_are_taken_as_they_are(make_batch):
 def test_ppo_needs_the_policy_that_collected(make_batch):
     batch, frozen, _ = two_steps(make_batch)
     for objective in (PPO(), GRPO()):
-        with pytest.raises(ValueError, match="needs old_log_prob"):
+        with pytest.raises(ValueError, match=r"needs `Batch\.old_log_prob`"):
             objective.prepare(replace(batch, old_log_prob=None), frozen)
 
 
@@ -82,7 +90,7 @@ def test_apa_by_hand(make_batch):
     """log-ratios 1, 0, 0 and lambda 1/2: (1 - 2 * 0.5)^2, (0 - 2 * 0.75)^2, (0 + 2)^2."""
     assert apa_loss(torch.tensor([1.0]), torch.tensor([0.25]), temperature=0.5).item() == 0.25
     batch, frozen, mask = two_steps(make_batch)
-    objective = APA(temperature=0.5, trace=1.0)
+    objective = APA(advantage_temperature=0.5, gae_lambda=1.0)
     target = objective.prepare(batch, frozen)
     log_prob = torch.tensor([[[0.0, -1.0], [-1.0, 0.0]]])
     loss = objective(Likelihood(log_prob, torch.full((1, 2, 2), -1.0), value=frozen.value, mask=mask), target)
@@ -106,14 +114,80 @@ def test_grpo_by_hand(make_batch):
     )
 
 
+def test_equal_rewards_have_no_advantage():
+    """Eight rewards of 3.3: their float32 mean is 3.3000002, and the rounding over 1e-6 was an advantage of -0.19."""
+    for value in (3.3, 0.1, -1e6 - 0.3, 1e-30):
+        for number in (1, 2, 3, 7, 8):
+            reward, present = torch.full((2, number), value), torch.ones(2, number, dtype=torch.bool)
+            assert group_advantages(reward, present).tolist() == [[0.0] * number] * 2
+    present = torch.tensor([[True, True, False]])
+    assert group_advantages(torch.tensor([[3.3, 3.3, torch.nan]]), present).tolist() == [[0.0, 0.0, 0.0]]
+
+
+def test_a_small_spread_is_no_rounding():
+    """Seven rewards of 1 and one of 1 + d, d = 2^-23: the mean is d / 8 above 1, the deviation d / sqrt(8).
+
+    At 1e6 the smallest spread of float32 is d = 1/16: -1 / sqrt(8) and 7 / sqrt(8), all but 1e-6.
+    """
+    present = torch.ones(1, 8, dtype=torch.bool)
+    for offset, d in ((1.0, 2**-23), (1e6, 1 / 16)):
+        reward = torch.full((1, 8), offset)
+        reward[0, 7] += d
+        scale = d / 8**0.5 + 1e-6
+        expected = torch.tensor([[-d / 8 / scale] * 7 + [7 * d / 8 / scale]])
+        torch.testing.assert_close(group_advantages(reward, present), expected, rtol=1e-4, atol=0)
+
+
+def test_ppo_whitens_equal_advantages_to_zero(make_batch):
+    """gamma 1, lambda 1, V 0: every step's advantage is its action's reward, here 3.3 for all."""
+    present, mask = torch.ones(1, 8, dtype=torch.bool), torch.ones(1, 8, 3, dtype=torch.bool)
+    batch = make_batch(Rewards(torch.full((1, 8), 3.3), present), steps=3, mask=mask)
+    batch = replace(batch, old_log_prob=torch.full((1, 8, 3), -1.0))
+    frozen = Likelihood(torch.zeros(1, 8, 3), value=torch.zeros(1, 8, 3))
+    assert not PPO(gae_lambda=1.0).prepare(batch, frozen).advantage.any()
+    assert PPO(gae_lambda=1.0, whiten=False).prepare(batch, frozen).advantage.unique().tolist() == [pytest.approx(3.3)]
+
+
+@pytest.mark.parametrize("away", [89.0, 700.0, -89.0, -700.0])
+@pytest.mark.parametrize(
+    "objective", [PPO(whiten=False), PPOWithoutCritic(), GRPO(beta=0.0)], ids=lambda o: type(o).__name__
+)
+def test_a_wild_ratio_is_bounded(objective, away, make_batch):
+    """log rho is bounded to +-20: with A < 0 and rho above the clip, the loss is e^20 |A|; there is no gradient."""
+    rewards = Rewards(torch.tensor([[1.0, -1.0]]), torch.ones(1, 2, dtype=torch.bool))
+    batch = replace(make_batch(rewards), old_log_prob=torch.full((1, 2, 1), -800.0))
+    value = torch.zeros(1, 2, 1)
+    target = objective.prepare(batch, Likelihood(torch.zeros(1, 2, 1), value=value))
+    log_prob = torch.full((1, 2, 1), -800.0 + away, requires_grad=True)
+    policy = objective(Likelihood(log_prob, value=value), target).terms["policy"]
+    advantage = target.advantage[..., 0]
+    rho = torch.tensor(20.0 if away > 0 else -20.0).exp()
+    expected = -torch.minimum(rho * advantage, rho.clamp(0.8, 1.2) * advantage)
+    torch.testing.assert_close(policy.detach(), expected)
+    policy.sum().backward()
+    assert log_prob.grad is not None and not log_prob.grad.any()
+
+
+def test_grpos_penalty_is_bounded(make_batch):
+    """u = -700: e^20 - 21 and no gradient, not inf and NaN. u = +700: 699 exactly, and a gradient of 1."""
+    rewards = Rewards(torch.tensor([[3.3, 3.3]]), torch.ones(1, 2, dtype=torch.bool))
+    log_prob = torch.tensor([[[-800.0], [-100.0]]], requires_grad=True)
+    batch = replace(make_batch(rewards), old_log_prob=log_prob.detach())
+    objective = GRPO(beta=1.0)
+    reference = torch.tensor([[[-100.0], [-800.0]]])
+    policy = objective(Likelihood(log_prob, reference), objective.prepare(batch, None)).terms["policy"]
+    torch.testing.assert_close(policy.detach(), torch.tensor([[torch.tensor(20.0).exp().item() - 21, 699.0]]))
+    policy.sum().backward()
+    assert log_prob.grad is not None and log_prob.grad.flatten().tolist() == [0.0, 1.0]
+
+
 def test_a_price_that_falls_on_steps_goes_through_the_advantages(make_batch):
     """gamma 1, lambda 1/2, KL's price 0.1 on each step: rewards -0.1, 0.9 | -1.1; V 0.5, 0.25 | 0.
 
     Last step: 0.9 - 0.25 = 0.65. Step before: delta = -0.1 + 0.25 - 0.5 = -0.35, and half of 0.65: -0.025.
     """
     batch, frozen, mask = two_steps(make_batch, step_reward=torch.tensor([[[-0.1, 0.9], [-1.1, 0.0]]]))
-    target = PPO(trace=0.5, whiten=False).prepare(batch, frozen)
-    assert target.advantage is not None and target.returns is not None
+    target = PPO(gae_lambda=0.5, whiten=False).prepare(batch, frozen)
     torch.testing.assert_close(target.advantage[mask], torch.tensor([-0.025, 0.65, -1.1]))
     torch.testing.assert_close(target.returns[mask], torch.tensor([0.475, 0.9, -1.1]))
 

@@ -97,7 +97,7 @@ def test_on_policy_its_gradient_is_reinforces_over_the_number_of_steps(make_batc
 
 def test_it_learns_from_rewards_of_a_collecting_policy_alone(make_batch):
     batch, _ = two_actions(make_batch)
-    with pytest.raises(ValueError, match="PPOWithoutCritic needs old_log_prob"):
+    with pytest.raises(ValueError, match=r"PPOWithoutCritic needs `Batch\.old_log_prob`"):
         PPOWithoutCritic().prepare(replace(batch, old_log_prob=None), None)
-    with pytest.raises(ValueError, match="clip must be finite and > 0"):
+    with pytest.raises(ValueError, match="`clip` must be finite and > 0"):
         PPOWithoutCritic(clip=0.0)

@@ -67,5 +67,5 @@ def test_converges_to_its_optimum(bandit, tau):
 
 @pytest.mark.parametrize("eta", [0.0, -1.0, float("nan")])
 def test_eta_is_validated(eta):
-    with pytest.raises(ValueError, match="eta must be finite and > 0"):
+    with pytest.raises(ValueError, match="`eta` must be finite and > 0"):
         REBEL(eta=eta)

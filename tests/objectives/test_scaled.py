@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from valence.objectives import DPO, KTO, PMPO, REBEL, REINFORCE, RLOO, PPOWithoutCritic, ScaledLogProb
+from valence.objectives import DPO, GRPO, KTO, PMPO, REBEL, REINFORCE, RLOO, PPOWithoutCritic, ScaledLogProb
 from valence.types import Action, Labels, Likelihood, Preferences, Rewards
 
 SHAPE = (3, 2, 4)
@@ -101,7 +101,7 @@ def test_it_says_of_itself_what_the_objective_says():
         assert scaled.needs == objective.needs and scaled.frozen_needs == objective.frozen_needs
         assert scaled.accepts == objective.accepts and scaled.state() is objective.state()
         # Gradients that are known before anything is measured stay so.
-        assert scaled.linear is getattr(objective, "linear", False)
+        assert scaled.linear is objective.linear
     assert ScaledLogProb(objective=RLOO(), log_prob_scale=0.1).linear
     assert not ScaledLogProb(objective=PPOWithoutCritic(), log_prob_scale=0.1).linear
 
@@ -111,8 +111,8 @@ def test_prepare_scales_what_the_batch_remembers_and_leaves_the_batch(make_batch
     assert batch.old_log_prob is not None
     before = batch.old_log_prob.clone()
     target = ScaledLogProb(objective=REBEL(anchor="old"), log_prob_scale=0.25).prepare(batch, None)
-    assert target.old_log_prob is not None
-    torch.testing.assert_close(target.old_log_prob, 0.25 * before)
+    torch.testing.assert_close(target.scaled.old_log_prob, 0.25 * before)
+    assert torch.equal(target.plain.old_log_prob, before)
     assert torch.equal(batch.old_log_prob, before)
 
 
@@ -124,17 +124,70 @@ def test_prepare_scales_what_was_measured_before(make_batch):
     batch = make_batch(Labels(sign, present), mismatched=other)
     frozen = Likelihood(torch.tensor([[[-1.0]], [[-2.0]]]), torch.tensor([[[-3.0]], [[-6.0]]]))
     baselines = [
-        objective.prepare(batch, frozen).baseline
-        for objective in (KTO(), ScaledLogProb(objective=KTO(), log_prob_scale=0.25))
+        KTO().prepare(batch, frozen).baseline,
+        ScaledLogProb(objective=KTO(), log_prob_scale=0.25).prepare(batch, frozen).scaled.baseline,
     ]
-    assert [baseline.item() for baseline in baselines if baseline is not None] == [3.0, 0.75]
+    assert [baseline.item() for baseline in baselines] == [3.0, 0.75]
+
+
+@pytest.mark.parametrize("anchor", ["reference", "old"])
+def test_log_ratios_are_reported_in_nats(anchor, make_batch):
+    """log pi -2 and -4, under pi_ref and pi_t -3 and -3: log-ratios 1 and -1 nats, a quarter of them in the loss.
+
+    eta 1/2: the reward margin (1/4 - (-1/4)) / eta = 1 is in the reward's unit, and stays as the loss has it.
+    """
+    rewards = Rewards(torch.tensor([[1.0, 0.0]]), torch.ones(1, 2, dtype=torch.bool))
+    batch = replace(make_batch(rewards), old_log_prob=torch.full((1, 2, 1), -3.0))
+    likelihood = Likelihood(torch.tensor([[[-2.0], [-4.0]]]), torch.full((1, 2, 1), -3.0))
+    dpo = ScaledLogProb(objective=DPO(beta=1.0, anchor=anchor), log_prob_scale=0.25)
+    metrics = dpo(likelihood, dpo.prepare(batch, None)).metrics
+    assert metrics["accepted_log_ratio"].item() == 1.0 and metrics["rejected_log_ratio"].item() == -1.0
+    assert metrics["reward_margin"].item() == 0.5
+    rebel = ScaledLogProb(objective=REBEL(eta=0.5, anchor=anchor), log_prob_scale=0.25)
+    assert rebel(likelihood, rebel.prepare(batch, None)).metrics["reward_margin"].item() == 1.0
+
+
+def test_kls_are_reported_in_nats(make_batch):
+    """KL(pi_ref || pi) of 0.5 and 1.5: their mean is 1 nat, whatever the scale; log pi -1 accepted, -2 rejected."""
+    labels = Labels(torch.tensor([[1, -1]]), torch.ones(1, 2, dtype=torch.bool))
+    likelihood = Likelihood(torch.tensor([[[-1.0], [-2.0]]]), ref_kl=torch.tensor([[[0.5], [1.5]]]))
+    pmpo = ScaledLogProb(objective=PMPO(), log_prob_scale=0.25)
+    loss = pmpo(likelihood, pmpo.prepare(make_batch(labels), None))
+    values = {name: metric.item() for name, metric in loss.metrics.items()}
+    assert values == {"accepted_log_prob": -1.0, "rejected_log_prob": -2.0, "kl_ref_policy": 1.0, "beta": 1.0}
+    # 1/4 (1 (1) + 1 (0.5)) and 1/4 (-1 (2) + 1 (1.5)): the weights are +-1, as each class is half of the batch.
+    torch.testing.assert_close(loss.terms["policy"], torch.tensor([[0.375, -0.125]]))
+
+
+def test_grpos_kl_is_estimated_in_nats_and_penalised_scaled(make_batch):
+    """u = ln 2: the estimate is 1/2 + ln 2 - 1 nats. Half of u is penalised: 2^-1/2 + ln(2) / 2 - 1."""
+    rewards = Rewards(torch.tensor([[3.3, 3.3]]), torch.ones(1, 2, dtype=torch.bool))
+    batch = replace(make_batch(rewards), old_log_prob=torch.full((1, 2, 1), -1.0))
+    likelihood = Likelihood(torch.full((1, 2, 1), -1.0), torch.full((1, 2, 1), -1.0 - math.log(2)))
+    grpo = ScaledLogProb(objective=GRPO(beta=1.0), log_prob_scale=0.5)
+    loss = grpo(likelihood, grpo.prepare(batch, None))
+    assert loss.metrics["kl_policy_ref_estimate"].item() == pytest.approx(math.log(2) - 0.5, abs=1e-6)
+    penalty = 0.5**0.5 + math.log(2) / 2 - 1
+    torch.testing.assert_close(loss.terms["policy"], torch.full((1, 2), penalty), atol=1e-6, rtol=0)
+
+
+def test_ktos_baseline_is_reported_in_nats(make_batch):
+    """As above: 3 nats, of which the loss takes a quarter."""
+    present = torch.ones(2, 1, dtype=torch.bool)
+    batch = make_batch(
+        Labels(torch.tensor([[1], [-1]]), present), mismatched=Action(torch.zeros(2, 1, 1), present[..., None])
+    )
+    frozen = Likelihood(torch.tensor([[[-1.0]], [[-2.0]]]), torch.tensor([[[-3.0]], [[-6.0]]]))
+    kto = ScaledLogProb(objective=KTO(), log_prob_scale=0.25)
+    likelihood = Likelihood(torch.zeros(2, 1, 1), torch.zeros(2, 1, 1))
+    assert kto(likelihood, kto.prepare(batch, frozen)).metrics["kl_baseline"].item() == 3.0
 
 
 def test_the_wrong_feedback_and_scale_are_refused(make_batch):
     present = torch.ones(1, 2, dtype=torch.bool)
     batch = make_batch(Preferences(torch.zeros(1, 2, 2), torch.zeros(1, 2, 2, dtype=torch.bool), present))
-    with pytest.raises(ValueError, match="PPOWithoutCritic takes Rewards, got Preferences"):
+    with pytest.raises(ValueError, match="PPOWithoutCritic accepts Rewards, got Preferences"):
         ScaledLogProb(objective=PPOWithoutCritic(), log_prob_scale=0.1).prepare(batch, None)
     for scale in (0.0, -1.0, math.inf, math.nan):
-        with pytest.raises(ValueError, match="log_prob_scale must be finite and > 0"):
+        with pytest.raises(ValueError, match="`log_prob_scale` must be finite and > 0"):
             ScaledLogProb(objective=REBEL(), log_prob_scale=scale)

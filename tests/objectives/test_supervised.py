@@ -44,7 +44,7 @@ def test_converges_to_what_was_accepted(bandit):
     torch.testing.assert_close(policy, torch.tensor([0.25, 0.25, 0.5, 0.0], dtype=torch.float64), atol=1e-3, rtol=0)
 
 
-@pytest.mark.parametrize("fraction", [0.0, -0.1, 1.1])
-def test_fraction_is_validated(fraction):
-    with pytest.raises(ValueError, match="accepted_fraction must be in"):
+@pytest.mark.parametrize(("fraction", "message"), [(0.0, "above 0"), (-0.1, "in .0, 1."), (1.1, "in .0, 1.")])
+def test_fraction_is_validated(fraction, message):
+    with pytest.raises(ValueError, match=f"`accepted_fraction` must be {message}"):
         Supervised(accepted_fraction=fraction)

@@ -67,7 +67,7 @@ class APA(Defaults):
 
     def prepare(self, batch: Batch, frozen: Likelihood | None) -> StepTarget:
         require_feedback(self, batch.feedback)
-        value = part(frozen, "value", "APA")
+        value = part(frozen, "value", "APA").detach()
         advantage, returns, mask = step_advantages(batch, value, discount=self.discount, gae_lambda=self.gae_lambda)
         return StepTarget(present=batch.present, advantage=advantage, returns=returns, steps=mask.sum(-1))
 

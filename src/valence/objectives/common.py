@@ -85,28 +85,28 @@ def require_positive(**fields: float) -> None:
     """Raise ValueError unless every field is finite and > 0."""
     for name, value in fields.items():
         if not (math.isfinite(value) and value > 0):
-            raise ValueError(f"{name} must be finite and > 0, got {value}")
+            raise ValueError(f"`{name}` must be finite and > 0, got {value}")
 
 
 def require_non_negative(**fields: float) -> None:
     """Raise ValueError unless every field is finite and >= 0."""
     for name, value in fields.items():
         if not (math.isfinite(value) and value >= 0):
-            raise ValueError(f"{name} must be finite and >= 0, got {value}")
+            raise ValueError(f"`{name}` must be finite and >= 0, got {value}")
 
 
 def require_fraction(**fields: float | None) -> None:
     """Raise ValueError unless every field is None or in [0, 1]."""
     for name, value in fields.items():
         if value is not None and not 0 <= value <= 1:
-            raise ValueError(f"{name} must be in [0, 1], got {value}")
+            raise ValueError(f"`{name}` must be in [0, 1], got {value}")
 
 
 def require_choice(choices: tuple[str, ...], **fields: str) -> None:
     """Raise ValueError unless every field is one of `choices`."""
     for name, value in fields.items():
         if value not in choices:
-            raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+            raise ValueError(f"`{name}` must be one of {', '.join(map(repr, choices))}, got {value!r}")
 
 
 def require_feedback(objective: Any, feedback: Feedback) -> None:

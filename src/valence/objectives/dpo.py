@@ -158,7 +158,7 @@ class DPO(_Pairwise):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.label_smoothing < 0.5:
-            raise ValueError(f"label_smoothing must be in [0, 0.5), got {self.label_smoothing}")
+            raise ValueError(f"`label_smoothing` must be in [0, 0.5), got {self.label_smoothing}")
 
     def _pair_loss(self, gap: Tensor, log_prob: Tensor, target: PairTarget, likelihood: Likelihood) -> Tensor:
         return dpo_loss(gap, beta=self.beta, label_smoothing=self.label_smoothing)

@@ -103,7 +103,7 @@ class KTO(Defaults):
         require_positive(beta=self.beta)
         require_non_negative(desirable_weight=self.desirable_weight, undesirable_weight=self.undesirable_weight)
         if self.desirable_weight == self.undesirable_weight == 0:
-            raise ValueError("desirable_weight and undesirable_weight must not both be 0")
+            raise ValueError("`desirable_weight` and `undesirable_weight` must not both be 0")
         require_choice(("mismatched", "none"), baseline=self.baseline)
 
     @property

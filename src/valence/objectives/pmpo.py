@@ -217,7 +217,7 @@ class PMPO(Defaults):
         if self.score_temperature is not None:
             require_positive(score_temperature=self.score_temperature)
         if self.covariance_beta is not None and not self.covariance_beta >= 0:
-            raise ValueError(f"covariance_beta must be >= 0, got {self.covariance_beta}")
+            raise ValueError(f"`covariance_beta` must be >= 0, got {self.covariance_beta}")
         if self.covariance_beta is not None and self.regularizer == "bc":
             raise ValueError('`regularizer="bc"` has no KL to split: set no `covariance_beta`')
         if (self.accepted_fraction is None) != (self.rejected_fraction is None):

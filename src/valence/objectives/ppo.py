@@ -146,7 +146,7 @@ class PPO(Defaults):
 
     def prepare(self, batch: Batch, frozen: Likelihood | None) -> PPOTarget:
         require_feedback(self, batch.feedback)
-        old, value = old_log_prob(batch, "PPO"), part(frozen, "value", "PPO")
+        old, value = old_log_prob(batch, "PPO"), part(frozen, "value", "PPO").detach()
         advantage, returns, mask = step_advantages(batch, value, discount=self.discount, gae_lambda=self.gae_lambda)
         if self.whiten and int(mask.sum()) > 1:
             advantage = standard_scores(advantage.reshape(1, -1), mask.reshape(1, -1), eps=1e-8).view_as(advantage)

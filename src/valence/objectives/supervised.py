@@ -61,7 +61,7 @@ class Supervised(Defaults):
     def __post_init__(self) -> None:
         require_fraction(accepted_fraction=self.accepted_fraction)
         if self.accepted_fraction == 0:
-            raise ValueError("accepted_fraction must be above 0: without accepted rows there is nothing to imitate")
+            raise ValueError("`accepted_fraction` must be above 0: without accepted rows there is nothing to imitate")
 
     def prepare(self, batch: Batch, frozen: Likelihood | None) -> SupervisedTarget:
         require_feedback(self, batch.feedback)
