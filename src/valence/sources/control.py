@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import copy
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -90,7 +91,8 @@ class ControlSource:
         self.optimizer = torch.optim.Adam(critic.parameters(), lr=settings.critic_lr, fused=True)
         self.generator = torch.Generator().manual_seed(seed)
         self.env_steps, self.updates = 0, 0
-        self.num_units = 0
+        self.num_units = self._taken = 0
+        self._began = time.perf_counter()
         self.figures: dict[str, float] = {}
 
     def next(self, policy: Any) -> Batch:
@@ -100,6 +102,9 @@ class ControlSource:
         while self.env_steps < due or not len(self.replay):
             self._live(policy)
         self.num_units = self.env_steps - before
+        # Over the whole process: single updates take no step or several.
+        self._taken += self.num_units
+        self.figures["env_steps_per_second"] = self._taken / max(time.perf_counter() - self._began, 1e-9)
         batch = self.replay.sample(self.settings.batch_size, self.generator)
         with torch.no_grad(), self.reference.active() as reference:
             steps = reference.draw(batch.following, self.settings.num_actions, self.generator)
