@@ -1,4 +1,7 @@
-"""Shapes and types are checked at run time in the tests, and only there; tiny models lie on disk as a user's would."""
+"""Shapes and types are checked at run time in the tests, and only there; tiny models are stored on disk, as a user's.
+
+pytest imports each test file by its path, so `helpers` beside this file has to be findable by name.
+"""
 
 from __future__ import annotations
 
@@ -16,21 +19,23 @@ if not Path("/dev/nvidia0").exists():
     # Read when Triton is first imported: its kernels then run on CPU tensors.
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-install_import_hook("valence", "beartype.beartype")
-
-# pytest imports each test file by its path, so `helpers` beside this file has to be findable by name.
+# `valence.data.formats` has no tensors, and its many small calls per row of text would be ten times as slow.
+PACKAGE = Path(__file__).parents[1] / "src" / "valence"
+UNCHECKED = PACKAGE / "data" / "formats"
+CHECKED = [path.relative_to(PACKAGE.parent) for path in PACKAGE.rglob("*.py") if UNCHECKED not in path.parents]
+install_import_hook([*(".".join(path.with_suffix("").parts) for path in CHECKED), "experiments"], "beartype.beartype")
 
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
-    """Two OpenMP threads beside a busy core are ten times slower than one."""
+    """On a machine with a busy core, two OpenMP threads are ten times slower than one."""
     import torch
 
     torch.set_num_threads(1)
 
 
 def byte_tokenizer() -> Any:
-    """Bytes and three special tokens, no merges: any text has ids."""
+    """A tokenizer of bytes and three special tokens, without merges: it encodes any text."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
@@ -47,7 +52,7 @@ def byte_tokenizer() -> Any:
 
 @pytest.fixture(scope="session")
 def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A randomly initialised Llama of some 20 thousand parameters."""
+    """A randomly initialised Llama of about 20 thousand parameters."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 

@@ -209,6 +209,19 @@ def assert_close(ours: Any, theirs: Any, tolerance: float = 1e-5) -> None:
     torch.testing.assert_close(ours, theirs, atol=tolerance, rtol=tolerance, check_dtype=False)
 
 
+def assert_near(ours: dict[str, Tensor], theirs: dict[str, Tensor], tolerance: float = 1e-4) -> None:
+    """Gradients by name agree to `tolerance` of each tensor's largest entry: sums of floats round by the size of what
+    is summed, not by that of each entry. A tensor counts as at least a hundredth of the largest one: a gradient that
+    is zero but for rounding has no size of its own."""
+    assert ours.keys() == theirs.keys() and theirs
+    size = {name: float(part.abs().max()) for name, part in theirs.items()}
+    least = max(size.values()) / 100
+    assert least > 0
+    for name, part in theirs.items():
+        difference = float((ours[name] - part).abs().max())
+        assert difference <= tolerance * max(size[name], least), f"{name}: {difference} off, of {size[name]}"
+
+
 def chi_square_limit(cells: int) -> float:
     """What a chi-square statistic with `cells - 1` degrees of freedom exceeds one time in some 100 thousand
     (Wilson and Hilferty's approximation)."""

@@ -5,3 +5,8 @@ from __future__ import annotations
 
 class UserError(Exception):
     """Bad input. The command line prints the message and exits with status 2, without a traceback."""
+
+
+def one_line(error: object, most: int = 200) -> str:
+    """The text of an exception, or of anything else, on one line of at most `most` characters."""
+    return " ".join(str(error).split())[:most]

@@ -142,7 +142,7 @@ class TestLimits:
         encoded, problem = Encoder(tokenizer(), max_length=4).group(group(completions=("c d e", "c", "c d")))
         assert encoded is not None and encoded.completions == [[C, D], [C, END], [C, D]]
         assert problem is not None and (problem.file, problem.line) == ("rows.jsonl", 7)
-        assert "4 tokens was cut to 2" in problem.reason and "--max-length 4" in problem.reason
+        assert "4 tokens was truncated to 2" in problem.reason and "`max_length` is 4" in problem.reason
 
     def test_a_completion_that_just_fits_is_whole(self) -> None:
         encoded, problem = Encoder(tokenizer(), max_length=5).group(group(completions=("c d",)))
@@ -152,14 +152,14 @@ class TestLimits:
     def test_a_prompt_that_fills_the_limit_is_left_out_and_told(self, limit: int) -> None:
         encoded, problem = Encoder(tokenizer(), max_length=limit).group(group())
         assert encoded is None and problem is not None
-        assert str(problem).startswith("rows.jsonl:7: the prompt alone fills the length limit")
-        assert f"2 of {limit}" in problem.reason and "--max-length" in problem.reason
+        assert str(problem).startswith("rows.jsonl:7: the prompt has 2 tokens and leaves no room for a completion")
+        assert problem.reason.endswith(f"row dropped; raise `max_length`, which is {limit}")
 
     def test_all_groups_are_accounted_for(self) -> None:
         groups = [group("a"), group("a b c d e"), group("a b", ("c d e",)), group("a", ("c", "d"))]
         good, problems = Encoder(tokenizer(), max_length=4).groups(groups)
         assert [item.group for item in good] == [groups[0], groups[2], groups[3]]
-        assert ["left out" in item.reason for item in problems] == [True, False]
+        assert ["dropped" in item.reason for item in problems] == [True, False]
 
 
 class TestEncoderDecoder:
@@ -171,9 +171,11 @@ class TestEncoderDecoder:
         assert encoder.prompt("") == [END]
         encoded, problem = encoder.group(group("a", ("c d e",)))
         assert encoded is not None and encoded.completions == [[C, D, E]]
-        assert problem is not None and "cut to 3" in problem.reason
+        assert problem is not None and "truncated to 3" in problem.reason
         encoded, problem = encoder.group(group("a b c", ("c",)))
-        assert encoded is None and problem is not None and "4 of 3" in problem.reason
+        assert (
+            encoded is None and problem is not None and "4 tokens" in problem.reason and "which is 3" in problem.reason
+        )
 
 
 class TestPadding:
@@ -247,15 +249,15 @@ class TestCollate:
         half = batch.select(slice(1, 2))
         assert half.context.ids.tolist() == [[PAD, A]] and half.feedback.value.tolist() == [[3.0, 0.0]]
 
-    def test_mismatched_completions_are_the_next_contexts_first(self) -> None:
+    def test_mismatched_completions_are_the_first_ones_of_the_rows_given(self) -> None:
         rows = [EncodedGroup([A], [[n, END], [E, END]], group()) for n in (B, C, D)]
-        batch = collate(rows, pad=PAD, mismatched=True)
+        batch = collate(rows, pad=PAD, mismatched=[*rows[1:], rows[0]])
         assert batch.mismatched is not None
         assert batch.mismatched.steps.tolist() == [[[C, END]], [[D, END]], [[B, END]]]
 
     def test_move_keeps_everything(self) -> None:
         rows = [EncodedGroup([A], [[B, END], [C, END]], group(wins=((0, 1, 0.7, None),)))]
-        batch = collate(rows, pad=PAD, mismatched=True)
+        batch = collate(rows, pad=PAD, mismatched=rows)
         moved = move(batch, "cpu")
         assert torch.equal(moved.context.ids, batch.context.ids) and torch.equal(moved.feedback.win, batch.feedback.win)
         assert moved.mismatched is not None and torch.equal(moved.mismatched.steps, batch.mismatched.steps)

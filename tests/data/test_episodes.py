@@ -68,7 +68,7 @@ def test_what_is_not_a_data_set_is_refused_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no Minari data set"):
         read_episodes(tmp_path)
     (tmp_path / "main_data.hdf5").write_text("nonsense")
-    with pytest.raises(UserError, match="not a Minari data set that Valence reads"):
+    with pytest.raises(UserError, match="is no Minari data set that Valence can read"):
         read_episodes(tmp_path)
 
 

@@ -43,25 +43,25 @@ def test_json_of_labels_with_a_problem(load_rows: Any) -> None:
         ([UP], "labels", 1, 0, "pmpo", "1 accepted and 0 rejected completions: PMPO-A learns from acceptances alone"),
         ([DOWN], "labels", 0, 1, "pmpo", "0 accepted and 1 rejected completions: PMPO-R learns from rejections alone"),
         ([SILENT], "labels", 0, 0, None,
-         "completions without a label, score or rank: --method supervised imitates them all; "
-         "where a column judges them, name it with --columns"),
+         'completions without a label, score or rank: `method="supervised"` imitates them all; '
+         "if a column judges them, name it with `columns`"),
         ([SCORE], "scores", None, None, "dro", "one score a completion: DRO-V regresses on the scores themselves"),
-        ([PAIR, PAIR], "pairs", 2, 2, "dpo", "chosen and rejected for each prompt: DPO takes pairs as they are"),
+        ([PAIR, PAIR], "pairs", 2, 2, "dpo", "chosen and rejected for each prompt: DPO learns from pairs"),
         ([SCORED], "rankings", None, None, "rebel",
          "several scored completions a prompt: REBEL regresses on the gaps between scores"),
         ([RANKED], "rankings", None, None, "dpo",
-         "rankings without scores: DPO takes every pair that the order gives"),
+         "rankings without scores: DPO learns from every pair of an order"),
         ([RANKED, SCORED], "rankings", None, None, "dpo",
-         "1 of 2 rankings without scores: DPO takes every pair that the order gives"),
+         "1 of 2 rankings without scores: DPO learns from every pair of an order"),
         ([PROMPT], "prompts", None, None, None,
          "prompts without feedback: valence improve samples answers and scores them"),
         ([UP, UP, DOWN, PAIR, SCORE], "mixed", 3, 2, "pmpo",
-         "mixed feedback (labels, scores, pairs): all of it becomes accepted and rejected, which PMPO takes"),
+         "mixed feedback (labels, scores, pairs): PMPO learns from all of it as accepted and rejected"),
         ([SCORE, SCORED], "mixed", None, None, "pmpo",
-         "mixed feedback (scores, rankings): all of it becomes accepted and rejected, which PMPO takes"),
+         "mixed feedback (scores, rankings): PMPO learns from all of it as accepted and rejected"),
         ([SCORE, PROMPT], "mixed", None, None, "dro",
          "one score a completion: DRO-V regresses on the scores themselves; "
-         "1 rows of a prompt only are left out (they are for valence improve)"),
+         "1 rows with only a prompt are dropped (valence improve uses them)"),
     ],
 )  # fmt: skip
 def test_shape_counts_method_and_why(
@@ -118,7 +118,9 @@ def test_a_missed_prompt_column_shows(load_rows: Any) -> None:
     assert found["empty_prompts"] == 2
     assert list(found["unread_columns"].items()) == [("asked", 2), ("id", 2)]
     shown = printed(summary)
-    assert "no prompt" in shown and "2 rows; if a column below is their prompt, name it with --columns prompt=" in shown
+    assert (
+        "no prompt" in shown and "2 rows; if a column below is their prompt, name it with `columns`: prompt=" in shown
+    )
     assert "asked (2 rows), id (2 rows)" in shown
 
 

@@ -22,13 +22,13 @@ BAD_ROWS = [
     ("{oops", "not JSON: Expecting property name enclosed in double quotes at column 2"),
     ("[1, 2]", "not a JSON object"),
     ("17", "not a JSON object"),
-    ({"id": 3}, "no prompt, completion, pair or ranking among its columns (id): name them with --columns"),
-    ({}, "no prompt, completion, pair or ranking among its columns (none): name them with --columns"),
+    ({"id": 3}, "no prompt, completion, pair or ranking among its columns (id): name them with `columns`"),
+    ({}, "no prompt, completion, pair or ranking among its columns (none): name them with `columns`"),
     ({**GOOD, "completion": ""}, "completion is empty"),
     ({**GOOD, "completion": " \n"}, "completion is empty"),
     ({**GOOD, "completion": 5}, "completion is a number, not text or messages"),
     ({**GOOD, "prompt": 5}, "prompt is a number, not text or messages"),
-    ({**GOOD, "prompt": ["hi"]}, "prompt is a list with text in it, not of messages"),
+    ({**GOOD, "prompt": ["hi"]}, "prompt is a list with text in it, not a list of messages"),
     ({**GOOD, "prompt": [{"content": "hi"}]}, "prompt has a message without a role"),
     ({**GOOD, "completion": [{**BOT, "content": None, "tool_calls": [1]}]},
      "completion has a message without text (tool calls are not supported)"),
@@ -37,7 +37,7 @@ BAD_ROWS = [
     ('{"prompt": "a", "completion": "\\ud800", "label": 1}', "completion is not valid Unicode"),
     ({**GOOD, "label": "maybe"}, "label is 'maybe': not true/false, 1/0, up/down or accepted/rejected"),
     ({**GOOD, "label": 0.5}, "label is 0.5: not true/false, 1/0, up/down or accepted/rejected"),
-    ({**GOOD, "label": [1]}, "label is a list, neither an acceptance nor a rejection"),
+    ({**GOOD, "label": [1]}, "label is a list, not a label"),
     ({**GOOD, "accept": 0}, "label and accept contradict each other"),
     ({"prompt": "a", "completion": "b", "reward": True},
      "reward is True: a boolean is a label, not a score"),
@@ -50,7 +50,7 @@ BAD_ROWS = [
     ({"prompt": "a", "label": True}, "label without a completion"),
     ({"prompt": "a", "completion": None, "score": 3}, "score without a completion"),
     ({"prompt": "a", "scores": [1, 2]}, "scores without a completion"),
-    ({"prompt": ""}, "prompt is empty and there is nothing else"),
+    ({"prompt": ""}, "prompt is empty, and the row has no completion"),
     ({"prompt": "a", "chosen": "b", "rejected": "b"}, "chosen and rejected are the same"),
     ({"prompt": "a", "chosen": "b", "rejected": ""}, "rejected is empty"),
     ({"prompt": "a", "chosen": "b"}, "chosen without rejected"),
@@ -59,9 +59,10 @@ BAD_ROWS = [
      "chosen scores 1, less than rejected with 2"),
     ({"prompt": "a", "chosen": "b", "rejected": "c", "score_chosen": 1},
      "score_chosen without a score of the other completion"),
-    ({"prompt": "a", "chosen": "b", "rejected": "c", "margin": -1}, "margin is -1: chosen would be the worse one"),
+    ({"prompt": "a", "chosen": "b", "rejected": "c", "margin": -1},
+     "margin is -1, which makes rejected the better one"),
     ({"prompt": "a", "chosen": "b", "rejected": "c", "margin": float("nan")}, "margin is nan: not a finite number"),
-    ({**GOOD, "chosen": "b", "rejected": "c"}, "both a pair and a completion with label: which is the feedback?"),
+    ({**GOOD, "chosen": "b", "rejected": "c"}, "a pair and a completion with label in one row: keep one of the two"),
     ({"chosen": [USER, BOT], "rejected": [{**USER, "content": "ho"}, BOT]},
      "chosen and rejected answer different prompts"),
     ({"chosen": [USER, BOT], "rejected": [USER, BOT]}, "chosen and rejected are the same"),
@@ -80,7 +81,7 @@ BAD_ROWS = [
     ({"prompt": "a", "completions": ["b", "c"], "scores": [1]}, "2 completions but 1 scores"),
     ({"prompt": "a", "completions": ["b", "c"], "ranks": [1, 2, 3]}, "2 completions but 3 ranks"),
     ({"prompt": "a", "completions": ["b", "c"]}, "completions without scores or ranks"),
-    ({"prompt": "a", "completions": ["b"], "scores": [1]}, "completions has 1 of them: a ranking needs two or more"),
+    ({"prompt": "a", "completions": ["b"], "scores": [1]}, "completions has 1 items: a ranking needs two or more"),
     ({"prompt": "a", "completions": "bc", "scores": [1, 2]}, "completions is not a list"),
     ({"prompt": "a", "completions": ["b", "c"], "scores": 3}, "scores is not a list"),
     ({"prompt": "a", "completions": ["b", "c"], "scores": [1, True]},
@@ -89,11 +90,11 @@ BAD_ROWS = [
     ({"prompt": "a", "completions": ["b", "c"], "scores": [1, 2], "ranks": [1, 2]},
      "scores and ranks contradict each other"),
     ({"prompt": "a", "completions": ["b", "c"], "labels": [True, False]},
-     "stepwise labels judge the steps of one answer: give one label or score to the whole answer"),
+     "the labels are of single steps: give one label or score for the whole answer"),
     ({"prompt": "a", "response_0": "b", "response_0_reward": 1, "response_1": "c"},
      "response_1 has no response_1_reward"),
     ({"type": "pairwise_feedback", "prompt": "a", "output_A": "b", "output_B": "c"},
-     "a pair without a label: which output is the better one?"),
+     "a pair without a label: give the better output in `label`"),
     ({"type": "binary_feedback", "prompt": "a", "label": 1}, "completion is missing"),
     ({"type": "scalar_feedback", "prompt": "a", "output": "b"}, "reward is missing"),
     ({"instruction": "a", "output": "b", "history": "x"}, "history is not a list of [instruction, answer]"),
@@ -122,7 +123,7 @@ def test_strict_passes_what_has_no_problem(load_rows: Any) -> None:
 FILES = [
     ("empty.jsonl", b"", "the file is empty"),
     ("blank.jsonl", b"\n \n", "the file is empty"),
-    ("junk.jsonl", bytes(range(256)) * 8, "binary, neither JSON, JSONL, CSV nor Parquet"),
+    ("junk.jsonl", bytes(range(256)) * 8, "a binary file, and neither JSON, JSONL, CSV nor Parquet"),
     ("prose.json", b"Once upon a time.\nThe end.", "not JSON, JSONL, CSV or Parquet (not JSON: Expecting value at co"),
     ("cut.json", b'[{"prompt": "a"}, ', "not JSON, JSONL, CSV or Parquet (not JSON: Expecting value at column 19)"),
     (
@@ -134,7 +135,7 @@ FILES = [
     ("number.json", b"3", "not JSON, JSONL, CSV or Parquet (neither a list nor an object)"),
     ("none.json", b"[]", "no rows"),
     ("nothing.jsonl", b'{"id": 1}\n{"id": 2}\n', "none of its 2 rows can be used; line 1: no prompt, completion, pair"),
-    ("cut.jsonl.gz", gzip.compress(b'{"prompt": "a"}')[:-4], "a damaged or cut-off gzip file"),
+    ("cut.jsonl.gz", gzip.compress(b'{"prompt": "a"}')[:-4], "a damaged or incomplete gzip file"),
     ("bad.parquet", b"PAR1 and no more", "a damaged Parquet file"),
     ("twice.csv", b"prompt,prompt\na,b\n", "the header names a column twice"),
     ("latin.csv", b"prompt,completion\na,\xe9\n", "not UTF-8 text"),
@@ -152,7 +153,7 @@ def test_a_file_that_cannot_be_read_gives_one_clear_line(write: Any, name: str, 
 def test_no_such_file_and_a_folder_that_is_no_dataset(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"none\.jsonl: no such file$"):
         load_feedback([tmp_path / "none.jsonl"])
-    with pytest.raises(UserError, match=r"a folder, but not a saved dataset: give the files in it$"):
+    with pytest.raises(UserError, match=r"a folder that is no saved dataset: give the files in it$"):
         load_feedback([tmp_path])
     (tmp_path / "state.json").write_text("{")
     with pytest.raises(UserError, match="a damaged saved dataset"):
@@ -165,14 +166,16 @@ def test_no_files() -> None:
 
 
 def test_unknown_and_absent_columns(load_rows: Any) -> None:
-    with pytest.raises(UserError, match="--columns promt=question: no such field; there are prompt, completion"):
+    with pytest.raises(UserError, match="has promt=question, which is no field: the fields are prompt, completion"):
         load_rows(GOOD, columns={"promt": "question"})
-    with pytest.raises(UserError, match="--columns prompt=question: no row has a column question; there are prompt, c"):
+    with pytest.raises(
+        UserError, match="has prompt=question, and no row has a column question: the columns are"
+    ):
         load_rows(GOOD, columns={"prompt": "question"})
 
 
 def test_one_field_named_twice(load_rows: Any) -> None:
-    with pytest.raises(UserError, match="--columns names the field reward twice"):
+    with pytest.raises(UserError, match="`columns` names the field reward twice"):
         load_rows(GOOD, columns={"score": "a", "reward": "b"})
 
 

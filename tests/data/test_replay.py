@@ -171,5 +171,5 @@ def test_a_longer_replay_takes_over_a_shorter_ones_transitions_and_no_blanks() -
     longer.load_state_dict(short.state_dict())
     seen = longer.sample(500, torch.Generator().manual_seed(0)).observation
     assert len(longer) == 10 and set(seen.flatten().tolist()) == {float(place) for place in range(4, 14)}
-    with pytest.raises(ValueError, match="room for 5"):
+    with pytest.raises(ValueError, match="has 10 transitions, and the capacity is 5"):
         Replay(5, 1, 1, steps=1).load_state_dict(short.state_dict())

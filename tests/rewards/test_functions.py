@@ -78,7 +78,7 @@ def test_after_some_that_hang_the_rest_is_not_waited_for() -> None:
     judge(PROMPTS, TEXTS)
     fine = False
     assert judge(["p"] * 9, ["t"] * 9) == [None] * 9
-    assert judge.failures == {"no answer in 0.1 s": 3, "not asked after others gave no answer": 6}
+    assert judge.failures == {"no answer in 0.1 s": 3, "skipped after others gave no answer": 6}
 
 
 def test_a_function_that_never_works_is_the_users_mistake() -> None:
@@ -130,8 +130,8 @@ def test_a_file_and_a_module_of_the_users(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("no-such", "is none of number, exact, length"),
-        ("nowhere.py:judge", "is not there"),
+        ("no-such", "^`reward`: 'no-such' is none of number, exact, length"),
+        ("nowhere.py:judge", "^`reward`: nowhere.py does not exist"),
         ("no_such_module:judge", "cannot be loaded: ModuleNotFoundError"),
         ("valence.rewards.functions:nothing", "cannot be loaded: AttributeError"),
         ("valence.rewards.functions:PATIENCE", "must be a function"),

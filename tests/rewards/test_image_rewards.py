@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 from valence.errors import UserError
+from valence.rewards.ensemble import Ensemble, weighted_sum
 from valence.rewards.image_loading import load_image_reward, parse_sum
-from valence.rewards.images import JUDGE, WeightedSum
+from valence.rewards.images import JUDGE
 from valence.rewards.judge import SelfPlay
 
 FLAT = Image.new("RGB", (32, 32), (200, 30, 90))
@@ -84,26 +85,26 @@ def test_a_function_that_is_wrong_altogether_ends_the_run_with_its_reason(tmp_pa
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("jpeg", r"--judge jpeg is none of jpeg-small, .*digit-judge.*sum:W\*A,W\*B.*file\.py:function"),
+        ("jpeg", r"^`judge`: 'jpeg' is none of jpeg-small, .*digit-judge.*sum:W\*A,W\*B.*file\.py:function"),
         ("", "is none of jpeg-small"),
-        ("no_such_module:judge", "--judge no_such_module:judge cannot be loaded: ModuleNotFoundError"),
-        ("missing.py:judge", "--judge missing.py is not there: give file.py:function"),
-        ("math:pi", "--judge math:pi is a float, and must be a function"),
-        ("pairwise:nothing", "--judge nothing is none of"),
-        ("sum:", r"--judge sum:: '' must be NAME or WEIGHT\*NAME"),
+        ("no_such_module:judge", "`judge`: no_such_module:judge cannot be loaded: ModuleNotFoundError"),
+        ("missing.py:judge", "`judge`: missing.py does not exist: give file.py:function"),
+        ("math:pi", "`judge`: math:pi is a float, and must be a function"),
+        ("pairwise:nothing", "`judge`: 'nothing' is none of"),
+        ("sum:", r"`judge`: sum:: '' must be NAME or WEIGHT\*NAME"),
         ("sum:jpeg-small,,digit", r"'' must be NAME or WEIGHT\*NAME"),
         ("sum:many*digit", r"'many\*digit' must be NAME or WEIGHT\*NAME"),
         ("sum:inf*digit", r"'inf\*digit' must be"),
         ("sum:2*", r"'2\*' must be"),
         ("sum:jpeg-small,pairwise:math:sqrt", "'pairwise:math:sqrt' cannot be part of a sum"),
-        ("sum:2*jpeg", "--judge jpeg is none of"),
-        ("classifier:", "--judge classifier: needs a folder: classifier:FOLDER"),
-        ("aesthetic", "--judge aesthetic needs a folder"),
+        ("sum:2*jpeg", "`judge`: 'jpeg' is none of"),
+        ("classifier:", "`judge`: classifier: needs a folder: classifier:FOLDER"),
+        ("aesthetic", "`judge`: aesthetic needs a folder"),
     ],
 )
 def test_a_name_of_nothing_gives_one_clear_line(name: str, message: str) -> None:
     with pytest.raises(UserError, match=message) as told:
-        load_image_reward(name, option="--judge")
+        load_image_reward(name, argument="judge")
     assert "\n" not in str(told.value)
 
 
@@ -115,8 +116,8 @@ def test_a_sums_weights() -> None:
 def test_a_sum_by_hand() -> None:
     """2*1 - 0.5*4 + 8 = 8; 2*3 - 0.5*2 + 0 = 5; the third has no second part and so no sum."""
     parts = ([1.0, 3.0, 5.0], [4.0, 2.0, None], [8.0, 0.0, 1.0])
-    members = [(weight, lambda *_, own=own, **__: own) for weight, own in zip((2.0, -0.5, 1.0), parts, strict=True)]
-    assert WeightedSum(members)(PROMPTS, IMAGES) == [8.0, 5.0, None]
+    members = [lambda own=own, **_: own for own in parts]
+    assert Ensemble(members, weighted_sum((2.0, -0.5, 1.0)))(PROMPTS, IMAGES) == [8.0, 5.0, None]
 
 
 def test_a_sum_by_name(tmp_path: Path) -> None:

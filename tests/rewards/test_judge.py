@@ -13,7 +13,8 @@ import pytest
 
 from valence.errors import UserError
 from valence.rewards import load_reward
-from valence.rewards.judge import PairFunction, PairJudge, SelfPlay, parse_verdict
+from valence.rewards.http_judge import PairJudge, parse_verdict
+from valence.rewards.judge import PairFunction, SelfPlay
 
 
 class Server:
@@ -130,7 +131,7 @@ def test_a_busy_server_is_asked_again_and_a_refusal_is_said(server: Server) -> N
     judge = PairJudge("m", server.url, concurrency=1)
     assert judge(["p"], ["xx"], ["y"]) == [1.0] and len(server.seen) == 4
     server.statuses = [401]
-    with pytest.raises(UserError, match=r"refuses: it answers 401"):
+    with pytest.raises(UserError, match=r"rejects the request: it answers 401"):
         PairJudge("m", server.url, concurrency=1)(["p"], ["xx"], ["y"])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from valence.data.formats import load_feedback
 from valence.errors import UserError
 from valence.objectives.bradley_terry import bradley_terry_loss, score_loss
 from valence.rewards import load_reward
-from valence.rewards.ensemble import Ensemble
+from valence.rewards.ensemble import COMBINATIONS, Ensemble, cautious
 from valence.rewards.training import Comparison, comparisons, scored
 from valence.runs.reward_model import RewardModelConfig, train_reward_model
 
@@ -91,12 +92,12 @@ def test_ensembles_by_hand() -> None:
         return lambda **_: list(values)
 
     judges = [judge(1.0, 2.0, None), judge(3.0, 2.0, 1.0)]
-    assert Ensemble(judges, "mean")([], []) == [2.0, 2.0, None]
-    assert Ensemble(judges, "worst")([], []) == [1.0, 2.0, None]
-    assert Ensemble(judges, "cautious", weight=0.5)([], []) == [1.5, 2.0, None]
-    for wrong in ({"judges": judges[:1]}, {"judges": judges, "way": "best"}):
-        with pytest.raises(ValueError, match=r"two judges|must be one of"):
-            Ensemble(**wrong)
+    assert Ensemble(judges, COMBINATIONS["mean"])([], []) == [2.0, 2.0, None]
+    assert Ensemble(judges, COMBINATIONS["worst"])([], []) == [1.0, 2.0, None]
+    assert Ensemble(judges, COMBINATIONS["cautious"])([], []) == [1.0, 2.0, None]
+    assert Ensemble(judges, partial(cautious, weight=0.5))([], []) == [1.5, 2.0, None]
+    with pytest.raises(ValueError, match="at least one judge"):
+        Ensemble([], min)
 
 
 def test_an_ensemble_by_its_name() -> None:

@@ -14,8 +14,9 @@ from valence.feedback import RunningStandard, label_halves
 from valence.policies.denoiser import Denoiser
 from valence.policies.image_pipelines import SamplerSettings, make_denoiser
 from valence.rewards import RewardFunction
-from valence.sources.images import ImageSource, image_prompt
-from valence.sources.online import OnlineSettings
+from valence.sources.images import ImageModality, image_prompt
+from valence.sources.modality import OnlineSettings
+from valence.sources.online import OnlineSource
 from valence.training.reference import AdaptersOff, FrozenCopy
 from valence.types import Batch, Labels, Rewards
 
@@ -39,11 +40,12 @@ def brightness(prompts: list[str], completions: list[Any], **columns: Any) -> li
     return [float(sum(image.convert("L").tobytes())) / 64 for image in completions]
 
 
-def make_source(judge: Any = brightness, prompts: Any = PROMPTS, **options: Any) -> ImageSource:
-    extra = {name: options.pop(name) for name in ("start", "reference", "convert", "seed") if name in options}
-    standard = options.pop("standard", None) or RunningStandard(size=8, least=4)
-    fields: dict[str, Any] = {"batch_size": 3, "num_samples": 2} | options
-    return ImageSource(prompts, judge, OnlineSettings(**fields), standard=standard, **extra)
+def make_source(judge: Any = brightness, prompts: Any = PROMPTS, **options: Any) -> OnlineSource:
+    names = ("initial_policy", "reference", "convert", "seed")
+    extra = {name: options.pop(name) for name in names if name in options}
+    settings = OnlineSettings(**({"batch_size": 3, "num_samples": 2} | options))
+    standard = RunningStandard(size=8, least=4)
+    return OnlineSource(prompts, judge, settings, ImageModality(), standard=standard, **extra)
 
 
 def given(batch: Batch) -> torch.Tensor:
@@ -129,7 +131,7 @@ def test_other_prompts_or_other_metadata_are_not_gone_on_with() -> None:
     state = make_source().state_dict()
     changed = [*PROMPTS[:4], image_prompt("e", {"wanted": 5})]
     for others in (PROMPTS[:4], [*PROMPTS[:4], image_prompt("f", {"wanted": 4})], changed):
-        with pytest.raises(UserError, match="needs the prompts the run began with"):
+        with pytest.raises(UserError, match="`resume` needs the prompts that the run began with"):
             make_source(prompts=others).load_state_dict(state)
     make_source(prompts=list(PROMPTS)).load_state_dict(state)
 
@@ -171,7 +173,7 @@ def test_the_kls_price_comes_off_standardised_rewards() -> None:
     with torch.no_grad():
         for part in policy.parameters():
             part.add_(0.1 * torch.randn(part.shape, generator=generator))
-    source = make_source(start=start, kl_weight=0.5)
+    source = make_source(initial_policy=start, kl_weight=0.5)
     batch = source.next(policy)
     found = policy.likelihood(batch, start, RAW)
     assert found.ref_log_prob is not None and isinstance(batch.feedback, Rewards)

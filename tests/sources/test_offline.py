@@ -10,6 +10,7 @@ import torch
 
 from valence.data.collate import EncodedGroup
 from valence.data.groups import Group
+from valence.errors import UserError
 from valence.sources.offline import OfflineSource
 from valence.types import Batch, Labels
 
@@ -91,15 +92,70 @@ def test_what_a_batch_holds() -> None:
     assert batch.mismatched is None
 
 
-def test_mismatched_completions_are_those_of_another_row() -> None:
-    given = source(9, 3, mismatched=True)
+def prompted(prompts: list[int], batch_size: int, **options: Any) -> OfflineSource:
+    """Row n has the prompt [prompts[n]] and the completion [n + 50, 1]."""
+    made = [
+        EncodedGroup([prompt], [[n + 50, 1]], Group(f"p{prompt}", ("c",), sign=(1,)))
+        for n, prompt in enumerate(prompts)
+    ]
+    return OfflineSource(made, batch_size=batch_size, pad=0, mismatched=True, **options)
+
+
+def pairs_of(given: OfflineSource) -> list[tuple[int, int]]:
+    """(row, row of its mismatched completion) of the next batch."""
+    batch = given.next()
+    assert batch.mismatched is not None and batch.mismatched.mask.shape[:2] == batch.present.shape
+    own, others = (part.steps[:, 0, 0] - 50 for part in (batch.action, batch.mismatched))
+    return list(zip(own.tolist(), others.tolist(), strict=True))
+
+
+def test_mismatched_completions_are_those_of_the_next_row() -> None:
+    """Where all prompts differ: a rotation of the batch."""
+    given = prompted(list(range(9)), 3)
     for _ in range(6):
-        batch = given.next()
-        assert batch.mismatched is not None and batch.mismatched.mask.shape[:2] == (3, 1)
-        numbers = which(batch)
-        others = (batch.mismatched.steps[:, 0, 0] - 50).tolist()
-        assert all(mine != other for mine, other in zip(numbers, others, strict=True))
-        assert sorted(others) == sorted(numbers)
+        own, others = zip(*pairs_of(given), strict=True)
+        assert others == (*own[1:], own[0])
+
+
+def test_mismatched_completions_are_of_another_prompt() -> None:
+    """Six rows of two prompts: the next row of the batch with the other prompt, and never the row's own."""
+    prompts = [5, 5, 5, 7, 7, 7]
+    given = prompted(prompts, 6)
+    for _ in range(5):
+        found = pairs_of(given)
+        order = [own for own, _ in found]
+        for place, (own, other) in enumerate(found):
+            turned = order[place + 1 :] + order[:place]
+            assert other == next(row for row in turned if prompts[row] != prompts[own])
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 4])
+def test_mismatched_completions_come_from_the_data_set_where_a_batch_has_one_prompt(batch_size: int) -> None:
+    """Batches of one, the short last batch, and batches that are all of one prompt; resumed, they are the same."""
+    prompts = [5, 5, 5, 5, 5, 7, 7]
+    given, again = prompted(prompts, batch_size, seed=3), prompted(prompts, batch_size, seed=3)
+    taken = []
+    for _ in range(40):
+        state = given.state_dict()
+        again.load_state_dict(state)
+        found = pairs_of(given)
+        assert all(prompts[own] != prompts[other] for own, other in found)
+        assert pairs_of(again) == found
+        taken += [other for own, other in found if prompts[own] == 5]
+    # Both rows of the other prompt serve.
+    assert set(taken) == {5, 6}
+
+
+def test_a_data_set_of_one_prompt_has_other_rows_and_a_single_row_none() -> None:
+    """Without prompts there is no other one: then it is just another row, also in the last batch of one."""
+    given = prompted([5] * 7, 3)
+    for _ in range(9):
+        found = pairs_of(given)
+        assert all(own != other for own, other in found)
+        if len(found) > 1:
+            assert [other for _, other in found] == [own for own, _ in found[1:]] + [found[0][0]]
+    with pytest.raises(UserError, match='add rows, or set `baseline="none"`'):
+        prompted([5], 3)
 
 
 def test_bad_arguments() -> None:

@@ -11,7 +11,10 @@ import helpers
 from helpers import PAD
 from valence.errors import UserError
 from valence.feedback import label_halves
-from valence.sources.online import EncodedPrompt, OnlineSettings, OnlineSource
+from valence.sources.modality import OnlineSettings
+from valence.sources.online import OnlineSource
+from valence.sources.prompts import EncodedPrompt
+from valence.sources.text import TextModality
 from valence.training.reference import FrozenCopy
 from valence.types import Labels, Rewards
 
@@ -23,9 +26,10 @@ def lengths(prompts: list[Any], completions: list[str], **columns: list[Any]) ->
 
 
 def make_source(policy: Any, judge: Any = lengths, prompts: Any = PROMPTS, **options: Any) -> OnlineSource:
-    extra = {name: options.pop(name) for name in ("start", "reference", "convert", "seed") if name in options}
+    names = ("initial_policy", "reference", "convert", "standard", "seed")
+    extra = {name: options.pop(name) for name in names if name in options}
     settings = OnlineSettings(**({"batch_size": 3, "num_samples": 2} | options))
-    return OnlineSource(prompts, judge, settings, pad=PAD, **extra)
+    return OnlineSource(prompts, judge, settings, TextModality(PAD), **extra)
 
 
 def test_a_batch_holds_what_was_drawn_and_what_was_said() -> None:
@@ -54,7 +58,7 @@ def test_rewards_are_shaped_by_hand() -> None:
     policy = helpers.policy("llama")
     start = FrozenCopy(policy)
     helpers.shake(policy)
-    source = make_source(policy, start=start, kl_weight=0.5)
+    source = make_source(policy, initial_policy=start, kl_weight=0.5)
     batch = source.next(policy)
     found = policy.likelihood(batch, start, frozenset({"log_prob", "ref_log_prob"})).detach()
     assert found.ref_log_prob is not None and batch.step_reward is not None and batch.action.output is not None
@@ -66,7 +70,7 @@ def test_rewards_are_shaped_by_hand() -> None:
     last = mask.sum(-1) - 1
     torch.testing.assert_close((batch.step_reward + 0.5 * gap * mask).gather(-1, last[..., None])[..., 0], words)
     assert float(gap.abs().max()) > 0.01
-    assert source.figures["kl_policy_start"] == pytest.approx(float(gap.sum(-1).mean()), rel=1e-5)
+    assert source.figures["kl_policy_initial"] == pytest.approx(float(gap.sum(-1).mean()), rel=1e-5)
 
 
 def test_a_completion_that_does_not_end_has_a_reward_of_its_own() -> None:
@@ -115,7 +119,7 @@ def test_a_kl_price_on_the_references_draws_is_the_references_own() -> None:
     policy = helpers.policy("llama")
     start = FrozenCopy(policy)
     helpers.shake(policy)
-    batch = make_source(policy, start=start, reference=start, from_reference=True, kl_weight=5.0).next(policy)
+    batch = make_source(policy, initial_policy=start, reference=start, from_reference=True, kl_weight=5.0).next(policy)
     assert isinstance(batch.feedback, Rewards) and batch.step_reward is not None
     plain = make_source(policy, reference=start, from_reference=True).next(policy)
     assert isinstance(plain.feedback, Rewards)
@@ -124,12 +128,12 @@ def test_a_kl_price_on_the_references_draws_is_the_references_own() -> None:
 
 def test_a_large_batch_is_drawn_and_measured_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every prompt has its own completions, and log pi_t is that of the policy, part by part."""
-    import valence.sources.online as online
+    import valence.sources.modality as modality
 
     policy = helpers.policy("llama")
-    monkeypatch.setattr(online, "TOGETHER", 6)
+    monkeypatch.setattr(modality, "TOGETHER", 6)
     source = make_source(policy, batch_size=7, num_samples=2)
-    assert [part.stop - part.start for part in source._parts(7)] == [3, 3, 1]
+    assert [part.stop - part.start for part in source.settings.parts(7)] == [3, 3, 1]
     batch = source.next(policy)
     assert batch.present.shape == (7, 2) and batch.action.output is not None and len(batch.action.output) == 7
     measured = policy.likelihood(batch, None, frozenset({"log_prob"})).log_prob.detach()
@@ -143,7 +147,7 @@ def test_a_large_batch_is_drawn_and_measured_in_parts(monkeypatch: pytest.Monkey
 def test_a_rows_own_completion_is_judged_beside_the_drawn_ones() -> None:
     policy = helpers.policy("llama")
     prompts = [EncodedPrompt([4, 5], "p", {}, ([6, 7, helpers.END],)), EncodedPrompt([5], "q", {}, ([8, helpers.END],))]
-    batch = make_source(policy, prompts=prompts, batch_size=2, num_samples=1, given=1).next(policy)
+    batch = make_source(policy, prompts=prompts, batch_size=2, num_samples=1, num_given=1).next(policy)
     assert batch.action.steps.shape[1] == 2 and batch.on_policy is not None
     assert batch.on_policy.tolist() == [[True, False]] * 2
     kept = [row[1][mask[1]].tolist() for row, mask in zip(batch.action.steps, batch.action.mask, strict=True)]
@@ -165,7 +169,7 @@ def test_a_source_goes_on_where_it_was() -> None:
         again = other.next(policy)
         assert torch.equal(again.action.steps, batch.action.steps) and torch.equal(again.context.ids, batch.context.ids)
     for others in (PROMPTS[:2], [*PROMPTS[:4], EncodedPrompt([6], "another")]):
-        with pytest.raises(UserError, match="needs the prompts the run began with"):
+        with pytest.raises(UserError, match="`resume` needs the prompts that the run began with"):
             make_source(policy, prompts=others).load_state_dict(state)
 
 
@@ -173,7 +177,7 @@ def test_bad_settings_are_named() -> None:
     policy = helpers.policy("llama")
     with pytest.raises(ValueError, match="num_samples is 0"):
         make_source(policy, num_samples=0)
-    with pytest.raises(ValueError, match="no policy to start from"):
+    with pytest.raises(ValueError, match="give `initial_policy`"):
         make_source(policy, kl_weight=0.1)
     with pytest.raises(ValueError, match="at least one prompt"):
         make_source(policy, prompts=[])
