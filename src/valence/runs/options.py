@@ -28,8 +28,8 @@ def check_choice(config: Any, name: str, choices: Sequence[str]) -> None:
 
 
 def check_numbers(
-    config: Any, *names: str, above: float | None = None, least: float | None = None, below: float | None = None,
-    most: float | None = None,
+    config: Any, *names: str, above: int | None = None, least: int | None = None, below: int | None = None,
+    most: int | None = None,
 ) -> None:  # fmt: skip
     """Raise ValueError where an option is not finite or out of its range; an option that is None was not given."""
     for name in names:
