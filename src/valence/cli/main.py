@@ -143,38 +143,25 @@ def help_of(kind: Any, words: Sequence[str], name: str) -> str:
     """The help of a command, with the options of the method that the words name."""
     from valence.cli.help import render
     from valence.runs.methods import METHODS
-    from valence.runs.settings import last_value, preset_default
+    from valence.runs.settings import preset_default, take
 
-    if not kind.place:
-        return render(kind, kind(), name, [])
-    table = METHODS[kind.place]
-    method = last_value(words, "method") or kind.method
-    if method not in table:
-        return render(kind, kind(), name, list(table))
-    default = preset_default(kind, table[method], last_value(words, "preset"), method)
+    table, (asked, _) = METHODS.get(kind.place, {}), take(words, "method", "preset")
+    method = asked["method"] or (kind.method if table else name)
+    default = preset_default(kind, table[method], asked["preset"], method) if method in table else kind()
     return render(kind, default, method, list(table) if len(table) > 1 else [])
 
 
 def with_config_file(kind: Any, words: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
     """The words without --config, behind those of its file; with --resume and no file, of the run's own config.yaml."""
-    from valence.runs.settings import (
-        CONFIG_FILE,
-        fields_for_method,
-        last_value,
-        read_config,
-        to_words,
-        without_option,
-    )
+    from valence.runs.settings import CONFIG_FILE, fields_for_method, read_config, take, to_words
 
-    path = last_value(words, "config")
-    if path is None and any(word == "--config" for word in words):
-        fail("--config needs a file")
-    rest, out = without_option(words, "config"), last_value(words, "out")
-    if path is None and "--resume" in rest and out is not None and (Path(out) / CONFIG_FILE).is_file():
-        path = str(Path(out) / CONFIG_FILE)
+    (asked, rest), (known, _) = take(words, "config"), take(words, "out", "method")
+    path, own = asked["config"], Path(known["out"] or ".") / CONFIG_FILE
+    if path is None and "--resume" in rest and known["out"] and own.is_file():
+        path = str(own)
     if path is None:
         return rest, {}
-    more, positional = to_words(kind, fields_for_method(kind, read_config(path), last_value(rest, "method")))
+    more, positional = to_words(kind, fields_for_method(kind, read_config(path), known["method"]))
     return [*more, *rest], positional
 
 

@@ -6,6 +6,7 @@ method: its class comes from the method's row in `valence.runs.methods`.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import io
 import re
@@ -97,7 +98,8 @@ def configure(
         config = parse(kind, words, prog=prog, default=kind(**positional))
         config.check_complete()
         return config
-    table, name = METHODS[kind.place], last_value(words, "method") or kind.method
+    table, (asked, _) = METHODS[kind.place], take(words, "method", "preset")
+    name = asked["method"] or kind.method
     if name == "auto" and choose is not None:
         loose = with_options(kind, _any_options(table))
         early = parse(loose, words, prog=prog, default=loose(**positional))
@@ -107,11 +109,8 @@ def configure(
         choices = ", ".join((["auto"] if choose else []) + list(table))
         raise UserError(f"`method` is {name!r}, and must be one of {choices}")
     row, given = table[name], given_names(words)
-    default = replace(preset_default(kind, row, last_value(words, "preset"), name), **positional)
-    try:
-        config = replace(parse(type(default), words, prog=prog, default=default), method=name)
-    except UnknownOption as error:
-        raise UserError(_about_unknown(error.names, kind.place, name, prog)) from error
+    default = replace(preset_default(kind, row, asked["preset"], name), **positional)
+    config = replace(parse(type(default), words, prog=prog, default=default), method=name)
     with _as_user_error(flat(config)):
         if config.preset in row.presets:
             row.presets[config.preset](**{key: getattr(config.options, key) for key in row.objective_fields & given})
@@ -136,8 +135,8 @@ def preset_default(kind: Any, row: Method, preset: str | None, name: str) -> Any
     values |= row.preset_options.get(preset or "", {})
     default: Any = with_options(kind, row.options)()
     for item in fields(default):
-        group: Any = getattr(default, item.name)
-        if is_dataclass(group):
+        group = getattr(default, item.name)
+        if is_dataclass(group) and not isinstance(group, type):
             mine = {part.name: values[part.name] for part in fields(group) if part.name in values}
             default = replace(default, **{item.name: replace(group, **mine)}) if mine else default
     return default
@@ -167,28 +166,17 @@ def parse(kind: Any, words: Sequence[str], *, prog: str, default: Any = None) ->
     except SystemExit as stop:
         if not stop.code:
             raise
-    message = _first_paragraph(caught.getvalue())
-    if message.startswith("Unrecognized options:"):
-        raise UnknownOption([word.split("=")[0] for word in message.split(": ", 1)[1].split(", ")], message, prog)
-    message = re.sub(r"^Error parsing [\w.-]+: (?=`)", "", message)
-    raise UserError(f"{message}; see {prog} --help")
+    message = re.sub(r"^Error parsing [\w.-]+: (?=`)", "", _first_paragraph(caught.getvalue()))
+    owners = _owners(kind.place, message) if issubclass(kind, RunConfig) else ""
+    raise UserError(f"{message}{owners}; see {prog} --help")
 
 
-class UnknownOption(UserError):
-    """An option that the command does not have; `names` as they were given."""
-
-    def __init__(self, names: Sequence[str], message: str, prog: str) -> None:
-        super().__init__(f"{message}; see {prog} --help")
-        self.names = list(names)
-
-
-def _about_unknown(names: Sequence[str], place: str, method: str, prog: str) -> str:
-    """A message about options that the method does not have, naming the methods that do."""
-    name = names[0].lstrip("-").removeprefix("no-").replace("-", "_")
-    owners = [key for key, row in METHODS[place].items() if name in {item.name for item in fields(row.options)}]
-    if not owners:
-        return f"Unrecognized options: {', '.join(names)}; see {prog} --help"
-    return f"`{name}` is not an option of {method}: it belongs to {', '.join(owners)}; see {prog} --help"
+def _owners(place: str, message: str) -> str:
+    """Which methods have an option that tyro did not recognise, for its message."""
+    unknown = re.match(r"Unrecognized options: --(?:no-)?([\w-]+)", message)
+    name = unknown[1].replace("-", "_") if unknown else ""
+    owners = [key for key, row in METHODS.get(place, {}).items() if name in {item.name for item in fields(row.options)}]
+    return f" (`{name}` belongs to the method {' or '.join(owners)})" if owners else ""
 
 
 def _first_paragraph(box: str) -> str:
@@ -202,25 +190,16 @@ def _first_paragraph(box: str) -> str:
     return " ".join(" ".join(lines).split())
 
 
-def last_value(words: Sequence[str], name: str) -> str | None:
-    """The value that the words give to an option, the last one where there are several."""
-    flag, found = f"--{name.replace('_', '-')}", None
-    for place, word in enumerate(words):
-        if word == flag and place + 1 < len(words):
-            found = words[place + 1]
-        elif word.startswith(f"{flag}="):
-            found = word.split("=", 1)[1]
-    return found
-
-
-def without_option(words: Sequence[str], name: str) -> list[str]:
-    """The words without an option and its value."""
-    flag, rest, skip = f"--{name.replace('_', '-')}", list[str](), False
-    for word in words:
-        if not skip and word != flag and not word.startswith(f"{flag}="):
-            rest.append(word)
-        skip = word == flag
-    return rest
+def take(words: Sequence[str], *names: str) -> tuple[dict[str, str | None], list[str]]:
+    """(the values that the words give to some options, None where they do not; the other words)."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    for name in names:
+        parser.add_argument(f"--{name}")
+    try:
+        known, rest = parser.parse_known_args(list(words))
+    except argparse.ArgumentError as error:
+        raise UserError(f"{error.argument_name} needs a value") from error
+    return vars(known), rest
 
 
 def fields_for_method(kind: Any, values: Mapping[str, Any], method: str | None) -> dict[str, Any]:
