@@ -69,7 +69,7 @@ def test_another_scheduler_of_products_is_sampled_as_ddim_and_left_alone() -> No
 @pytest.mark.parametrize(
     ("scheduler", "num_steps", "said"),
     [
-        (LCMScheduler(), 1, "at least 2"),
+        (LCMScheduler(), 1, "no density"),
         (LCMScheduler(), 60, "does not fit"),
         (LCMScheduler(thresholding=True), 4, "thresholds"),
         (DDPMScheduler(variance_type="learned"), 4, "variance"),

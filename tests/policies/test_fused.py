@@ -51,6 +51,11 @@ def flat(parts: dict[str, Tensor]) -> Tensor:
     return torch.cat([parts[name].flatten() for name in sorted(parts)])
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
 def case(*, dtype: torch.dtype = torch.float64, bias: bool = True, scale: float = 1.0, **extras: Any) -> Any:
     """Fresh numbers each time: (hidden, ref_hidden, targets, head, ref_head)."""
 
@@ -173,6 +178,26 @@ def test_bfloat16_products_stay_near_float32() -> None:
     for exact, rough in pairs:
         assert rough is not None and exact is not None and rough.dtype == torch.float32
         assert off(rough, exact) < 0.02
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("extras", EXTRAS)
+def test_no_tokens_give_empty_quantities_and_gradients_of_zero(dtype: torch.dtype, extras: dict[str, Any]) -> None:
+    hidden, ref_hidden, targets, head, other = case(dtype=torch.float32, **extras)
+    nothing = (hidden[:0].detach().requires_grad_(), ref_hidden[:0], targets[:0])
+    found = fused_likelihoods(*nothing, head, other, needs=ALL, dtype=dtype)
+    assert tuple(found) == NAMES and all(part.shape == (0,) and part.dtype == torch.float32 for part in found.values())
+    sum(found[name].sum() for name in ("log_prob", "ref_kl", "policy_kl")).backward()
+    assert nothing[0].grad is not None and nothing[0].grad.shape == (0, H)
+    assert head.weight.grad is not None and head.weight.grad.shape == (V, H) and not head.weight.grad.any()
+    known = {name: torch.zeros(0) for name in ("log_prob", "ref_kl")}
+    parts, on_hidden, on_weight, on_bias = likelihoods_and_gradients(
+        *nothing, head, other, known, needs=ALL, dtype=dtype
+    )
+    assert tuple(parts) == NAMES and all(part.shape == (0,) and part.dtype == torch.float32 for part in parts.values())
+    assert on_hidden.shape == (0, H) and on_weight is not None and not on_weight.any()
+    assert (on_bias is None) == (head.bias is None)
+    assert set(fused_likelihoods(nothing[0], None, nothing[2], head, None, needs=ALL)) == {"log_prob"}
 
 
 def test_only_what_is_asked_for_is_measured() -> None:

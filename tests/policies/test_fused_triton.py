@@ -46,6 +46,11 @@ def kernels(unchecked: ModuleType, monkeypatch: pytest.MonkeyPatch) -> ModuleTyp
     return unchecked
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
 def case(*, bias: bool = False, scale: float = 1.0, **extras: float) -> Any:
     def draw(*shape: int) -> Tensor:
         return scale * torch.randn(shape)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from valence.policies.rows import Rows
 from valence.policies.sampler import end_token_ids
 from valence.policies.token_head import token_likelihoods
 from valence.training.reference import FrozenCopy
-from valence.types import Batch, TokenContext
+from valence.types import Action, Batch, TokenContext
 
 LOG_PROB = frozenset({"log_prob"})
 ALL = frozenset({"log_prob", "ref_log_prob", "ref_kl", "policy_kl"})
@@ -88,9 +89,7 @@ def test_scaled_logits_of_granite_and_cohere() -> None:
 
 
 def one_row(prompt: list[int], completion: list[int]) -> tuple[Any, Any, Any]:
-    from valence.data.collate import pad_actions, pad_left
-
-    batch = helpers.as_batch(pad_left([prompt], 0), pad_actions([[completion]], 0))
+    batch = helpers.as_batch(*padded([prompt], [completion]))
     return batch.context, batch.action, batch.feedback
 
 
@@ -212,6 +211,42 @@ def test_a_reference_in_another_precision() -> None:
     assert reference.copy.model.dtype == torch.bfloat16 and subject.model.dtype == torch.float32
     assert_close(measured.ref_log_prob, measured.log_prob.detach(), 0.2)
     assert measured.ref_log_prob.dtype == torch.float32
+
+
+@pytest.mark.parametrize("kind", ["llama", "t5"])
+def test_padding_on_the_wrong_side_is_refused(kind: str) -> None:
+    """Trimmed as if it stood on the left, it would cost prompt tokens: log pi was off by 0.4."""
+    subject, batch = helpers.policy(kind), helpers.as_batch(*padded([[4, 5, 6, 7], [8, 9]], [[10, 11], [12]]))
+    good = subject.likelihood(batch, None, LOG_PROB).log_prob
+    turned = TokenContext(batch.context.ids.clone(), batch.context.mask.clone())
+    turned.ids[1], turned.mask[1] = batch.context.ids[1].flip(0), batch.context.mask[1].flip(0)
+    turned.ids[1, :2] = torch.tensor([8, 9])
+    with pytest.raises(ValueError, match="padded on the left"):
+        subject.likelihood(replace(batch, context=turned), None, LOG_PROB)
+    with pytest.raises(ValueError, match="padded on the left"):
+        subject.sample(turned, 1, torch.Generator().manual_seed(0))
+    late = Action(batch.action.steps.flip(-1), batch.action.mask.flip(-1))
+    for work in (lambda bad: subject.likelihood(bad, None, LOG_PROB), subject.hidden_states):
+        with pytest.raises(ValueError, match="steps on the right"):
+            work(replace(batch, action=late))
+    alone = helpers.as_batch(*padded([[8, 9]], [[12]]))
+    assert_close(good[1, 0, 0], subject.likelihood(alone, None, LOG_PROB).log_prob[0, 0, 0], 1e-5)
+
+
+def padded(prompts: list[list[int]], completions: list[list[int]]) -> tuple[TokenContext, Action]:
+    from valence.data.collate import pad_actions, pad_left
+
+    return pad_left(prompts, 0), pad_actions([[steps] for steps in completions], 0)
+
+
+@pytest.mark.parametrize("kind", ["llama", "t5"])
+def test_hidden_states_of_a_batch_and_of_nothing(kind: str) -> None:
+    subject, batch = helpers.policy(kind), make_batch()
+    hidden, place = subject.hidden_states(batch)
+    assert torch.equal(place, batch.action.mask) and hidden.shape == (int(place.sum()), 16) and hidden.requires_grad
+    nothing = replace(batch, action=Action(batch.action.steps, torch.zeros_like(place)))
+    hidden, place = subject.hidden_states(nothing)
+    assert hidden.shape == (0, 16) and not place.any()
 
 
 def test_rows_are_trimmed_to_what_they_need() -> None:

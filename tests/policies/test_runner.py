@@ -53,6 +53,14 @@ def test_saved_and_loaded_it_is_the_same_to_the_bit(policy: Actor, folder: Path)
         assert (loaded.environment, loaded.action_repeat) == ("Here-v0", 4)
 
 
+def test_saved_without_an_environment_it_acts_between_minus_one_and_one(policy: Actor, tmp_path: Path) -> None:
+    policy.save(tmp_path)
+    runner = PolicyRunner.load(tmp_path)
+    assert runner.environment is None and runner.action_repeat == 1
+    mode = policy.mode(torch.tensor(SEEN, dtype=torch.float32)).double().numpy()
+    assert runner.act(SEEN) == pytest.approx(mode, abs=1e-7)
+
+
 def test_it_acts_by_the_mode_within_the_environments_bounds(policy: Actor, folder: Path) -> None:
     runner = PolicyRunner.load(folder)
     mode = policy.mode(torch.tensor(SEEN, dtype=torch.float32)).double().numpy()
@@ -98,7 +106,7 @@ def test_observations_come_as_dictionaries_and_in_other_shapes(folder: Path) -> 
     assert np.array_equal(runner.act(seen[None]), plain[None])
     assert runner.act(SEEN.reshape(2, 3, 3)).shape == (2, 3, 2)
     for wrong in (np.zeros(4), np.zeros((3, 2)), np.float64(1.0)):
-        with pytest.raises(ValueError, match="sees 3 numbers"):
+        with pytest.raises(ValueError, match="reads 3 numbers"):
             runner.act(wrong)
 
 

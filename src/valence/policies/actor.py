@@ -119,9 +119,10 @@ class Actor(nn.Module):
         """Write `policy.json` and `policy.safetensors`, for `valence.policies.runner.PolicyRunner`.
 
         Args:
-            about: further JSON values for `policy.json`.
+            about: what `save_actor` adds of an environment; without it the bounds are -1 and 1.
         """
         folder.mkdir(parents=True, exist_ok=True)
         save_file({name: part.detach().contiguous() for name, part in self.named_parameters()}, folder / WEIGHTS)
-        text = json.dumps({"policy": self.settings()} | about, indent=1)
-        (folder / SETTINGS).write_text(text + "\n", encoding="utf-8")
+        low, high = [-1.0] * self.action_size, [1.0] * self.action_size
+        about = {"policy": self.settings(), "low": low, "high": high, "environment": None} | about
+        (folder / SETTINGS).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")

@@ -76,17 +76,11 @@ def make_steps(scheduler: Any, num_steps: int, *, stochasticity: float = 1.0) ->
     Args:
         scheduler: an LCM, DDIM or DDPM scheduler; any other with `alphas_cumprod` and a prediction type is sampled
             as DDIM. It is not changed.
-        num_steps: T, at least 2.
+        num_steps: T; one is too few for most samplers, whose last step adds no noise.
         stochasticity: z of DDIM, in (0, 1]; 1 adds as much noise as DDPM.
     Raises:
-        UserError: `num_steps` is below 2 or does not fit the scheduler, no step draws anything, or the scheduler is
-            not supported.
+        UserError: `num_steps` does not fit the scheduler, no step draws anything, or the scheduler is not supported.
     """
-    if num_steps < 2:
-        raise UserError(
-            f"`num_steps` is {num_steps}, and must be at least 2: a sampler's last step adds no noise, so a single "
-            "step has no density to learn from"
-        )
     _check(scheduler)
     kind = type(scheduler).__name__
     if kind not in MAKERS:

@@ -69,9 +69,8 @@ class PolicyRunner:
             weights = load_file(home / WEIGHTS)
             policy = KINDS[about["policy"].pop("kind")](**about["policy"])
             policy.load_state_dict(weights)
-            bound = np.ones(policy.action_size)
-            low, high = np.array(about.get("low", -bound)), np.array(about.get("high", bound))
-            environment, repeat = about.get("environment"), about.get("action_repeat", 1)
+            low, high = np.array(about["low"]), np.array(about["high"])
+            environment, repeat = about["environment"], about.get("action_repeat", 1)
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             raise UserError(f"there is no policy to load in {folder} ({one_line(error)})") from error
         return cls(policy.requires_grad_(False), low, high, environment, repeat)

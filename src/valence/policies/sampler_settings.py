@@ -31,8 +31,8 @@ class SamplerSettings:
     def __post_init__(self) -> None:
         if self.num_steps < 2:
             raise ValueError(
-                f"`num_steps` is {self.num_steps}, and must be at least 2: the last step of a sampler adds no noise, so "
-                "that a single step has no density"
+                f"`num_steps` is {self.num_steps}, and must be at least 2: the last step of a sampler adds no noise, "
+                "so a single step has no density to learn from"
             )
         if not 0 < self.stochasticity <= 1:
             raise ValueError(f"`stochasticity` is {self.stochasticity}, and must be above 0 and at most 1")
