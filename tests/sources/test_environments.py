@@ -188,7 +188,7 @@ def test_unknown_names_and_kinds_of_actions_are_one_clear_line() -> None:
         "no_such_package:Point-v0": "No module named",
         "not a name": "gymnasium cannot make",
         "": "gymnasium cannot make",
-        "worlds:Buttons-v0": "Discrete(2); valence control needs a bounded Box",
+        "worlds:Buttons-v0": "has the action space Discrete(2), and control needs a bounded Box of numbers",
         "worlds:Broken-v0": "making worlds:Broken-v0 failed: RuntimeError: no licence",
     }.items():
         with pytest.raises(UserError) as error:

@@ -1,13 +1,12 @@
-"""An environment as a source of batches: act, remember, train the critic, and let it judge the reference's actions.
+"""An environment as a source of batches: act, store, train the critic, and judge the reference's actions with it.
 
-`next` lives some environment steps into the replay, takes one critic step, and gives the batch that the objective
-improves the policy on: for each state, K actions drawn from the reference with their values. The same actions and
-values serve the critic's targets, so that the large forward pass is made once.
+`next` puts environment steps into the replay, takes one critic step, and returns the batch that the objective improves
+the policy on: for each state, K actions drawn from the reference, with their values. The critic's targets use the same
+actions and values, so that the large forward pass is made once.
 
-The critic: n-step returns, several networks of which the smallest bootstraps (clipped double Q), target networks
-copied every so many updates. Its rewards are per environment step, so that repeating actions does not change their
-size. Twins rather than a distribution over returns: that needs the range of returns, which a user's environment does
-not tell.
+The critic has n-step returns, several networks of which the one with the smallest value gives the target (clipped
+double Q), and target networks that are copied at intervals. Its rewards are per environment step, so that their size
+does not depend on the action repeat. It has no distribution over returns, which would need their range.
 
 Shape legend: see `valence.types`; O observation, D action dimensions.
 """
@@ -33,20 +32,22 @@ from valence.sources.environments import Crew
 from valence.types import Action, Batch, Feedback, Rewards
 
 Labelling = Callable[[Rewards], Feedback]
+SPEED = "env_steps_per_second"
+"""The one figure that depends on the clock, and so is no part of the state."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ControlSettings:
-    """How an agent gathers and judges.
+    """How an agent collects transitions and judges actions.
 
     Args:
-        batch_size: states in a batch.
-        num_actions: K, actions drawn from the reference for each state.
-        steps_per_update: environment steps lived for each update; below 1, several updates a step.
-        warmup_steps: steps of uniformly random actions before the first update.
-        critic_lr: of Adam.
-        target_every: updates between copies of the critic into its target.
-        action_repeat: environment steps that an action lasts; rewards are divided by it.
+        batch_size: Number of states in a batch.
+        num_actions: Number of actions that the reference draws in each state.
+        steps_per_update: Environment steps for each update; below 1, several updates follow one step.
+        warmup_steps: Environment steps with uniformly random actions before the first update.
+        critic_lr: Learning rate of the critic (Adam).
+        target_every: Updates between two copies of the critic into its target.
+        action_repeat: Environment steps that each action is repeated for; rewards are divided by it.
     Raises:
         ValueError: a field out of range.
     """
@@ -73,9 +74,9 @@ class ControlSource:
     Args:
         crew: the environments.
         critic: Q; its target is copied from it.
-        reference: whose actions are judged.
-        replay: for as many environments as the crew has.
-        label: turns values into the feedback that the objective takes; None leaves them.
+        reference: draws the actions that are judged.
+        replay: stores the transitions of all environments of the crew.
+        label: turns values into the feedback that the objective takes; None keeps them.
         seed: of all sampling.
     """
 
@@ -96,15 +97,15 @@ class ControlSource:
         self.figures: dict[str, float] = {}
 
     def next(self, policy: Any) -> Batch:
-        """Live, train the critic, and give the states with the reference's actions judged."""
+        """Act, train the critic, and return states with judged actions of the reference."""
         before = self.env_steps
         due = self.settings.warmup_steps + self.updates * self.settings.steps_per_update
         while self.env_steps < due or not len(self.replay):
-            self._live(policy)
+            self._act(policy)
         self.num_units = self.env_steps - before
-        # Over the whole process: single updates take no step or several.
+        # Over the whole process, as one update may take no step or several.
         self._taken += self.num_units
-        self.figures["env_steps_per_second"] = self._taken / max(time.perf_counter() - self._began, 1e-9)
+        self.figures[SPEED] = self._taken / max(time.perf_counter() - self._began, 1e-9)
         batch = self.replay.sample(self.settings.batch_size, self.generator)
         with torch.no_grad(), self.reference.active() as reference:
             steps = reference.draw(batch.following, self.settings.num_actions, self.generator)
@@ -114,15 +115,15 @@ class ControlSource:
         action = Action(steps, torch.ones(steps.shape[:3], dtype=torch.bool))
         return Batch(batch.following, action, judged if self.label is None else self.label(judged))
 
-    def _live(self, policy: Any) -> None:
-        """One step of every environment."""
+    def _act(self, policy: Any) -> None:
+        """Take one step of every environment."""
         if self.env_steps < self.settings.warmup_steps:
             shape = (len(self.crew.environments), policy.action_size)
             actions = torch.rand(shape, generator=self.generator) * 2 - 1
         else:
-            seen = torch.from_numpy(np.stack(self.crew.observations))
+            observations = torch.from_numpy(np.stack(self.crew.observations))
             with torch.no_grad():
-                actions = policy.decode(policy.draw(seen, 1, self.generator))[:, 0, 0]
+                actions = policy.decode(policy.draw(observations, 1, self.generator))[:, 0, 0]
         for place, (before, action, after) in enumerate(self.crew.step(list(actions.numpy()))):
             self.replay.add(
                 place, before, action, after.reward / self.settings.action_repeat, after.observation,
@@ -134,15 +135,15 @@ class ControlSource:
             self.crew.finished.clear()
 
     def _train_critic(self, batch: Transitions, values: Float[Tensor, "heads N K"]) -> None:
-        """One step on the squared error to the n-step target with the smallest network's mean value at its end."""
+        """Take one step on the squared error to the n-step target, which ends in the smallest network's mean value."""
         ahead = values.mean(-1).amin(0)
         goal = batch.reward + batch.discount * ahead
-        found = self.critic(batch.observation, batch.action[:, None])[..., 0]
-        loss = (found - goal).square().mean(-1).sum()
-        # Labels made from what is no number would look like any others.
+        value = self.critic(batch.observation, batch.action[:, None])[..., 0]
+        loss = (value - goal).square().mean(-1).sum()
+        # Labels made of NaN would look like any others.
         if not math.isfinite(loss.item()):
             raise FloatingPointError(
-                f"the critic's loss is {loss.item()} at update {self.updates + 1}: lower critic_lr"
+                f"the critic's loss is {loss.item()} at update {self.updates + 1}: lower `critic_lr`"
             )
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -153,11 +154,12 @@ class ControlSource:
             self.target.load_state_dict(self.critic.state_dict())
 
     def state_dict(self) -> dict[str, Any]:
+        figures = {name: value for name, value in self.figures.items() if name != SPEED}
         return {
             "crew": self.crew.state_dict(), "replay": self.replay.state_dict(),
             "critic": self.critic.state_dict(), "target": self.target.state_dict(),
             "optimizer": self.optimizer.state_dict(), "generator": self.generator.get_state(),
-            "env_steps": self.env_steps, "updates": self.updates, "figures": dict(self.figures),
+            "env_steps": self.env_steps, "updates": self.updates, "figures": figures,
         }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

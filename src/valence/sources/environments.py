@@ -1,7 +1,7 @@
-"""Environments to act in, each behind the same few calls: gymnasium's by id, and the DeepMind Control Suite's.
+"""Environments behind one small protocol: gymnasium's, by id, and the tasks of the DeepMind Control Suite.
 
-Actions are D numbers in [-1, 1], scaled to what the environment takes; observations are flat float32 vectors. The
-seed of every episode is given, so that an episode can be lived again: `Crew` resumes by doing so.
+Actions are D numbers in [-1, 1], which are scaled to the environment's bounds; observations are flat float32 vectors.
+Every episode has a known seed, so that `Crew` can resume by repeating its actions.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 import torch
 
-from valence.errors import UserError
+from valence.errors import UserError, one_line
 from valence.policies.actor import flatten
 
 CONTROL_SUITE = "dm_control/"
 TESTED = {"dm-control": "1.0.50", "mujoco": "3.17.0"}
-"""The pair that works here: this dm-control breaks on mujoco 4."""
+"""The tested pair of versions: this dm-control fails with mujoco 4."""
 
 
 class Step(NamedTuple):
-    """What came of an action: `observation` is where it led, also at an episode's end; `steps` how long it took."""
+    """The result of an action: the next observation, also at the end of an episode, and `steps` environment steps."""
 
     observation: np.ndarray
     reward: float
@@ -39,7 +39,7 @@ class Environment(Protocol):
     action_size: int
     low: np.ndarray
     high: np.ndarray
-    """What the environment itself takes, `[D]`: -1 and 1 are scaled to them."""
+    """The environment's own bounds of an action, `[D]`, to which -1 and 1 are scaled."""
 
     def reset(self, seed: int) -> np.ndarray: ...
 
@@ -54,12 +54,12 @@ class Environment(Protocol):
 
 def scale(action: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
     """[-1, 1] to [low, high]."""
-    # Rounding may step over a bound, which some environments refuse.
+    # Rounding may exceed a bound, which some environments reject.
     return np.clip((high + low) / 2 + (high - low) / 2 * action, low, high)
 
 
 class ControlSuite:
-    """A task of the DeepMind Control Suite; its episodes are cut off (not ended) after their 1000 steps."""
+    """A task of the DeepMind Control Suite. Its episodes are truncated, not terminated, after 1000 steps."""
 
     def __init__(self, domain: str, task: str) -> None:
         suite = _control_suite()
@@ -75,7 +75,7 @@ class ControlSuite:
         self.observation_size = len(self.reset(0))
 
     def reset(self, seed: int) -> np.ndarray:
-        # The suite's tasks draw their starts from this; there is no call that reseeds it.
+        # The suite's tasks draw their initial states from it, and no call reseeds it.
         self._environment.task._random = np.random.RandomState(seed)
         return flatten(self._environment.reset().observation)
 
@@ -101,14 +101,14 @@ class Gymnasium:
             self._environment = gymnasium.make(name, render_mode="rgb_array" if pictures else None)
         except (gymnasium.error.Error, ImportError) as error:
             raise UserError(
-                f"gymnasium cannot make {name!r} ({_first_line(error)}); the control suite's tasks are named "
+                f"gymnasium cannot make {name!r} ({one_line(error, 160)}); the control suite's tasks are named "
                 f"{CONTROL_SUITE}DOMAIN-TASK-v0, for instance {CONTROL_SUITE}cartpole-swingup-v0"
             ) from error
         except Exception as error:
-            raise UserError(f"making {name} failed: {type(error).__name__}: {_first_line(error)}") from error
+            raise UserError(f"making {name} failed: {type(error).__name__}: {one_line(error, 160)}") from error
         space = self._environment.action_space
         if not isinstance(space, gymnasium.spaces.Box) or not space.is_bounded():
-            raise UserError(f"{name} takes actions of {space}; valence control needs a bounded Box of numbers")
+            raise UserError(f"{name} has the action space {space}, and control needs a bounded Box of numbers")
         self.low, self.high = space.low.ravel().astype(np.float64), space.high.ravel().astype(np.float64)
         self._shape, self._type = space.shape, space.dtype
         self.action_size = len(self.low)
@@ -130,11 +130,11 @@ class Gymnasium:
 
 
 class Repeated:
-    """Each action done so many times, its rewards summed: fewer decisions to a second.
+    """An environment that repeats each action and adds up its rewards.
 
     Args:
-        environment: whose actions are repeated.
-        times: how often; an episode's end cuts it short.
+        environment: the environment itself.
+        times: steps that each action is repeated for, fewer at the end of an episode.
     """
 
     def __init__(self, environment: Environment, times: int) -> None:
@@ -164,10 +164,10 @@ def make_environment(name: str, *, repeat: int = 1, pictures: bool = False) -> E
     """`dm_control/DOMAIN-TASK-v0`, or an id of gymnasium's.
 
     Args:
-        repeat: environment steps that each action lasts.
+        repeat: environment steps that each action is repeated for.
         pictures: whether `render` will be called.
     Raises:
-        UserError: there is none of that name, it is not for continuous actions, or its package is missing.
+        UserError: no environment has that name, its actions are not continuous, or its package is missing.
     """
     if name.startswith(CONTROL_SUITE):
         domain, _, task = name.removeprefix(CONTROL_SUITE).removesuffix("-v0").partition("-")
@@ -196,28 +196,24 @@ def _control_suite() -> Any:
         from dm_control import suite
     except (ImportError, AttributeError, RuntimeError) as error:
         raise UserError(
-            f"the control suite cannot open its renderer ({_first_line(error)}): set MUJOCO_GL to egl or osmesa, "
-            "whichever is installed, or to disable where nothing is drawn"
+            f"the control suite cannot open its renderer ({one_line(error, 160)}): set MUJOCO_GL to egl or osmesa, "
+            "whichever is installed, or to disable if nothing is rendered"
         ) from error
     return suite
 
 
-def _first_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:160]
-
-
 class Crew:
-    """Environments side by side, each going on by itself from episode to episode.
+    """Several environments, each of which begins its next episode by itself.
 
-    Every episode's seed follows from (seed, environment, episode number). What is remembered is the actions of the
-    episodes under way: to resume, they are lived again.
+    The seed of an episode follows from (seed, environment, number of the episode). The state holds the actions of the
+    current episodes, and loading it repeats them.
 
     Args:
         make: makes one environment.
-        size: how many.
+        size: number of environments.
         seed: of all episodes.
     Raises:
-        UserError: an environment raises, or gives what is not a finite number; also by `step`.
+        UserError: an environment raises, or returns a number that is not finite; `step` raises it too.
     """
 
     def __init__(self, make: Callable[[], Environment], size: int, seed: int) -> None:
@@ -228,7 +224,7 @@ class Crew:
         self._actions: list[list[np.ndarray]] = [[] for _ in range(size)]
         self._returns = [0.0] * size
         self.finished: list[float] = []
-        """Returns of the episodes that have ended, oldest first; whoever reads them clears them."""
+        """Returns of the episodes that have ended, oldest first; their reader clears them."""
 
     def _begin(self, place: int) -> np.ndarray:
         seed = np.random.SeedSequence([self.seed, place, self.episode[place]]).generate_state(1)[0]
@@ -241,7 +237,7 @@ class Crew:
         return first
 
     def _do(self, place: int, action: np.ndarray) -> Step:
-        """One action in one environment, checked."""
+        """Take one action in one environment, and check its result."""
         try:
             after = self.environments[place].step(action)
         except Exception as error:
@@ -254,14 +250,14 @@ class Crew:
 
     def _failure(self, place: int, error: Exception) -> str:
         where = f"episode {self.episode[place]} of environment {place}"
-        return f"the environment failed in {where}: {type(error).__name__}: {_first_line(error)}"
+        return f"the environment failed in {where}: {type(error).__name__}: {one_line(error, 160)}"
 
     def step(self, actions: Sequence[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray, Step]]:
-        """One step of each: (observation, action, what came of it). Ended episodes begin anew by themselves."""
-        lived = []
+        """Take one step in each: (observation, action, its result). An environment whose episode ends is reset."""
+        taken = []
         for place, action in enumerate(actions):
             before, after = self.observations[place], self._do(place, action)
-            lived.append((before, action, after))
+            taken.append((before, action, after))
             self._returns[place] += after.reward
             self._actions[place].append(action)
             self.observations[place] = after.observation
@@ -270,7 +266,7 @@ class Crew:
                 self.episode[place] += 1
                 self._returns[place], self._actions[place] = 0.0, []
                 self.observations[place] = self._begin(place)
-        return lived
+        return taken
 
     def close(self) -> None:
         for environment in self.environments:

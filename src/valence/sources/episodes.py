@@ -29,7 +29,7 @@ from valence.types import Action, Batch, Labels
 
 @dataclass(frozen=True)
 class EpisodeTable:
-    """Episodes side by side, padded to the longest; observations scaled to mean 0 and deviation 1.
+    """Episodes in one table, padded to the longest; observations scaled to mean 0 and deviation 1.
 
     Args:
         observation: `[E, L, O]`, scaled.
@@ -37,7 +37,7 @@ class EpisodeTable:
         reward: `[E, S]`.
         label: +1, -1 or 0, as the data set has it, `[E, S]`.
         present: which steps exist, `[E, S]`.
-        terminated: which episodes truly ended, `[E]`.
+        terminated: which episodes terminated, `[E]`; the others were truncated.
         shift, scale: of the observations, `[O]`: scaled = (raw - shift) / scale.
     """
 
@@ -51,18 +51,18 @@ class EpisodeTable:
     scale: Float[Tensor, " O"]
 
     def scaled(self, raw: Float[Tensor, "*N O"]) -> Float[Tensor, "*N O"]:
-        """Observations as the policy reads them."""
+        """Raw observations, scaled as the table's."""
         return (raw - self.shift) / self.scale
 
 
 def tabulate(episodes: Sequence[Episode]) -> EpisodeTable:
-    """Put episodes side by side.
+    """Episodes as one table.
 
     Raises:
         UserError: no episodes, or their sizes differ.
     """
     if not episodes:
-        raise UserError("there is no episode to learn from")
+        raise UserError("the data set has no episode")
     sizes = {(episode.observations.shape[1], episode.actions.shape[1]) for episode in episodes}
     if len(sizes) > 1:
         raise UserError(f"episodes differ in their (observation, action) sizes: {sorted(sizes)}")
@@ -93,7 +93,7 @@ def _pad(columns: Sequence[np.ndarray], length: int) -> Tensor:
 
 @torch.no_grad()
 def unscale(policy: GaussianPolicy, table: EpisodeTable) -> None:
-    """Let the policy read raw observations: the first layer takes the scaling in."""
+    """Fold the scaling into the policy's first layer, so that it reads raw observations."""
     first = policy.torso[0]
     assert isinstance(first, nn.Linear)
     first.weight.div_(table.scale)
