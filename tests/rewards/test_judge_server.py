@@ -29,13 +29,16 @@ from safetensors.torch import load_file
 
 from valence.errors import UserError
 from valence.policies.loading import small_lm_path
-from valence.rewards import judge as judges
-from valence.rewards import load_reward
-from valence.rewards.judge import PairJudge, SelfPlay
-from valence.runs.improve import improve
+from valence.rewards import http_judge, load_reward
+from valence.rewards.http_judge import PairJudge
+from valence.rewards.judge import SelfPlay
+from valence.runs.improve_language import improve
 
 ABSENT = [name for name in ("fastapi", "uvicorn", "openai") if importlib.util.find_spec(name) is None]
-pytestmark = pytest.mark.skipif(bool(ABSENT), reason=f"transformers serve needs {', '.join(ABSENT)}: make venv")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(bool(ABSENT), reason=f"transformers serve needs {', '.join(ABSENT)}: make venv"),
+]
 
 TEMPLATE = "{prompt}|{first}|{second}|"
 LETTERS = [chr(code) for code in range(32, 127)] + ["\ufffd"] * 95
@@ -145,7 +148,7 @@ def test_the_small_model_answers_and_is_asked_once(server: Server, small: Path, 
     pairs = (["What is a film?"] * 3, ["a story", "it", "no"], ["good", "a good film", "yes"])
     name, cache = f"judge:{small}@{server.url}", tmp_path / "judge.sqlite"
     unended = "{prompt} {first} or {second}? I think that the"
-    reward = load_reward(name, kept=cache, template=unended)
+    reward = load_reward(name, cache=cache, template=unended)
     assert isinstance(reward, SelfPlay)
     verdicts = reward.judge(*pairs)
     answers = kept(cache)
@@ -167,8 +170,8 @@ def test_a_server_killed_in_mid_run_loses_nothing(
     server: Server, clear: Path, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed between two answers about one batch: the run waits, stops with a checkpoint, goes on when the server is
-    back, asks only what it had not been told, and ends with the weights of a run without any of that."""
-    monkeypatch.setattr(judges, "PATIENCE", 1.5)
+    back, asks only what is not stored, and ends with the weights of a run without any of that."""
+    monkeypatch.setattr(http_judge, "PATIENCE", 1.5)
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text("".join(json.dumps({"prompt": f"p{n}"}) + "\n" for n in range(12)))
     asking, asked, calls, fatal = threading.Lock(), [0], list[int](), [-1]
@@ -193,7 +196,7 @@ def test_a_server_killed_in_mid_run_loses_nothing(
         calls.clear()
         return improve(
             prompts, model=tiny_llama, out=tmp_path / name, reward=f"judge:{clear}@{server.url}", method="spo",
-            judge_template=TEMPLATE, max_steps=3, inner_epochs=1, batch_size=4, num_samples=2, max_new_tokens=6,
+            judge_template=TEMPLATE, max_steps=3, num_epochs=1, batch_size=4, num_samples=2, max_new_tokens=6,
             lr=1e-2, eval_every=0, eval_samples=4, save_every=100, tracker="none", quiet=True, **more,
         )  # fmt: skip
 
@@ -203,14 +206,14 @@ def test_a_server_killed_in_mid_run_loses_nothing(
     asking_calls = [begun for begun, ended in zip(calls, [*calls[1:], asked[0]], strict=True) if ended > begun]
     assert len(asking_calls) >= 3
     fatal[0] = asking_calls[1] + 3
-    with pytest.raises(UserError, match=r"gave no answer for 1.5 s .*--resume.*\(kept: .*step-00000001\)"):
+    with pytest.raises(UserError, match=r"gave no answer for 1.5 s .*`resume=True`.*step-00000001"):
         go("broken")
-    told = kept(tmp_path / "broken" / "judge.sqlite")
-    assert told.items() < answers.items()
+    stored = kept(tmp_path / "broken" / "judge.sqlite")
+    assert stored.items() < answers.items()
     fatal[0] = -1
     server.start()
     rest = go("broken", resume=True)
-    assert rest.steps == 3 and asked[0] == len(answers) - len(told)
+    assert rest.steps == 3 and asked[0] == len(answers) - len(stored)
     assert kept(tmp_path / "broken" / "judge.sqlite") == answers
     ours, theirs = (load_file(run.model / "model.safetensors") for run in (rest, whole))
     assert all(torch.equal(ours[name], part) for name, part in theirs.items())

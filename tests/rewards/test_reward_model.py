@@ -11,14 +11,13 @@ from typing import Any
 import pytest
 import torch
 
-from valence.cli.main import main
 from valence.data.formats import load_feedback
 from valence.errors import UserError
 from valence.objectives.bradley_terry import bradley_terry_loss, score_loss
 from valence.rewards import load_reward
 from valence.rewards.ensemble import COMBINATIONS, Ensemble, cautious
 from valence.rewards.training import Comparison, comparisons, scored
-from valence.runs.reward_model import RewardModelConfig, train_reward_model
+from valence.runs.reward_model import reward_model
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> str:
@@ -63,9 +62,9 @@ def pairs(tmp_path: Path) -> str:
 
 
 def fit(feedback: str, model: Path, out: Path, **options: Any) -> dict[str, Any]:
-    options = {"batch_size": 16, "max_steps": 30, "lr": 1e-2} | options
-    config = RewardModelConfig(feedback=(feedback,), model=str(model), out=str(out), **options)
-    return train_reward_model(config, say=lambda line: None)
+    return reward_model(
+        feedback, model=model, out=out, quiet=True, **({"batch_size": 16, "max_steps": 30, "lr": 1e-2} | options)
+    )
 
 
 def test_it_tells_better_from_worse_and_judges_as_it_was_trained(pairs: str, tiny_llama: Path, tmp_path: Path) -> None:
@@ -110,34 +109,3 @@ def test_an_ensemble_by_its_name() -> None:
 def test_a_model_without_a_judges_head_is_refused(tiny_llama: Path) -> None:
     with pytest.raises(UserError, match=r"holds LlamaForCausalLM, not a judge: valence reward-model makes one"):
         load_reward(str(tiny_llama))
-
-
-def test_rows_without_a_comparison_are_counted(tiny_llama: Path, tmp_path: Path) -> None:
-    rows: list[dict[str, Any]] = [{"prompt": "p", "chosen": f"a{n}", "rejected": "b"} for n in range(4)]
-    rows += [{"prompt": "tie", "chosen": "a", "rejected": "b", "chosen_score": 3, "rejected_score": 3}]
-    rows += [{"prompt": "alone", "completion": "a", "reward": 0.5}, {"prompt": "s", "completion": "a", "label": True}]
-    config = RewardModelConfig(
-        feedback=(write(tmp_path / "f.jsonl", rows),), model=str(tiny_llama), out=str(tmp_path / "rm"), max_steps=1,
-        eval_fraction=0.0, kind="pairs",
-    )  # fmt: skip
-    said: list[str] = []
-    figures = train_reward_model(config, say=said.append)
-    assert figures["rows"] == 4
-    assert any(line.startswith("2 rows are not used: equal scores") for line in said)
-    assert any(line.startswith("1 labelled rows") for line in said)
-
-
-def test_wrong_input_is_one_line(
-    pairs: str, tiny_llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    labels = write(tmp_path / "prompts.jsonl", [{"prompt": "p"}, {"prompt": "q"}])
-    with pytest.raises(UserError, match="too few to learn from"):
-        fit(labels, tiny_llama, tmp_path / "rm")
-    with pytest.raises(UserError, match="no reward model can be made from"):
-        fit(pairs, tmp_path / "nothing", tmp_path / "rm")
-    fit(pairs, tiny_llama, tmp_path / "rm", max_steps=1)
-    with pytest.raises(UserError, match="already holds a model"):
-        fit(pairs, tiny_llama, tmp_path / "rm")
-    with pytest.raises(SystemExit):
-        main(["reward-model", pairs, "--model", "small-lm"])
-    assert "out missing: valence reward-model PAIRS" in capsys.readouterr().err
