@@ -18,6 +18,7 @@ from valence.feedback import (
     preferences_to_win_rates,
     reward_statistics,
     rewards_to_preferences,
+    signs,
     standardize,
     win_rates_to_rewards,
 )
@@ -59,7 +60,7 @@ def test_rewards_to_preferences_with_a_temperature_is_bradley_terry():
     """A gap of 2 log 3 at temperature 2: sigmoid(log 3) = 3/4."""
     converted = rewards_to_preferences(rewards((2 * math.log(3), 0.0)), temperature=2.0)
     assert converted.win[0, 0, 1].item() == pytest.approx(0.75)
-    with pytest.raises(ValueError, match="temperature must be > 0"):
+    with pytest.raises(ValueError, match="`temperature` must be > 0"):
         rewards_to_preferences(rewards((1.0, 0.0)), temperature=0.0)
 
 
@@ -74,7 +75,7 @@ def test_labels_to_preferences_within_contexts():
 
 def test_labels_across_contexts_are_refused_with_the_reason():
     labels = Labels(torch.tensor([[1, -1], [-1, 1]]), torch.tensor([[True, False], [True, False]]))
-    with pytest.raises(ValueError, match="no context has both"):
+    with pytest.raises(ValueError, match="no prompt has both"):
         labels_to_preferences(labels)
 
 
@@ -146,7 +147,7 @@ def test_standardize_refuses_what_it_cannot_do():
         reward_statistics(rewards((NAN, NAN)))
     with pytest.raises(ValueError, match="both mean and std"):
         standardize(rewards((1.0, 2.0)), mean=0.0)
-    with pytest.raises(ValueError, match="std must be >= 0"):
+    with pytest.raises(ValueError, match="`std` must be >= 0"):
         standardize(rewards((1.0, 2.0)), mean=0.0, std=-1.0)
 
 
@@ -167,3 +168,19 @@ def test_best_and_worst_alone() -> None:
     present = torch.tensor([[True] * 4, [True, True, True, False], [True, False, True, True]])
     found = keep_best_worst(Rewards(value, present))
     assert found.present.int().tolist() == [[1, 1, 0, 0], [0, 0, 0, 0], [0, 0, 1, 1]]
+
+
+def test_signs_by_hand() -> None:
+    present = torch.tensor([[True, True, True], [True, True, False]])
+    labels = Labels(torch.tensor([[1, -1, 0], [-1, 1, 1]]), present)
+    assert signs(labels).tolist() == [[1, -1, 0], [-1, 1, 0]]
+    # The mean of the present rewards is 1; NaN stands where nothing is.
+    rewards = Rewards(torch.tensor([[2.0, 1.0, 0.0], [3.0, -1.0, float("nan")]]), present)
+    assert signs(rewards).tolist() == [[1, 0, -1], [1, -1, 0]]
+    win = torch.full((2, 3, 3), 0.5)
+    observed = torch.zeros(2, 3, 3, dtype=torch.bool)
+    for n, i, j, chance in ((0, 0, 1, 0.9), (0, 1, 2, 0.6), (1, 0, 1, 0.5)):
+        win[n, i, j], win[n, j, i] = chance, 1 - chance
+        observed[n, i, j] = observed[n, j, i] = True
+    # Context 0: edges +0.8, -0.8 + 0.2, -0.2; context 1 is a tie.
+    assert signs(Preferences(win, observed, present)).tolist() == [[1, -1, -1], [0, 0, 0]]

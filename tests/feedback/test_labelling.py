@@ -10,8 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from valence.feedback import (
-    dropped,
-    label_advantage_sign,
     label_batch_mean,
     label_best_worst,
     label_group_mean,
@@ -20,7 +18,7 @@ from valence.feedback import (
     label_threshold,
     label_top_k,
 )
-from valence.types import Rewards
+from valence.types import Labels, Rewards
 
 NAN = math.nan
 
@@ -28,6 +26,11 @@ NAN = math.nan
 def rewards(*rows: tuple[float, ...]) -> Rewards:
     value = torch.tensor(rows, dtype=torch.float32)
     return Rewards(value, ~value.isnan())
+
+
+def dropped(before: Rewards, after: Labels) -> int:
+    """How many actions were present before a rule and are not after it."""
+    return int((before.present & ~after.present).sum())
 
 
 def test_top_k_by_hand():
@@ -121,8 +124,8 @@ def test_batch_mean():
     assert not label_batch_mean(rewards((NAN, NAN))).present.any()
 
 
-def test_advantage_sign():
-    assert label_advantage_sign(rewards((0.0, -1e-9, 2.0))).sign.tolist() == [[1, -1, 1]]
+def test_an_advantage_of_zero_is_accepted():
+    assert label_threshold(rewards((0.0, -1e-9, 2.0)), 0.0).sign.tolist() == [[1, -1, 1]]
 
 
 RULES = [
@@ -132,7 +135,7 @@ RULES = [
     lambda given_rewards: label_threshold(given_rewards, 1.0),
     label_group_mean,
     label_batch_mean,
-    label_advantage_sign,
+    lambda given_rewards: label_threshold(given_rewards, 0.0),
 ]
 
 

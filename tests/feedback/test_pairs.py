@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from valence.feedback import preferences_to_pairs, rankings_to_pairs, rewards_to_pairs
+from valence.feedback import preferences_to_pairs, rewards_to_pairs
 from valence.types import Pairs, Preferences, Rewards
 
 NAN = math.nan
@@ -69,15 +69,6 @@ def test_absent_actions_are_in_no_pair():
     judged = preferences([[NAN, 1.0], [NAN, NAN]])
     judged = Preferences(judged.win, judged.observed, torch.tensor([[True, False]]))
     assert rows(preferences_to_pairs(judged, keep_ties=True)) == []
-
-
-def test_rankings_to_pairs_know_only_the_order():
-    """Ranks 2, 1, 10: 1 > 0, 1 > 2, 0 > 2, each with gap 1; equal ranks tie."""
-    present = torch.ones(1, 3, dtype=torch.bool)
-    pairs = rankings_to_pairs(torch.tensor([[2.0, 1.0, 10.0]]), present)
-    assert rows(pairs) == [(0, 2, 1.0), (1, 0, 1.0), (1, 2, 1.0)]
-    tied = rankings_to_pairs(torch.tensor([[1.0, 1.0, 2.0]]), present, keep_ties=True)
-    assert rows(tied) == [(0, 1, 0.0), (0, 2, 1.0), (1, 2, 1.0)]
 
 
 def test_pairs_of_a_slice_of_contexts_are_renumbered():

@@ -110,5 +110,5 @@ def test_it_goes_on_where_it_was() -> None:
 
 @pytest.mark.parametrize("wrong", [{"size": -1}, {"size": 1}, {"least": 1}, {"size": 8, "least": 9}, {"clip": 0.0}])
 def test_numbers_out_of_range_are_refused(wrong: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match="2 <= least <= size"):
+    with pytest.raises(ValueError, match="`least` at least 2 and at most `size`"):
         RunningStandard(**wrong)  # type: ignore[arg-type]

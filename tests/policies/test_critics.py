@@ -149,7 +149,7 @@ def test_one_value_for_everything() -> None:
 
 
 def test_per_is_checked() -> None:
-    with pytest.raises(ValueError, match="per is 'step'"):
+    with pytest.raises(ValueError, match="`per` is 'step'"):
         TokenValue(helpers.policy("llama"), per="step")
 
 

@@ -15,6 +15,7 @@ import helpers
 from helpers import Table, assert_close, make_batch, table_batch
 from valence.critics import BatchValue, TokenValue
 from valence.errors import UserError
+from valence.feedback.conversions import signs
 from valence.objectives import (
     APA,
     DPO,
@@ -41,7 +42,7 @@ OBJECTIVES = {
     "pmpo": (PMPO(alpha=0.5, beta=1.5), Labels),
     "pmpo-auto": (PMPO(), Labels),
     "pmpo-bc": (PMPO(beta=1.3, regularizer="bc"), Labels),
-    "pmpo-scores": (PMPO(alpha=0.3, temperature=0.7), Rewards),
+    "pmpo-scores": (PMPO(alpha=0.3, score_temperature=0.7), Rewards),
     "supervised": (Supervised(), Labels),
     "kto": (KTO(beta=0.4, undesirable_weight=1.5), Labels),
     "kto-no-baseline": (KTO(baseline="none"), Labels),
@@ -55,9 +56,9 @@ OBJECTIVES = {
     "dro-prompt-mean": (DRO(tau=0.7, value="prompt-mean"), Rewards),
     "dro-batch-mean": (DRO(tau=0.7, value="batch-mean"), Rewards),
     "dro-token": (DRO(tau=0.7), Rewards),
-    "dro-prompt": (DRO(tau=0.7), Rewards),
+    "dro-prompt": (DRO(tau=0.7, value="prompt"), Rewards),
     "dro-head": (DRO(tau=0.7), Rewards),
-    "dro-scalar": (DRO(tau=0.7), Rewards),
+    "dro-scalar": (DRO(tau=0.7, value="batch"), Rewards),
     "dro-labels": (DRO(tau=0.7), Labels),
     "rebel-old": (REBEL(eta=0.7, anchor="old"), Rewards),
     "dpo-old": (DPO(beta=0.5, anchor="old"), Rewards),
@@ -65,7 +66,7 @@ OBJECTIVES = {
     "rloo": (RLOO(), Rewards),
     "copg": (CoPG(beta=0.4), Rewards),
     "ppo": (PPO(clip=0.5), Rewards),
-    "apa": (APA(temperature=0.5), Rewards),
+    "apa": (APA(advantage_temperature=0.5), Rewards),
     "grpo": (GRPO(clip=0.5), Rewards),
 }
 
@@ -251,7 +252,7 @@ def test_a_target_is_of_the_whole_batch_also_for_a_part_of_it() -> None:
     part, first = learner_for("reinforce"), slice(0, 2)
     target = part.objective.prepare(batch, None)
     advantage, log_prob = (
-        target.weight[first],
+        target.advantage[first],
         part.policy.likelihood(batch.select(first), None, frozenset({"log_prob"})).total().log_prob,
     )
     (-(advantage * log_prob).sum() / batch.present[first].sum()).backward()
@@ -477,8 +478,9 @@ def test_a_full_memory_is_one_clear_line(name: str, beat: str) -> None:
     with pytest.raises(UserError) as caught:
         learner.update(batch)
     message = str(caught.value)
-    for flag in ("step 1", "--micro-batch-size 1", "--gradient-checkpointing", "--lora-rank", "--dtype bfloat16"):
-        assert flag in message
+    for piece in ("step 1", "`micro_batch_size=1`", "`gradient_checkpointing=True`", "`lora_rank=16`", "`dtype="):
+        assert piece in message
+    assert "--" not in message
     assert "\n" not in message and isinstance(caught.value.__cause__, torch.OutOfMemoryError)
     assert learner.step == 0 and all(part.grad is None for part in learner.policy.parameters())
     assert all(torch.equal(part, old) for part, old in zip(learner.policy.parameters(), before, strict=True))
@@ -494,7 +496,7 @@ def test_a_full_memory_is_one_clear_line(name: str, beat: str) -> None:
      ("micro_batch_tokens", -1)],
 )  # fmt: skip
 def test_what_may_not_be_negative(name: str, wrong: float) -> None:
-    with pytest.raises(ValueError, match=f"{name} is {wrong}, and must be at least 0"):
+    with pytest.raises(ValueError, match=f"`{name}` is {wrong}, and must be at least 0"):
         table_learner(Table(EVEN), Supervised(), **{name: wrong})
     table_learner(Table(EVEN), Supervised(), **{name: type(wrong)(0)})
 
@@ -520,7 +522,7 @@ def test_micro_batches_stay_within_their_tokens() -> None:
 @pytest.mark.parametrize(("name", "wrong"), [("pmpo", Preferences), ("dpo", Labels), ("kto", Rewards)])
 def test_the_wrong_feedback_is_a_type_error(name: str, wrong: type) -> None:
     learner = learner_for(name)
-    with pytest.raises(TypeError, match=f"{type(learner.objective).__name__} takes .*not {wrong.__name__}"):
+    with pytest.raises(ValueError, match=f"{type(learner.objective).__name__} accepts .*got {wrong.__name__}"):
         learner.update(make_batch(wrong))
     assert learner.step == 0
 
@@ -538,7 +540,7 @@ def test_what_an_objective_needs_is_asked_for_at_once() -> None:
         Learner(policy, KTO(), FrozenCopy(policy), optimizers).update(make_batch(Labels))
 
 
-def test_without_a_reference_nothing_is_watched() -> None:
+def test_without_a_reference_nothing_is_monitored() -> None:
     policy = helpers.policy("llama")
     learner = Learner(policy, Supervised(), None, {"policy": torch.optim.SGD(policy.parameters(), lr=0.1)})
     figures = learner.update(make_batch(Labels), monitor=True)
@@ -546,7 +548,7 @@ def test_without_a_reference_nothing_is_watched() -> None:
 
 
 @pytest.mark.parametrize("kind", [Labels, Rewards, Preferences])
-def test_what_is_watched(kind: type) -> None:
+def test_the_monitored_figures(kind: type) -> None:
     name = {Labels: "kto-no-baseline", Rewards: "dro-batch-mean", Preferences: "dpo"}[kind]
     learner, batch = learner_for(name, lr=0.0), make_batch(kind)
     needs = frozenset({"log_prob", "ref_log_prob", "ref_kl"})
@@ -559,7 +561,7 @@ def test_what_is_watched(kind: type) -> None:
     assert "accepted_drift" not in learner.update(batch)
 
 
-def test_a_side_without_members_is_not_watched() -> None:
+def test_a_side_without_members_has_no_figure() -> None:
     learner = learner_for("kto-no-baseline", lr=0.0)
     batch = make_batch(Labels)
     rejected = Batch(batch.context, batch.action, Labels(-batch.present.long(), batch.present))
@@ -567,23 +569,7 @@ def test_a_side_without_members_is_not_watched() -> None:
     assert "accepted_drift" not in figures and figures["rejected_drift"] != 0
 
 
-def test_signs_by_hand() -> None:
-    present = torch.tensor([[True, True, True], [True, True, False]])
-    labels = Labels(torch.tensor([[1, -1, 0], [-1, 1, 1]]), present)
-    assert signs(labels).tolist() == [[1, -1, 0], [-1, 1, 0]]
-    # The mean of the present rewards is 1; NaN stands where nothing is.
-    rewards = Rewards(torch.tensor([[2.0, 1.0, 0.0], [3.0, -1.0, float("nan")]]), present)
-    assert signs(rewards).tolist() == [[1, 0, -1], [1, -1, 0]]
-    win = torch.full((2, 3, 3), 0.5)
-    observed = torch.zeros(2, 3, 3, dtype=torch.bool)
-    for n, i, j, chance in ((0, 0, 1, 0.9), (0, 1, 2, 0.6), (1, 0, 1, 0.5)):
-        win[n, i, j], win[n, j, i] = chance, 1 - chance
-        observed[n, i, j] = observed[n, j, i] = True
-    # Context 0: edges +0.8, -0.8 + 0.2, -0.2; context 1 is a tie.
-    assert signs(Preferences(win, observed, present)).tolist() == [[1, -1, -1], [0, 0, 0]]
-
-
-def test_the_reference_is_told_of_each_step() -> None:
+def test_the_reference_sees_each_step() -> None:
     policy = Table(EVEN)
     reference = FrozenCopy(policy, refresh_every=2)
     learner = table_learner(policy, Supervised(), reference)
@@ -615,7 +601,7 @@ def test_make_optimizer() -> None:
     assert made.param_groups[0]["lr"] == 0.01 and made.param_groups[0]["weight_decay"] == 0.1
     other = make_optimizer(policy, kind="adafactor", lr=0.01, weight_decay=0.0)
     assert isinstance(other, torch.optim.Adafactor) and other.param_groups[0]["beta2_decay"] == -0.8
-    with pytest.raises(ValueError, match="adamw or adafactor"):
+    with pytest.raises(ValueError, match="must be 'adamw' or 'adafactor'"):
         make_optimizer(policy, kind="sgd", lr=0.01, weight_decay=0.0)
     with pytest.raises(ValueError, match="nothing to train"):
         make_optimizer(policy.frozen_copy(), kind="adamw", lr=0.01, weight_decay=0.0)
@@ -725,7 +711,7 @@ def test_duals_see_the_whole_collected_batch() -> None:
 
 def test_duals_without_an_optimizer_are_refused() -> None:
     policy = Table(EVEN)
-    with pytest.raises(ValueError, match="MPO needs an optimizer called 'dual'"):
+    with pytest.raises(ValueError, match="`optimizers` must have one called 'dual'"):
         Learner(
             policy, MPO(decoupled=False), FrozenCopy(policy), {"policy": torch.optim.SGD(policy.parameters(), lr=0.1)}
         )

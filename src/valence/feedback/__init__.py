@@ -1,4 +1,4 @@
-"""Feedback of one kind into another: pure torch on `[N, K]` tensors, explicit, each saying what it loses."""
+"""Conversions of feedback from one kind to another: pure torch on `[N, K]` tensors."""
 
 from valence.feedback.advantages import episode_advantages, on_last_step
 from valence.feedback.conversions import (
@@ -11,12 +11,11 @@ from valence.feedback.conversions import (
     preferences_to_win_rates,
     reward_statistics,
     rewards_to_preferences,
+    signs,
     standardize,
     win_rates_to_rewards,
 )
 from valence.feedback.labelling import (
-    dropped,
-    label_advantage_sign,
     label_batch_mean,
     label_best_worst,
     label_group_mean,
@@ -25,16 +24,14 @@ from valence.feedback.labelling import (
     label_threshold,
     label_top_k,
 )
-from valence.feedback.pairs import preferences_to_pairs, rankings_to_pairs, rewards_to_pairs
+from valence.feedback.pairs import preferences_to_pairs, rewards_to_pairs
 from valence.feedback.running import RunningStandard
 
 __all__ = [
     "RunningStandard",
-    "dropped",
     "episode_advantages",
     "has_spread",
     "keep_best_worst",
-    "label_advantage_sign",
     "label_batch_mean",
     "label_best_worst",
     "label_group_mean",
@@ -49,10 +46,10 @@ __all__ = [
     "preferences_to_pairs",
     "preferences_to_self_play",
     "preferences_to_win_rates",
-    "rankings_to_pairs",
     "reward_statistics",
     "rewards_to_pairs",
     "rewards_to_preferences",
+    "signs",
     "standardize",
     "win_rates_to_rewards",
 ]

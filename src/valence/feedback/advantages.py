@@ -1,4 +1,4 @@
-"""Rewards along episodes to advantages, and advantages to labels.
+"""From rewards along episodes to advantages, and from advantages to labels.
 
     delta_t = r_t + gamma V(s_{t+1}) - V(s_t),    A_t = sum_k (gamma lambda)^k delta_{t+k}
 
@@ -57,6 +57,6 @@ def on_last_step(reward: Float[Tensor, "N K"], mask: Bool[Tensor, "N K T"]) -> F
 
 
 def label_advantage(advantage: Float[Tensor, "E S"], present: Bool[Tensor, "E S"]) -> Int[Tensor, "E S"]:
-    """+1 where the advantage is at least 0, -1 where it is below, 0 where absent. Lossy: how much is forgotten."""
+    """+1 where the advantage is at least 0, -1 where it is below, 0 where absent. Lossy: the size is forgotten."""
     sign = torch.where(advantage >= 0, 1, -1)
     return torch.where(present, sign, 0)

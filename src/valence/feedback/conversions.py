@@ -1,6 +1,6 @@
-"""One kind of feedback into another. Each function says whether it is lossy; an impossible one raises.
+"""One kind of feedback to another. Each docstring says whether the conversion is lossy.
 
-What stands at absent actions (NaN included) never matters.
+Values at absent actions, NaN included, are never read.
 
 Shape legend: see `valence.types`.
 """
@@ -17,7 +17,7 @@ from valence.types import Feedback, Labels, Preferences, Rewards
 
 
 def labels_to_rewards(labels: Labels) -> Rewards:
-    """+1 for accepted, -1 for rejected. Lossy only in that unlabelled actions have no reward and are dropped."""
+    """+1 for accepted, -1 for rejected. Lossy: unlabelled actions are dropped."""
     present = labels.present & (labels.sign != 0)
     value = torch.where(present, labels.sign, 0).to(torch.get_default_dtype())
     return Rewards(value, present)
@@ -33,7 +33,7 @@ def rewards_to_preferences(rewards: Rewards, *, temperature: float | None = None
         ValueError: temperature <= 0.
     """
     if temperature is not None and not temperature > 0:
-        raise ValueError(f"temperature must be > 0, got {temperature}")
+        raise ValueError(f"`temperature` must be > 0, got {temperature}")
     value = torch.where(rewards.present, rewards.value, 0)
     margin = value[:, :, None] - value[:, None, :]
     win = (margin.sign() + 1) / 2 if temperature is None else torch.sigmoid(margin / temperature)
@@ -53,8 +53,8 @@ def labels_to_preferences(labels: Labels) -> Preferences:
     beats = accepted[:, :, None] & rejected[:, None, :]
     if not beats.any():
         raise ValueError(
-            "these labels cannot become preferences: no context has both an accepted and a rejected action, and "
-            "actions of different contexts are not comparable; use a method for labels (pmpo, kto, dro)"
+            "these labels cannot become preferences: no prompt has both an accepted and a rejected action, and "
+            "actions of different prompts cannot be compared; use a method for labels (pmpo, kto, dro)"
         )
     observed = beats | beats.mT
     return Preferences(beats.to(torch.get_default_dtype()), observed, observed.any(-1))
@@ -75,9 +75,9 @@ def preferences_to_win_rates(preferences: Preferences) -> Rewards:
 def preferences_to_labels(preferences: Preferences) -> Labels:
     """Accept what wins at least half of its comparisons, reject the rest. Lossy.
 
-    The bar is a win rate of 1/2, and what is equal to the bar is accepted, as everywhere. A pair becomes one accept
-    and one reject; a ranking its better and worse half. Actions never compared, and contexts whose win rates are all
-    equal, are dropped.
+    The bar is a win rate of 1/2; a win rate equal to it is accepted. A pair becomes one accepted and one rejected
+    action, a ranking its better and its worse half. Actions that were never compared, and contexts whose win rates are
+    all equal, are dropped.
     """
     rates = preferences_to_win_rates(preferences)
     present = rates.present & has_spread(rates)
@@ -85,19 +85,19 @@ def preferences_to_labels(preferences: Preferences) -> Labels:
 
 
 def win_rates_to_rewards(win_rates: Rewards) -> Rewards:
-    """Win rates in [0, 1] as rewards in [-1, 1]: a bare pair becomes +1 and -1, a ranking is spread evenly. Lossless.
+    """Win rates in [0, 1] to rewards in [-1, 1]: a pair becomes +1 and -1, a ranking is spread evenly. Lossless.
 
-    The scale is made up: an order does not say how much better one action is than the next.
+    The scale is arbitrary: an order does not say how much better one action is than the next.
     """
     return replace(win_rates, value=torch.where(win_rates.present, 2 * win_rates.value - 1, 0))
 
 
 def preferences_to_self_play(preferences: Preferences) -> Rewards:
-    """What self-play regresses on: l(y) = 2 P(y beats a sample) - 1, from comparisons among the samples themselves.
+    """Rewards of self-play, l(y) = 2 P(y beats a sample) - 1, from comparisons of the samples with each other. Lossy.
 
-    l_i = sum_j (2 P(y_i beats y_j) - 1) / (1 + number of opponents): the action's own tie with itself counts. A gap of
-    two actions' values then has the right size for REBEL: with the mean over the opponents alone, the comparison of
-    the two with each other would count double, and the regression would give K / (K - 1) times E[l]. Lossy.
+    l_i = sum_j (2 P(y_i beats y_j) - 1) / (1 + number of opponents): the action's tie with itself counts. The gap of
+    two actions' rewards then has the right size for REBEL. With a mean over the opponents alone, the comparison of the
+    two with each other would count double, and the regression would give K / (K - 1) times E[l].
 
     Source: REBEL paper, appendix D.2, with the factor 2 and the shift that its text drops for binary votes.
     """
@@ -109,7 +109,7 @@ def preferences_to_self_play(preferences: Preferences) -> Rewards:
 def keep_best_worst(rewards: Rewards) -> Rewards:
     """Each context's highest and lowest reward alone (best of N against worst of N); ties go to the first. Lossy.
 
-    A context without spread says nothing and is dropped.
+    A context without spread is dropped.
     """
     high = torch.where(rewards.present, rewards.value, -torch.inf).argmax(-1, keepdim=True)
     low = torch.where(rewards.present, rewards.value, torch.inf).argmin(-1, keepdim=True)
@@ -162,8 +162,8 @@ def standardize(rewards: Rewards, *, mean: float | None = None, std: float | Non
     if mean is None or std is None:
         mean, std = reward_statistics(rewards)
     if not std >= 0:
-        raise ValueError(f"std must be >= 0, got {std}")
-    # Equal float rewards can have a mean a rounding away from them: their spread is then that rounding, not a scale.
+        raise ValueError(f"`std` must be >= 0, got {std}")
+    # By rounding, the mean of equal rewards can differ from them: their deviation is then not a scale.
     smallest = 1e-6 * max(1.0, abs(mean))
     scaled = (rewards.value - mean) / std if std > smallest else torch.zeros_like(rewards.value)
     return replace(rewards, value=torch.where(rewards.present, scaled, 0))

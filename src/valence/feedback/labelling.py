@@ -1,9 +1,8 @@
-"""Rewards to accept / reject labels: seven rules, all explicit, all lossy (how much better is forgotten).
+"""Rewards to accept / reject labels. All rules are lossy: how much better one action is than another is forgotten.
 
-In every rule with one bar, what is equal to the bar is accepted (`>=`; `label_top_k` has two bars), and the outcome
-does not depend on the order of a context's actions (except in `label_ranked`). Where a rule compares actions with each
-other, a group whose rewards are all equal says nothing: it is dropped (`present` False). `dropped` counts what a
-conversion left out.
+In every rule with one bar, a reward equal to the bar is accepted (`>=`; `label_top_k` has two bars). The labels do not
+depend on the order of a context's actions, except in `label_ranked`. Where a rule compares actions with each other, a
+group whose rewards are all equal is dropped: `present` is False.
 
 Shape legend: see `valence.types`.
 """
@@ -15,12 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from valence.feedback.conversions import has_spread, preferences_to_labels, rewards_to_preferences
-from valence.types import Feedback, Labels, Rewards
-
-
-def dropped(before: Feedback, after: Feedback) -> int:
-    """How many actions were present before a conversion and are not after it."""
-    return int((before.present & ~after.present).sum())
+from valence.types import Labels, Rewards
 
 
 def label_top_k(rewards: Rewards, *, top: int, bottom: int) -> Labels:
@@ -43,11 +37,10 @@ def label_top_k(rewards: Rewards, *, top: int, bottom: int) -> Labels:
 
 
 def label_ranked(rewards: Rewards, *, top: int, bottom: int) -> Labels:
-    """Accept exactly `top` and reject exactly `bottom` actions of each context, ties falling as they were drawn. Lossy.
+    """Accept exactly `top` and reject exactly `bottom` actions of each context; ties go by their order. Lossy.
 
-    For actions that were drawn at random, all present, where the share of a class must be known beforehand: identical
-    actions (bins have many) may be accepted once and rejected once, which says nothing. Order matters, as in no other
-    rule here.
+    For actions drawn at random, all present, where the share of each class must be known beforehand. Identical actions
+    (bins have many) may be accepted once and rejected once, and then cancel.
 
     Raises:
         ValueError: top < 0, bottom < 0, or together more than there are actions.
@@ -68,22 +61,22 @@ def label_best_worst(rewards: Rewards) -> Labels:
 def label_halves(rewards: Rewards) -> Labels:
     """Accept each context's better half and reject the worse one (for rankings too). Lossy.
 
-    An action is accepted if it beats at least half of its context's others, a tie counting half, and else rejected:
-    (3, 2, 1) gives +1, +1, -1, as by the mean, and (1, 2, 2, 3) gives -1, +1, +1, +1. Only the order matters, ties
-    fall on one side, and a context with spread always gets both signs. A group without spread is dropped.
+    An action is accepted if it beats at least half of its context's others, where a tie counts half, and else rejected:
+    (3, 2, 1) gives +1, +1, -1, as by the mean, and (1, 2, 2, 3) gives -1, +1, +1, +1. Only the order matters, tied
+    actions have the same label, and a context with spread has both labels. A group without spread is dropped.
     """
     return preferences_to_labels(rewards_to_preferences(rewards))
 
 
 def label_threshold(rewards: Rewards, threshold: float) -> Labels:
-    """Accept what reaches `threshold` (the reward's unit), reject the rest. Lossy; drops nothing."""
+    """Accept rewards of at least `threshold` (the reward's unit), reject the others. Lossy; drops nothing."""
     return _split(rewards.value, threshold, rewards.present)
 
 
 def label_group_mean(rewards: Rewards) -> Labels:
-    """Accept what reaches the mean of its own context. Lossy; a group without spread is dropped.
+    """Accept rewards of at least their context's mean. Lossy; a group without spread is dropped.
 
-    A reward that misses the mean by rounding alone reaches it, as 0.2 does among (0.1, 0.2, 0.3).
+    A reward that is below the mean by rounding alone is accepted, as 0.2 is among (0.1, 0.2, 0.3).
     """
     value = torch.where(rewards.present, rewards.value, 0)
     mean = value.sum(-1, keepdim=True) / rewards.present.sum(-1, keepdim=True).clamp(min=1)
@@ -91,16 +84,11 @@ def label_group_mean(rewards: Rewards) -> Labels:
 
 
 def label_batch_mean(rewards: Rewards) -> Labels:
-    """Accept what reaches the mean of the whole batch, rounding aside. Lossy; a batch without spread is dropped."""
+    """Accept rewards of at least the batch's mean, rounding aside. Lossy; a batch without spread is dropped."""
     known = rewards.value[rewards.present]
     if known.numel() == 0 or known.min() == known.max():
         return Labels(torch.zeros_like(rewards.present, dtype=torch.long), torch.zeros_like(rewards.present))
     return _split(rewards.value, known.mean() - _rounding(known), rewards.present)
-
-
-def label_advantage_sign(advantages: Rewards) -> Labels:
-    """Accept advantages >= 0, reject the rest. Lossy; drops nothing (an advantage is already relative)."""
-    return label_threshold(advantages, 0.0)
 
 
 def _split(value: Tensor, bar: Tensor | float, present: Bool[Tensor, "N K"]) -> Labels:
@@ -109,12 +97,12 @@ def _split(value: Tensor, bar: Tensor | float, present: Bool[Tensor, "N K"]) -> 
 
 
 def _rounding(value: Float[Tensor, "... K"]) -> Float[Tensor, "... 1"]:
-    """How far a mean of these can lie from its true value by rounding alone."""
+    """How far the computed mean of these values can be from their true mean by rounding alone."""
     return 4 * torch.finfo(value.dtype).eps * value.abs().amax(-1, keepdim=True)
 
 
 def _kth_largest(value: Float[Tensor, "N K"], present: Bool[Tensor, "N K"], k: int) -> Float[Tensor, "N 1"]:
-    """The k-th largest present value of each context; +inf (nothing reaches it) for k = 0 or k > K."""
+    """The k-th largest present value of each context; +inf (no value is as large) for k = 0 or k > K."""
     if k == 0 or k > value.shape[-1]:
         return torch.full_like(value[:, :1], torch.inf)
     return torch.where(present, value, -torch.inf).topk(k, dim=-1).values[:, -1:]

@@ -1,4 +1,4 @@
-"""Feedback into `Pairs`, which DPO, IPO, RPO and REBEL take: one row per compared pair of a context, better first.
+"""Feedback to `Pairs`: one row per compared pair of a context's actions, better first.
 
 Shape legend: see `valence.types`.
 """
@@ -16,15 +16,15 @@ from valence.types import Pairs, Preferences, Rewards
 def preferences_to_pairs(preferences: Preferences, *, keep_ties: bool = False) -> Pairs:
     """The observed pairs, winner first; `gap` is the margin where given and finite, else 2 P(win) - 1.
 
-    Lossy without margins for objectives that read only the order (DPO, IPO): how sure the annotator was stays in
-    `gap` alone. Where both directions were recorded, they are averaged. Ties (P = 1/2) are dropped unless `keep_ties`.
+    Where both directions were recorded, they are averaged. Ties (P = 1/2) are dropped unless `keep_ties`. Lossy for
+    objectives that read only the order (DPO, IPO): how sure the annotator was is in `gap` alone.
     """
     first, second = _upper_pairs(preferences.present.shape[-1], preferences.present.device)
     win, known = _merge(preferences.win, preferences.observed, first, second, total=1.0)
     gap = 2 * win - 1
     if preferences.margin is not None:
-        given = preferences.observed & preferences.margin.isfinite()
-        margin, has_margin = _merge(preferences.margin, given, first, second, total=0.0)
+        finite = preferences.observed & preferences.margin.isfinite()
+        margin, has_margin = _merge(preferences.margin, finite, first, second, total=0.0)
         gap = torch.where(has_margin, margin, gap)
     known = known & preferences.present[:, first] & preferences.present[:, second]
     return _collect(win - 0.5, gap, known, first, second, preferences.present.shape[-1], keep_ties)
@@ -38,15 +38,6 @@ def rewards_to_pairs(rewards: Rewards, *, keep_ties: bool = False) -> Pairs:
     return preferences_to_pairs(rewards_to_preferences(rewards), keep_ties=keep_ties)
 
 
-def rankings_to_pairs(rank: Float[Tensor, "N K"], present: Bool[Tensor, "N K"], *, keep_ties: bool = False) -> Pairs:
-    """All pairs of a ranking (1 is best), better first. A rank is an order, not a score, so `gap` is 1, or 0 for ties.
-
-    Lossy: that the second lies nearer to the first than the last does is forgotten.
-    """
-    pairs = rewards_to_pairs(Rewards(-rank, present), keep_ties=keep_ties)
-    return Pairs(pairs.index, pairs.gap.sign())
-
-
 def _upper_pairs(num_actions: int, device: torch.device) -> tuple[Int[Tensor, " M"], Int[Tensor, " M"]]:
     """All i < j of a context."""
     first, second = torch.triu_indices(num_actions, num_actions, offset=1, device=device)
@@ -55,14 +46,14 @@ def _upper_pairs(num_actions: int, device: torch.device) -> tuple[Int[Tensor, " 
 
 def _merge(
     value: Float[Tensor, "N K K"],
-    given: Bool[Tensor, "N K K"],
+    observed: Bool[Tensor, "N K K"],
     first: Int[Tensor, " M"],
     second: Int[Tensor, " M"],
     *,
     total: float,
 ) -> tuple[Float[Tensor, "N M"], Bool[Tensor, "N M"]]:
-    """The value of first over second from either direction, where value[i, j] + value[j, i] = total."""
-    forth, back = given[:, first, second], given[:, second, first]
+    """The value of first over second, from either direction or the mean of both: value[i, j] + value[j, i] = total."""
+    forth, back = observed[:, first, second], observed[:, second, first]
     summed = torch.where(forth, value[:, first, second], 0) + torch.where(back, total - value[:, second, first], 0)
     return summed / (forth.long() + back.long()).clamp(min=1), forth | back
 
@@ -76,11 +67,11 @@ def _collect(
     num_actions: int,
     keep_ties: bool,
 ) -> Pairs:
-    """Flatten to `Pairs`; where `lead` < 0 the second action is the better one and the pair is turned round."""
+    """Flatten to `Pairs`; where `lead` < 0 the second action is better and the pair is swapped."""
     keep = known if keep_ties else known & (lead != 0)
-    turn = lead < 0
+    swap = lead < 0
     offset = torch.arange(lead.shape[0], device=lead.device)[:, None] * num_actions
-    better = offset + torch.where(turn, second, first)
-    worse = offset + torch.where(turn, first, second)
-    signed = torch.where(turn, -gap, gap)
+    better = offset + torch.where(swap, second, first)
+    worse = offset + torch.where(swap, first, second)
+    signed = torch.where(swap, -gap, gap)
     return Pairs(torch.stack([better[keep], worse[keep]], dim=-1), signed[keep])

@@ -1,9 +1,9 @@
-"""Rewards in units of what each prompt has earned lately.
+"""Rewards standardised by each prompt's recent rewards.
 
     a = clip((r - mean_x) / (std_x + 1e-6), -c, c)
 
-with mean and deviation of prompt x's last so many rewards, this batch's among them, or of the whole batch's where the
-prompt has too few yet.
+mean_x and std_x are of prompt x's latest rewards, this batch's included, or of all of the batch's rewards while the
+prompt has too few.
 
 Source: REBEL paper, H.3.3 ("rolling statistics"); the tracker is that of Black et al. 2024 (DDPO), section 4.3.
 """
@@ -20,11 +20,11 @@ from torch import Tensor
 
 
 class RunningStandard:
-    """Standardises rewards prompt by prompt, and remembers.
+    """Standardises rewards prompt by prompt, and stores each prompt's latest rewards.
 
     Args:
-        size: rewards remembered for each prompt, >= 2; 0 leaves rewards as they are.
-        least: from so many on, a prompt's own statistics are used.
+        size: rewards stored for each prompt, >= 2; 0 does not standardise.
+        least: number of rewards from which on a prompt's own statistics are used, from 2 to `size`.
         clip: c, in standard deviations, > 0.
     Raises:
         ValueError: a number out of range.
@@ -33,7 +33,8 @@ class RunningStandard:
     def __init__(self, *, size: int = 32, least: int = 16, clip: float = 10.0) -> None:
         if size < 0 or size == 1 or least < 2 or clip <= 0 or (size and least > size):
             raise ValueError(
-                f"size {size}, least {least} and clip {clip:g}: a size of 0 or at least 2, 2 <= least <= size, clip > 0"
+                f"`size` is {size}, `least` {least} and `clip` {clip:g}: `size` must be 0 or at least 2, `least` at "
+                "least 2 and at most `size`, `clip` above 0"
             )
         self.size, self.least, self.clip = size, least, clip
         self.known: dict[str, deque[float]] = {}
@@ -47,7 +48,7 @@ class RunningStandard:
         for prompt, row, there in zip(prompts, value.tolist(), present.tolist(), strict=True):
             known = self.known.setdefault(prompt, deque(maxlen=self.size))
             known.extend(reward for reward, known_here in zip(row, there, strict=True) if known_here)
-        # In double precision: the rounding of a mean of equal rewards would else be as large as the 1e-6 below it.
+        # In double precision: in float32 the mean of equal rewards is as far from them as the 1e-6 of the divisor.
         exact = value.to("cpu", torch.float64)
         whole = exact[present.cpu()]
         rows = []
