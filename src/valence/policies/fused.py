@@ -211,17 +211,8 @@ def _dot(left: Tensor, right: Tensor) -> Tensor:
     return torch.bmm(left[:, None], right[:, :, None])[:, 0, 0]
 
 
-@dataclass(frozen=True)
-class _Rows:
-    """A tile of tokens, in the products' precision."""
-
-    hidden: Tensor
-    ref_hidden: Tensor | None
-    targets: Tensor
-
-
 def _logit_gradient(
-    logits: Tensor, ref: Tensor | None, lse: Tensor, ref_lse: Tensor, rows: _Rows, columns: slice,
+    logits: Tensor, ref: Tensor | None, lse: Tensor, ref_lse: Tensor, targets: Tensor, columns: slice,
     coefficients: Parts, policy_kl: Tensor | None, head: LinearHead,
 ) -> Tensor:  # fmt: skip
     """dz of a tile, in place of `logits`; `ref` is overwritten too."""
@@ -248,8 +239,8 @@ def _logit_gradient(
     if of_second is not None:
         grad.add_(of_second)
     if log_prob is not None:
-        which = ((rows.targets >= columns.start) & (rows.targets < columns.stop)).nonzero()[:, 0]
-        grad[which, rows.targets[which] - columns.start] += log_prob[which]
+        which = ((targets >= columns.start) & (targets < columns.stop)).nonzero()[:, 0]
+        grad[which, targets[which] - columns.start] += log_prob[which]
     return head.pull_back(grad, original)
 
 
@@ -274,7 +265,8 @@ class _Gradients:
         self.bias = torch.zeros(len(head.weight), device=hidden.device, dtype=kind) if bias else None
         self.head, self.dtype = head, dtype
 
-    def add(self, grad: Tensor, rows: _Rows, where: slice, columns: slice) -> None:
+    def add(self, grad: Tensor, hidden: Tensor, where: slice, columns: slice) -> None:
+        """Add what dz of a tile gives; `hidden` and `where` are its tokens."""
         if self.bias is not None:
             self.bias[columns] += grad.sum(0)
         grad = grad.to(self.dtype)
@@ -282,7 +274,7 @@ class _Gradients:
             grad = grad * self.head.pre
         _accumulate(self.hidden[where], grad, self.head.weight[columns].to(self.dtype))
         if self.weight is not None:
-            _accumulate(self.weight[columns], grad.T, rows.hidden)
+            _accumulate(self.weight[columns], grad.T, hidden)
 
 
 def _accumulate(total: Tensor, left: Tensor, right: Tensor) -> None:
@@ -325,7 +317,7 @@ class _Problem:
         for where in _tiles(len(self.targets), ROWS):
             rows, running = self.rows(where), _Sums(where.stop - where.start, scratch, self.wanted)
             for columns in _tiles(len(self.head.weight), COLUMNS):
-                running.add(*self.logits(rows, columns, scratch), rows.targets, columns)
+                running.add(*rows.logits(columns, scratch), rows.targets, columns)
             parts, *lse = running.close(reference=self.ref_head is not None)
             pieces.append(parts)
             lses.append(lse)
@@ -339,13 +331,13 @@ class _Problem:
         kernels = _kernels(self.hidden, self.dtype)
         if kernels is not None:
             sums = {"lse": lse, "ref_lse": ref_lse} | ({} if policy_kl is None else {"policy_kl": policy_kl})
-            everything, rows = slice(0, len(self.targets)), self.rows(slice(0, len(self.targets)))
+            everything, hidden = slice(0, len(self.targets)), self.hidden.to(self.dtype)
             for columns in _tiles(len(self.head.weight), KERNEL_COLUMNS):
                 grad = kernels.logit_gradient(
                     self.hidden, self.ref_hidden, self.targets, self.head, self.ref_head, self.dtype, columns, sums,
                     coefficients,
                 )  # fmt: skip
-                gradients.add(grad, rows, everything, columns)
+                gradients.add(grad, hidden, everything, columns)
             return
         with_ref = bool(coefficients.keys() & {"ref_kl", "policy_kl"})
         scratch = _Scratch(self.hidden.device, self.dtype)
@@ -354,24 +346,25 @@ class _Problem:
             part = {name: value[where] for name, value in coefficients.items()}
             kl = None if policy_kl is None else policy_kl[where]
             for columns in _tiles(len(self.head.weight), COLUMNS):
-                logits, ref = self.logits(rows, columns, scratch, reference=with_ref)
-                grad = _logit_gradient(logits, ref, lse[where], ref_lse[where], rows, columns, part, kl, self.head)
-                gradients.add(grad, rows, where, columns)
+                logits, ref = rows.logits(columns, scratch, reference=with_ref)
+                one = (lse[where], ref_lse[where], rows.targets, columns, part, kl, self.head)
+                gradients.add(_logit_gradient(logits, ref, *one), rows.hidden, where, columns)
 
-    def rows(self, where: slice) -> _Rows:
+    def rows(self, where: slice) -> _Problem:
+        """Some of the tokens, in the products' precision."""
         other = None if self.ref_hidden is None else self.ref_hidden[where].to(self.dtype)
-        return _Rows(self.hidden[where].to(self.dtype), other, self.targets[where])
+        return replace(self, hidden=self.hidden[where].to(self.dtype), ref_hidden=other, targets=self.targets[where])
 
     def logits(
-        self, rows: _Rows, columns: slice, scratch: _Scratch, *, reference: bool = True, keep: str = ""
+        self, columns: slice, scratch: _Scratch, *, reference: bool = True, name: str = ""
     ) -> tuple[Tensor, Tensor | None]:
-        """A tile of the policy's logits and of the reference's; the next tile with the same `keep` overwrites both."""
-        ref, count = None, len(rows.targets)
-        if reference and self.ref_head is not None and rows.ref_hidden is not None:
-            out = scratch.tile(f"reference {keep}", count, columns)
-            ref = self.ref_head.logits(rows.ref_hidden, columns, self.dtype, out=out)
-        out = scratch.tile(f"policy {keep}", count, columns)
-        return self.head.logits(rows.hidden, columns, self.dtype, out=out), ref
+        """A tile of the policy's logits and of the reference's; the next tile of the same `name` overwrites both."""
+        ref, count = None, len(self.targets)
+        if reference and self.ref_head is not None and self.ref_hidden is not None:
+            out = scratch.tile(f"reference {name}", count, columns)
+            ref = self.ref_head.logits(self.ref_hidden, columns, self.dtype, out=out)
+        out = scratch.tile(f"policy {name}", count, columns)
+        return self.head.logits(self.hidden, columns, self.dtype, out=out), ref
 
 
 class _Fused(torch.autograd.Function):
@@ -479,13 +472,13 @@ def _at_once(problem: _Problem, coefficients: Parts, gradients: _Gradients) -> P
         rows, tiles = problem.rows(where), []
         sums = _Sums(len(rows.targets), scratch, problem.wanted)
         for columns in _tiles(len(problem.head.weight), COLUMNS):
-            logits, ref = problem.logits(rows, columns, scratch, keep=str(columns.start))
+            logits, ref = rows.logits(columns, scratch, name=str(columns.start))
             sums.add(logits, ref, rows.targets, columns)
             tiles.append((logits, ref, columns))
         parts, lse, ref_lse = sums.close(reference=problem.ref_head is not None)
         pieces.append(parts)
         part = {name: value[where] for name, value in coefficients.items()}
         for logits, ref, columns in tiles:
-            grad = _logit_gradient(logits, ref, lse, ref_lse, rows, columns, part, None, problem.head)
-            gradients.add(grad, rows, where, columns)
+            grad = _logit_gradient(logits, ref, lse, ref_lse, rows.targets, columns, part, None, problem.head)
+            gradients.add(grad, rows.hidden, where, columns)
     return {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
