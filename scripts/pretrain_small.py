@@ -27,7 +27,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from valence.reproduce.thumbs_data import split_sentences
+from valence.rewards.sentences import split_sentences
 
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
 

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 
-def new_figure(rows: int = 1, columns: int = 1, *, size: tuple[float, float], **options: Any) -> tuple[Any, Any]:
+def new_figure(
+    rows: int = 1, columns: int = 1, *, size: tuple[float | int, float | int], **options: Any
+) -> tuple[Any, Any]:
     """(a matplotlib figure of `size` inches, its panels `[rows, columns]`)."""
     from matplotlib.figure import Figure
 

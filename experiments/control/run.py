@@ -102,7 +102,7 @@ def run_setting(setting: Setting, agent: Mapping[str, Any], folder: Path) -> Row
     """Run, or continue, one training."""
     # Nothing is rendered here, so no driver needs to be opened.
     os.environ.setdefault("MUJOCO_GL", "disable")
-    from valence.runs.control import control
+    from valence import control
     from valence.training.checkpoint import checkpoints
 
     out = folder / key(setting, agent)

@@ -107,8 +107,8 @@ def make_base(folder: Path, *, prompts: Prompts, steps: int, layers: int) -> Pat
 
     It is made once: a second call finds it.
     """
+    from valence import align
     from valence.policies.loading import load_language_policy
-    from valence.runs.align import align
 
     model = folder / "run" / "model"
     if (model / "config.json").is_file():

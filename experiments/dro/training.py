@@ -152,7 +152,7 @@ def _train(setting: Setting, size: Size, bench: Bench) -> Iterator[tuple[int, An
 
     It is one run of `valence.align` in legs, each of which resumes the last.
     """
-    from valence.runs.align import align
+    from valence import align
     from valence.training.tracking import read_metrics
 
     leg = size.steps // size.checkpoints

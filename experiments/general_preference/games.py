@@ -166,7 +166,7 @@ class GameSource:
         raise NotImplementedError("the experiment does not resume a game")
 
     @torch.no_grad()
-    def next(self, policy: CategoricalPolicy) -> Batch:
+    def next(self, policy: Any) -> Batch:
         context = torch.ones(1, 1)
         self.policies.append(policy.logits(context).exp().flatten().double())
         action: Action = policy.sample(context, SAMPLES, self.generator)

@@ -171,7 +171,7 @@ def train_rater(folder: Path, prompts: Sequence[str], size: TextSize, *, seed: i
         Its figures, its mean score of each kind, and the number of votes.
     """
     from valence.rewards.reward_model import RewardModel
-    from valence.runs.reward_model import RewardModelConfig, train_reward_model
+    from valence.runs.reward_model import reward_model
 
     many, texts = draw("small-lm", prompts, size.rated, seed=10_000 + seed)
     oracle, rows = Oracle(20_000 + seed), []
@@ -184,11 +184,10 @@ def train_rater(folder: Path, prompts: Sequence[str], size: TextSize, *, seed: i
             rows.append({"prompt": many[at], "chosen": better, "rejected": worse})
     random.Random(seed).shuffle(rows)
     pairs_file = write_lines(folder.with_suffix(".jsonl"), rows)
-    config = RewardModelConfig(
-        feedback=(str(pairs_file),), model="small-lm", out=str(folder), epochs=size.reward_epochs, seed=seed,
-        device="cpu", threads=1,
+    figures = reward_model(
+        pairs_file, model="small-lm", out=folder, quiet=True, epochs=size.reward_epochs, seed=seed, device="cpu",
+        threads=1,
     )  # fmt: skip
-    figures = train_reward_model(config, say=lambda line: None)
     scores = [float(value or 0.0) for value in RewardModel(str(folder))(many, texts)]
     kinds = [kind_of(text) for text in texts]
     means = {}
@@ -212,8 +211,8 @@ class Setting(common.Setting):
 
 def run_text(setting: Setting) -> dict[str, Any]:
     """The row of one run of `valence.improve`."""
+    from valence import improve
     from valence.rewards.reward_model import RewardModel
-    from valence.runs.improve import improve
     from valence.training.tracking import read_metrics
 
     size, seed = setting.size, setting.seed

@@ -95,7 +95,7 @@ def make_setting(name: str, seed: int, lr: float, every: int) -> Setting:
 
 def run_setting(setting: Setting, size: Size, folder: Path) -> Row:
     """One training; the images of its first and last evaluation are copied to `folder`, see `grid`."""
-    from valence.runs.improve_images import improve_images
+    from valence import improve_images
 
     # Some methods take two updates from each batch; `batches` and `every` count batches.
     per_batch = setting.options["num_epochs"]

@@ -92,7 +92,8 @@ def run_setting(setting: Setting, task: Task, folder: Path) -> Row:
 
 def _improve(setting: Setting, task: Task, out: Path) -> Row:
     """The row of a run of `valence.improve`."""
-    from valence.runs.improve import improve, steps_per_batch
+    from valence import improve
+    from valence.runs.improve import steps_per_batch
     from valence.training.tracking import read_metrics
 
     options = dict(setting.options)
@@ -127,7 +128,7 @@ def _options(setting: Setting, steps: int) -> dict[str, Any]:
 
 def _align(setting: Setting, task: Task, out: Path) -> Path:
     """The model after `valence.align` on the human pairs."""
-    from valence.runs.align import align
+    from valence import align
 
     options: dict[str, Any] = {**_options(setting, setting.batches), "eval_samples": 1, **setting.options}
     return align(task.pairs, model="small-lm", out=out, **options).model

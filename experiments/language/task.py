@@ -129,16 +129,13 @@ def make_pairs(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def _fit_reward_model(task: Task, heldout: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Fit a Bradley-Terry model to the pairs; its figures on pairs of the held-out split."""
-    from valence.runs.reward_model import RewardModelConfig, train_reward_model
+    from valence.runs.reward_model import reward_model
 
     shutil.rmtree(task.reward, ignore_errors=True)
     rated = task.folder / "rated.jsonl"
     tested = [row | {"split": "heldout"} for row in make_pairs(heldout)][: 5 * task.size.heldout]
     write_lines(rated, [row | {"split": "train"} for row in read_lines(task.pairs)] + tested)
-    return train_reward_model(
-        RewardModelConfig(
-            feedback=(str(rated),), model="small-lm", out=str(task.reward), max_steps=task.size.reward_steps, lr=1e-3,
-            max_length=64, threads=1, device="cpu",
-        ),
-        say=lambda line: None,
+    return reward_model(
+        rated, model="small-lm", out=task.reward, quiet=True, max_steps=task.size.reward_steps, lr=1e-3, max_length=64,
+        threads=1, device="cpu",
     )  # fmt: skip

@@ -14,8 +14,8 @@ from experiments.offline_control.simulator import PickPlace
 from valence.feedback.advantages import label_advantage
 from valence.objectives.pmpo import pmpo_beta
 from valence.policies.gaussian import GaussianPolicy
-from valence.runs import offline_control as offline
 from valence.sources.episodes import EpisodeTable, mixture
+from valence.training import episodes
 
 DISCOUNT, GAE_LAMBDA = 0.98, 0.9
 EXPECTILE = 0.7
@@ -57,7 +57,7 @@ class Mixture(common.Setting):
 
 def fit_value(table: EpisodeTable, *, seed: int, steps: int) -> Float[Tensor, "E L"]:
     """V of every observation, with this experiment's settings."""
-    return offline.fit_value(
+    return episodes.fit_value(
         table, seed=seed, steps=steps, discount=DISCOUNT, gae_lambda=GAE_LAMBDA, expectile=EXPECTILE, hidden=HIDDEN,
         batch_size=VALUE_BATCH,
     )  # fmt: skip
@@ -65,7 +65,7 @@ def fit_value(table: EpisodeTable, *, seed: int, steps: int) -> Float[Tensor, "E
 
 def make_labels(table: EpisodeTable, value: Float[Tensor, "E L"], early: int) -> Int[Tensor, "E S"]:
     """The sign of the advantage in the first `early` episodes; the others stay unlabelled (0)."""
-    advantage = offline.advantages(table, value, discount=DISCOUNT, gae_lambda=GAE_LAMBDA)
+    advantage = episodes.advantages(table, value, discount=DISCOUNT, gae_lambda=GAE_LAMBDA)
     sign = label_advantage(advantage, table.present)
     sign[early:] = 0
     return sign
@@ -83,7 +83,7 @@ def train_policy(
 ) -> tuple[GaussianPolicy, dict[str, float]]:
     """Learn a policy from one mixture: (the policy, the last update's figures)."""
     rows = mixture(table, sign, accept=setting.accept, reject=setting.reject, clone=setting.clone)
-    return offline.train_policy(
+    return episodes.train_policy(
         rows, alpha=setting.alpha, beta=setting.beta, lr=setting.lr, steps=steps, seed=seed, batch_size=BATCH_SIZE,
         hidden=HIDDEN, min_scale=MIN_SCALE,
     )  # fmt: skip

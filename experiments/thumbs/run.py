@@ -97,8 +97,8 @@ def run_setting(setting: Setting, size: Size, folder: Path) -> Row:
 
 def _aligned(setting: Setting, rows: Sequence[dict[str, Any]], steps: int) -> Any:
     """The policy after `steps` optimizer steps of `valence.align`."""
+    from valence import align
     from valence.policies.loading import load_language_policy
-    from valence.runs.align import align
 
     with tempfile.TemporaryDirectory() as folder:
         feedback = write_lines(Path(folder) / "feedback.jsonl", select_rows(rows, setting))
