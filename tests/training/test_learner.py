@@ -520,7 +520,7 @@ def test_micro_batches_stay_within_their_tokens() -> None:
 
 
 @pytest.mark.parametrize(("name", "wrong"), [("pmpo", Preferences), ("dpo", Labels), ("kto", Rewards)])
-def test_the_wrong_feedback_is_a_type_error(name: str, wrong: type) -> None:
+def test_the_wrong_feedback_is_refused(name: str, wrong: type) -> None:
     learner = learner_for(name)
     with pytest.raises(ValueError, match=f"{type(learner.objective).__name__} accepts .*got {wrong.__name__}"):
         learner.update(make_batch(wrong))

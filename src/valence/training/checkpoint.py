@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -14,21 +14,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from valence.errors import UserError
+from valence.protocols import Source
 from valence.training.learner import Learner
 
 PREFIX = "step-"
 REPLACED = ".replaced"
 """Ends the name of a checkpoint while a newer one of the same step takes its place."""
 DRAFT = ".draft-"
-
-
-@runtime_checkable
-class Stateful(Protocol):
-    """A source, or another object with a state of tensors and JSON values."""
-
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 def _detach_tensors(tree: Any, path: str, tensors: dict[str, Tensor]) -> Any:
@@ -49,11 +41,11 @@ def _attach_tensors(tree: Any, tensors: dict[str, Tensor]) -> Any:
     """The tree that `_detach_tensors` was called on; its tuples are lists."""
     if isinstance(tree, list):
         return [_attach_tensors(value, tensors) for value in tree]
-    if isinstance(tree, dict) and "__tensor__" in tree:
+    if not isinstance(tree, dict):
+        return tree
+    if "__tensor__" in tree:
         return tensors[tree["__tensor__"]]
-    if isinstance(tree, dict):
-        return {key: _attach_tensors(value, tensors) for key, value in tree["__dict__"]}
-    return tree
+    return {key: _attach_tensors(value, tensors) for key, value in tree["__dict__"]}
 
 
 def _weights(learner: Learner) -> dict[str, dict[str, torch.nn.Parameter]]:
@@ -68,7 +60,7 @@ def _method(learner: Learner) -> dict[str, str]:
     return {"objective": type(learner.objective).__name__} | kinds
 
 
-def save_checkpoint(folder: Path, learner: Learner, source: Stateful) -> Path:
+def save_checkpoint(folder: Path, learner: Learner, source: Source) -> Path:
     """Write `folder/step-N`, then delete older checkpoints and the drafts of killed processes; returns its path."""
     tensors: dict[str, Tensor] = {}
     state = learner.objective.state()
@@ -109,7 +101,7 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(complete, key=lambda path: (path.name.removesuffix(REPLACED), not path.name.endswith(REPLACED)))
 
 
-def load_checkpoint(path: Path, learner: Learner, source: Stateful) -> None:
+def load_checkpoint(path: Path, learner: Learner, source: Source) -> None:
     """Restore `learner` and `source`, which must have been made with the settings of the saved run.
 
     Raises:

@@ -29,8 +29,7 @@ def fit_value(
     """V of every observation, in discounted reward: an expectile of the returns of the behaviours that made the data.
 
     Fitted lambda-returns: targets are computed on whole episodes, `VALUE_ROUNDS` times, with `steps` regression steps
-    each. Values are clipped to those of the least and the largest reward for ever (and of 0, where episodes truly
-    end).
+    each. Values are clipped to those of the least and the largest reward for ever (and of 0 where episodes truly end).
     """
     torch.manual_seed(seed)
     net = nn.Sequential(torso(table.observation.shape[-1], hidden), nn.Linear(hidden[-1], 1))
@@ -52,8 +51,7 @@ def fit_value(
         for _ in range(steps):
             picks = torch.randint(len(rows), (batch_size,), generator=generator)
             error = target[picks] - net(rows[picks])[:, 0]
-            side = torch.where(error > 0, expectile, 1 - expectile)
-            loss = (side * error.square()).mean()
+            loss = (torch.where(error > 0, expectile, 1 - expectile) * error.square()).mean()
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
@@ -70,9 +68,8 @@ def advantages(
     table: EpisodeTable, value: Float[Tensor, "E L"], *, discount: float, gae_lambda: float
 ) -> Float[Tensor, "E S"]:
     """The advantage of every action in the data."""
-    return episode_advantages(
-        table.reward, value, table.present, table.terminated, discount=discount, gae_lambda=gae_lambda
-    )
+    parts = (table.reward, value, table.present, table.terminated)
+    return episode_advantages(*parts, discount=discount, gae_lambda=gae_lambda)
 
 
 def train_policy(
@@ -83,13 +80,9 @@ def train_policy(
     """Train a policy on rows: (the policy, which reads scaled observations; figures of the last update)."""
     torch.manual_seed(seed)
     accepted, rejected = rows.fractions()
-    objective = PMPO(
-        alpha=alpha, beta=beta, accepted_fraction=accepted, rejected_fraction=rejected, regularizer="bc"
-    )  # fmt: skip
-    init_scale = max(0.5, 1.5 * min_scale)
-    policy = GaussianPolicy(
-        rows.observation.shape[1], rows.action.shape[1], hidden, min_scale=min_scale, init_scale=init_scale
-    )
+    objective = PMPO(alpha=alpha, beta=beta, accepted_fraction=accepted, rejected_fraction=rejected, regularizer="bc")
+    sizes, init_scale = (rows.observation.shape[1], rows.action.shape[1]), max(0.5, 1.5 * min_scale)
+    policy = GaussianPolicy(*sizes, hidden, min_scale=min_scale, init_scale=init_scale)
     optimizer = torch.optim.Adam(policy.parameters(), lr=lr)
     learner = Learner(policy, objective, None, {"policy": optimizer}, total_steps=steps)
     last: dict[str, float] = {}

@@ -13,6 +13,7 @@ from torch import Tensor
 from valence.critics import trainable_parameters
 from valence.errors import UserError
 from valence.feedback.conversions import signs
+from valence.objectives.common import require_feedback
 from valence.protocols import Critic, LinearPolicy, Objective, Policy, Reference
 from valence.types import Batch, Labels, Likelihood, Target, TokenContext, select_rows
 
@@ -93,7 +94,7 @@ class Learner:
             loss, grad_norm, the objective's metrics and the monitored figures, each a mean over the steps. The
             monitored figures describe the policy before it learns from the contexts that they are measured on.
         Raises:
-            TypeError: the objective does not accept this kind of feedback.
+            ValueError: the objective does not accept this kind of feedback.
             FloatingPointError: the loss or its gradient is not finite. That step was not taken.
             UserError: the accelerator's memory is full.
         """
@@ -107,9 +108,7 @@ class Learner:
             ) from error
 
     def _update(self, batch: Batch, monitor: bool, num_epochs: int, minibatch_size: int) -> dict[str, float]:
-        if not isinstance(batch.feedback, self.objective.accepts):
-            kinds = " or ".join(kind.__name__ for kind in self.objective.accepts)
-            raise TypeError(f"{type(self.objective).__name__} accepts {kinds}, got {type(batch.feedback).__name__}")
+        require_feedback(self.objective, batch.feedback)
         with torch.no_grad():
             target = self.objective.prepare(batch, self._frozen(batch))
         # Made from all of the batch: a reward is above or below the batch's mean.
@@ -122,10 +121,11 @@ class Learner:
                 rows = slice(start, min(start + size, num_contexts))
                 part, aim = (batch, target) if size == num_contexts else (batch.select(rows), target.minibatch(rows))
                 steps.append(self._step(part, aim, None if sign is None or epoch else sign[rows]))
-        return _mean_figures(steps)
+        names = dict.fromkeys(name for figures in steps for name in figures)
+        values = {name: [figures[name] for figures in steps if name in figures] for name in names}
+        return {name: sum(numbers) / len(numbers) for name, numbers in values.items()}
 
     def _step(self, batch: Batch, target: Target, sign: Tensor | None) -> dict[str, float]:
-        """One optimizer step."""
         loss, sums, weights = 0.0, dict[str, float](), dict[str, float]()
         for rows in self._micro_batches(batch):
             share, figures = self._accumulate(batch.select(rows), target.select(rows), select_rows(sign, rows))
@@ -141,13 +141,10 @@ class Learner:
         return metrics | self._optimize()
 
     def _micro_batches(self, batch: Batch) -> Iterator[slice]:
-        size, start, held = self.micro_batch_size or batch.num_contexts, 0, 0
-        if not self.micro_batch_tokens:
-            for start in range(0, batch.num_contexts, size):
-                yield slice(start, min(start + size, batch.num_contexts))
-            return
-        for place, tokens in enumerate(count_tokens(batch)):
-            if place > start and (place - start == size or held + tokens > self.micro_batch_tokens):
+        size, most = self.micro_batch_size or batch.num_contexts, self.micro_batch_tokens or math.inf
+        start, held = 0, 0
+        for place, tokens in enumerate(count_tokens(batch) if self.micro_batch_tokens else [0] * batch.num_contexts):
+            if place > start and (place - start == size or held + tokens > most):
                 yield slice(start, place)
                 start, held = place, 0
             held += tokens
@@ -155,20 +152,19 @@ class Learner:
 
     def _frozen(self, batch: Batch) -> Likelihood | None:
         """The quantities that `prepare` reads, measured micro-batch by micro-batch without gradient."""
-        asked = self.objective.frozen_needs
-        if not asked:
+        needs = self.objective.frozen_needs
+        if not needs:
             return None
-        if asked == {"value"}:
+        if needs == {"value"}:
             assert self.critic is not None
             values = [self.critic.value(batch.select(rows)) for rows in self._micro_batches(batch)]
             return Likelihood(log_prob=torch.zeros_like(values[0][:0]), value=torch.cat(values))
-        needs = asked
-        if "mismatched" in asked:
+        if "mismatched" in needs:
             if batch.mismatched is None:
                 raise ValueError(f"{type(self.objective).__name__} needs `Batch.mismatched`, and the batch has none")
             present = batch.mismatched.mask.any(-1)
             batch = Batch(batch.context, batch.mismatched, Labels(present.long(), present))
-            needs = (asked - {"mismatched"}) | {"log_prob", "ref_log_prob"}
+            needs = (needs - {"mismatched"}) | {"log_prob", "ref_log_prob"}
         pieces = [
             self.policy.likelihood(batch.select(rows), self.reference, needs).detach()
             for rows in self._micro_batches(batch)
@@ -179,12 +175,9 @@ class Learner:
     def _accumulate(
         self, batch: Batch, target: Target, sign: Tensor | None
     ) -> tuple[float, dict[str, tuple[float, float]]]:
-        """The three beats on one micro-batch. Gradients add up in `.grad`.
+        """The three beats on one micro-batch: its share of the loss, and name -> (mean, weight) of its figures.
 
-        Args:
-            sign: which actions are better and worse, `[N, K]`, to add the monitored figures; None adds none.
-        Returns:
-            Its share of the loss, and name -> (mean, weight) of its figures.
+        Gradients add up in `.grad`. With `sign` (which actions are better and worse, `[N, K]`) figures are monitored.
         """
         # 1. measure
         needs = self.objective.needs
@@ -264,13 +257,6 @@ class Learner:
             optimizer.zero_grad(set_to_none=True)
 
 
-def _mean_figures(steps: list[dict[str, float]]) -> dict[str, float]:
-    """name -> mean over the steps that have it."""
-    names = dict.fromkeys(name for figures in steps for name in figures)
-    values = {name: [figures[name] for figures in steps if name in figures] for name in names}
-    return {name: sum(numbers) / len(numbers) for name, numbers in values.items()}
-
-
 def _monitored_figures(batch: Batch, likelihood: Likelihood, sign: Tensor) -> dict[str, tuple[float, float]]:
     """name -> (mean, number of actions): the exact KL, and the drift of better and worse actions from the reference."""
     total = likelihood.detach().total()
@@ -281,11 +267,8 @@ def _monitored_figures(batch: Batch, likelihood: Likelihood, sign: Tensor) -> di
         "accepted_drift": (drift, sign > 0),
         "rejected_drift": (drift, sign < 0),
     }
-    return {
-        name: (float(values[rows].mean()), float(rows.sum()))
-        for name, (values, rows) in parts.items()
-        if bool(rows.any())
-    }
+    known = {name: (values[rows], rows) for name, (values, rows) in parts.items() if bool(rows.any())}
+    return {name: (float(values.mean()), float(rows.sum())) for name, (values, rows) in known.items()}
 
 
 def make_optimizer(
@@ -300,8 +283,7 @@ def make_optimizer(
     Args:
         module: a policy, a critic or an objective's state.
         kind: "adamw" or "adafactor".
-        lr: learning rate.
-        weight_decay: decoupled weight decay.
+        weight_decay: decoupled from the gradient.
         eps: AdamW's; must be small against the gradients, which are small where the loss is.
     Raises:
         ValueError: an unknown kind, or no parameter requires a gradient.
@@ -326,5 +308,5 @@ def _by_size(parameters: Sequence[torch.nn.Parameter]) -> list[dict[str, Any]]:
         else:
             # A bias has a fan-in of 1.
             zero.setdefault(part.shape[-1] ** -0.5 if part.dim() > 1 else 1.0, []).append(part)
-    groups: list[dict[str, Any]] = [{"params": sized}] if sized else []
-    return groups + [{"params": parts, "eps": (None, size)} for size, parts in zero.items()]
+    assumed = [{"params": parts, "eps": (None, size)} for size, parts in zero.items()]
+    return [{"params": sized}, *assumed] if sized else assumed

@@ -50,13 +50,8 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended.
-
-    Args:
-        steps: optimizer steps in all.
-        stopped: why it ended early; None if it did not.
-        seconds: time spent on collecting and updating, in this process.
-    """
+    """How a run ended: after how many optimizer steps in all, why early (None if not), and the time spent on collecting
+    and updating in this process."""
 
     steps: int
     stopped: str | None
@@ -87,7 +82,8 @@ def train(
     """
     budget = _Budget(schedule.kl_budget, measure_kl) if schedule.kl_budget is not None and measure_kl else None
     # A resumed run may already exceed a smaller budget.
-    stopped, seconds = None if budget is None else budget.exceeded(learner), 0.0
+    stopped = None if budget is None else budget.exceeded(learner)
+    seconds = 0.0
     while learner.step < schedule.steps and stopped is None:
         before = learner.step
         if before_batch is not None:
@@ -99,22 +95,22 @@ def train(
             _log(trackers, step, figures)
         if on_step is not None:
             on_step(step, figures)
-        save = checkpoint_folder is not None and step < schedule.steps and _due(before, step, schedule.save_every)
-        if budget is not None and (save or _due(before, step, schedule.kl_every, schedule.steps)):
+        more = step < schedule.steps
+        save_to = checkpoint_folder if more and _due(before, step, schedule.save_every) else None
+        if budget is not None and (save_to or _due(before, step, schedule.kl_every, schedule.steps)):
             stopped = budget.exceeded(learner)
             if stopped is not None:
                 break
-        if evaluate is not None and step < schedule.steps and _due(before, step, schedule.eval_every):
+        if evaluate is not None and more and _due(before, step, schedule.eval_every):
             _log(trackers, step, evaluate(step), "eval/")
-        if save and checkpoint_folder is not None:
-            save_checkpoint(checkpoint_folder, learner, source)
+        if save_to is not None:
+            save_checkpoint(save_to, learner, source)
     if evaluate is not None:
         _log(trackers, learner.step, evaluate(learner.step), "eval/")
     return Outcome(learner.step, stopped, seconds)
 
 
 def _update(learner: Learner, source: Source, schedule: Schedule) -> dict[str, float]:
-    """Collect one batch and learn from it; returns the figures of both."""
     began, before = time.perf_counter(), learner.step
     batch = source.next(learner.policy)
     collecting = time.perf_counter() - began
@@ -124,8 +120,8 @@ def _update(learner: Learner, source: Source, schedule: Schedule) -> dict[str, f
         batch, monitor=monitor, num_epochs=schedule.num_epochs, minibatch_size=schedule.minibatch_size
     )
     seconds = time.perf_counter() - began
-    speed = {f"{source.unit}_per_second": source.num_units / seconds}
-    return figures | speed | {"seconds": seconds, "seconds_collecting": collecting} | source.figures
+    times = {f"{source.unit}_per_second": source.num_units / seconds, "seconds": seconds}
+    return figures | times | {"seconds_collecting": collecting} | source.figures
 
 
 def _due(before: int, step: int, every: int, last: int | None = None) -> bool:

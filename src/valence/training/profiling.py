@@ -7,42 +7,29 @@ from typing import Any
 
 import torch
 
-SKIPPED, PROFILED = 2, 5
-"""Steps that warm up, and steps that are looked at."""
-
 
 class Profiler:
-    """Looks at steps 3 to 7 of a run and writes `profile.json` (a Chrome trace) and `profile.txt` (a table).
+    """Records steps 3 to 7 of a run and writes `profile.json` (a Chrome trace) and `profile.txt` (a table) into `out`.
 
     Args:
-        out: folder to write into.
         on: False does nothing.
     """
 
     def __init__(self, out: Path, *, on: bool) -> None:
-        self._out, self._seen = out, 0
-        self._profile: Any = None
-        if on:
-            kinds = [torch.profiler.ProfilerActivity.CPU]
-            if torch.cuda.is_available():
-                kinds.append(torch.profiler.ProfilerActivity.CUDA)
-            schedule = torch.profiler.schedule(wait=1, warmup=SKIPPED - 1, active=PROFILED, repeat=1)
-            self._profile = torch.profiler.profile(activities=kinds, schedule=schedule, on_trace_ready=self._write)
+        self._out = out
+        schedule = torch.profiler.schedule(wait=1, warmup=1, active=5, repeat=1)
+        self._profile = torch.profiler.profile(schedule=schedule, on_trace_ready=self._write) if on else None
+        if self._profile is not None:
             self._profile.start()
 
     def step(self) -> None:
         """Called after each step of the run."""
-        self._seen += 1
         if self._profile is not None:
             self._profile.step()
-            if self._seen == SKIPPED + PROFILED:
-                self.close()
 
     def close(self) -> None:
-        """End, also where the run was shorter."""
         if self._profile is not None:
             self._profile.stop()
-            self._profile = None
 
     def _write(self, profile: Any) -> None:
         profile.export_chrome_trace(str(self._out / "profile.json"))

@@ -16,14 +16,11 @@ TRAINING: tuple[Column, ...] = (
 
 
 class Progress:
-    """Shows the progress of a run.
+    """Shows the progress of a run of `total` steps, which starts from the step `start`.
 
     Args:
-        total: steps of the whole run.
-        start: the step that the run starts from.
         show: False shows nothing.
         unit: what a step is.
-        columns: the figures to show.
     """
 
     def __init__(
@@ -48,23 +45,21 @@ class Progress:
             self._bar.start()
 
     def note(self, figures: dict[str, float]) -> None:
-        """Figures that the next line shows."""
+        """Add figures to the next line."""
         self._latest |= figures
 
     def __call__(self, step: int, figures: dict[str, float], *, last: bool = False) -> None:
         """Show a step. A bar keeps a figure until there is a new one; a plain line shows only what is new."""
         self.note(figures)
-        parts = [
-            f"{title} {form.format(self._latest[key])}" for title, key, form in self.columns if key in self._latest
-        ]
+        shown = [column for column in self.columns if column[1] in self._latest]
+        text = "  ".join(f"{title} {form.format(self._latest[key])}" for title, key, form in shown)
         if self._bar is not None:
-            self._bar.update(self._task, completed=min(step, self.total), description="  ".join(parts))
+            self._bar.update(self._task, completed=min(step, self.total), description=text)
         elif self.show and (last or step >= self._next or step >= self.total):
             self._next = step - step % self._every + self._every
-            print(f"  {self.unit} {step}/{self.total}  {'  '.join(parts)}", file=sys.stderr, flush=True)
+            print(f"  {self.unit} {step}/{self.total}  {text}", file=sys.stderr, flush=True)
             self._latest.clear()
 
     def close(self) -> None:
-        """Stop the bar."""
         if self._bar is not None:
             self._bar.stop()

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -23,9 +22,8 @@ class FrozenCopy:
         self.copy = policy.frozen_copy(dtype=dtype, device=device)
         self.refresh_every = refresh_every
 
-    @contextlib.contextmanager
-    def active(self) -> Iterator[Any]:
-        yield self.copy
+    def active(self) -> AbstractContextManager[Any]:
+        return nullcontext(self.copy)
 
     def trainable(self) -> dict[str, torch.nn.Parameter]:
         """The copy's weights if they are refreshed: a checkpoint must hold them."""
@@ -39,7 +37,17 @@ class FrozenCopy:
                 mine.copy_(theirs)
 
 
-class AdaptersOff:
+class FixedReference:
+    """A reference that never moves, so that a checkpoint holds nothing of it."""
+
+    def trainable(self) -> dict[str, torch.nn.Parameter]:
+        return {}
+
+    def after_step(self, policy: Any, step: int) -> None:
+        pass
+
+
+class AdaptersOff(FixedReference):
     """LoRA's base model, by switching the adapters off: one model in memory.
 
     Args:
@@ -49,14 +57,5 @@ class AdaptersOff:
     def __init__(self, policy: Any) -> None:
         self.policy = policy
 
-    @contextlib.contextmanager
-    def active(self) -> Iterator[Any]:
-        with self.policy.adapters_off() as base:
-            yield base
-
-    def trainable(self) -> dict[str, torch.nn.Parameter]:
-        """Empty: the base does not move."""
-        return {}
-
-    def after_step(self, policy: Any, step: int) -> None:
-        """Nothing to do: the base does not move."""
+    def active(self) -> AbstractContextManager[Any]:
+        return self.policy.adapters_off()

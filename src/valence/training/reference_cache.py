@@ -9,10 +9,10 @@ ids (which also reflect the tokenizer and the chat template).
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import sqlite3
-import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from valence.errors import UserError
+from valence.training.reference import FixedReference
 
 FILE = "reference.sqlite"
 NEUTRAL = frozenset({"_name_or_path", "transformers_version", "use_cache", "architectures"})
@@ -60,22 +61,6 @@ def cache_reference(reference: Any, folder: str | Path, needs: frozenset[str]) -
     return (CachedHidden if "ref_kl" in needs else CachedLogProbs)(reference, folder)
 
 
-def _open(path: Path) -> sqlite3.Connection:
-    store = sqlite3.connect(path, timeout=60, isolation_level=None)
-    for left in range(100, -1, -1):
-        try:
-            store.execute("PRAGMA journal_mode=WAL")
-            break
-        except sqlite3.OperationalError as error:
-            # Changing the mode does not wait for another run that does so at the same moment.
-            if "locked" not in str(error) or not left:
-                raise
-            time.sleep(0.05)
-    store.execute("PRAGMA synchronous=NORMAL")
-    store.execute("CREATE TABLE IF NOT EXISTS measured (row BLOB PRIMARY KEY, value BLOB)")
-    return store
-
-
 def _pack(value: Tensor) -> bytes:
     """Precision and width, then the numbers, as bytes: numpy has no bfloat16."""
     value = value.detach().cpu().contiguous()
@@ -92,7 +77,7 @@ def _unpack(stored: bytes) -> Tensor:
     return flat.view(-1, width) if width else flat
 
 
-class _CachedReference:
+class _CachedReference(FixedReference):
     """What both caches share.
 
     Args:
@@ -112,31 +97,27 @@ class _CachedReference:
         path = Path(folder) / FILE
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._store = _open(path)
+            self._store = sqlite3.connect(path, timeout=60, isolation_level="IMMEDIATE")
+            # Fails where another run changes the mode at this moment, which then is this connection's mode too.
+            with contextlib.suppress(sqlite3.OperationalError):
+                self._store.execute("PRAGMA journal_mode=WAL")
+            self._store.execute("PRAGMA synchronous=NORMAL")
+            self._store.execute("CREATE TABLE IF NOT EXISTS measured (row BLOB PRIMARY KEY, value BLOB)")
         except (OSError, sqlite3.Error) as error:
             raise UserError(f"the reference cache {path} cannot be used ({error}): give another folder") from error
 
     def active(self) -> AbstractContextManager[Any]:
         return self.reference.active()
 
-    def trainable(self) -> dict[str, torch.nn.Parameter]:
-        """Empty: the reference does not move."""
-        return {}
-
-    def after_step(self, policy: Any, step: int) -> None:
-        """Nothing to do: the reference does not move."""
-
     def _recall(self, rows: Any, measure: Callable[[Any], Tensor]) -> Tensor:
         """One value for each of the rows' M real steps, row by row; `measure` gives those of rows not yet stored."""
         parts = (rows.context, rows.context_mask, rows.steps, rows.mask)
         names = [self._name(*row) for row in zip(*(part.cpu() for part in parts), strict=True)]
-        known = self._look_up(names)
         lengths = rows.mask.sum(-1).tolist()
-        values = [known.get(name) for name in names]
-        # A stored row of another length cannot be this one, whatever its name.
-        missing = [place for place, (value, length) in enumerate(zip(values, lengths, strict=True))
-                   if value is None or len(value) != length]  # fmt: skip
-        self.hits, self.misses = self.hits + len(names) - len(missing), self.misses + len(missing)
+        values = [self._look_up(name, length) for name, length in zip(names, lengths, strict=True)]
+        missing = [place for place, value in enumerate(values) if value is None]
+        self.hits += len(names) - len(missing)
+        self.misses += len(missing)
         if missing:
             which = torch.tensor(missing, device=rows.mask.device)
             measured = measure(rows.pick(which)).detach().cpu().split([lengths[place] for place in missing])
@@ -151,27 +132,17 @@ class _CachedReference:
             digest.update(len(part).to_bytes(8, "little") + part.numpy().astype("<i8").tobytes())
         return digest.digest()
 
-    def _look_up(self, names: list[bytes]) -> dict[bytes, Tensor]:
-        found: dict[bytes, Tensor] = {}
-        for start in range(0, len(names), 500):
-            some = names[start : start + 500]
-            marks = ",".join("?" * len(some))
-            for name, value in self._store.execute(f"SELECT row, value FROM measured WHERE row IN ({marks})", some):
-                found[name] = _unpack(value)
-        return found
+    def _look_up(self, name: bytes, length: int) -> Tensor | None:
+        row = self._store.execute("SELECT value FROM measured WHERE row = ?", (name,)).fetchone()
+        value = None if row is None else _unpack(row[0])
+        # A stored row of another length cannot be this one, whatever its name.
+        return value if value is not None and len(value) == length else None
 
     def _add(self, new: dict[bytes, Tensor]) -> None:
-        try:
-            self._store.execute("BEGIN IMMEDIATE")
-            self._store.executemany(
-                "INSERT OR IGNORE INTO measured VALUES (?, ?)",
-                [(name, _pack(value)) for name, value in new.items()],
-            )
-            self._store.execute("COMMIT")
-        except sqlite3.OperationalError:
-            # A full disk, or another run that writes for long: the values are measured, only not stored.
-            if self._store.in_transaction:
-                self._store.execute("ROLLBACK")
+        stored = [(name, _pack(value)) for name, value in new.items()]
+        # A full disk, or another run that writes for long: the values are measured, only not stored.
+        with contextlib.suppress(sqlite3.OperationalError), self._store:
+            self._store.executemany("INSERT OR IGNORE INTO measured VALUES (?, ?)", stored)
 
 
 class CachedLogProbs(_CachedReference):

@@ -24,14 +24,12 @@ class JsonLines:
     """Writes `metrics.jsonl`, one line per call of `log`.
 
     Args:
-        path: the file.
         keep_until: step of the checkpoint that the run resumes from; later lines are dropped. 0 empties the file.
     """
 
     def __init__(self, path: Path, *, keep_until: int = 0) -> None:
         rows = read_metrics(path) if keep_until and path.is_file() else []
-        rows = [row for row in rows if row["step"] <= keep_until]
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows if row["step"] <= keep_until))
         self._file = path.open("a")
 
     def log(self, step: int, values: dict[str, float]) -> None:
@@ -88,23 +86,19 @@ def open_trackers(kind: str, out: Path, config: dict[str, Any], *, keep_until: i
 
     Args:
         kind: one of `TRACKERS`.
-        out: the run's folder.
         config: the run's settings, for W&B and Trackio.
-        keep_until: step of the checkpoint that the run resumes from; later metrics are dropped.
+        keep_until: see `JsonLines`.
     Raises:
         UserError: the tracker is unknown, or not installed.
     """
     if kind not in TRACKERS:
         raise UserError(f"`tracker` is {kind!r}, and must be one of {', '.join(TRACKERS)}")
-    module = None
-    if kind in ("wandb", "trackio"):
+    others: list[Tracker] = []
+    if kind == "tensorboard":
+        others.append(TensorBoard(out / "tensorboard", keep_until=keep_until))
+    elif kind != "none":
         try:
-            module = __import__(kind)
+            others.append(Hosted(__import__(kind), out.name, config))
         except ImportError as error:
             raise UserError(f"`tracker` {kind} needs a package: pip install {kind}") from error
-    trackers: list[Tracker] = [JsonLines(out / "metrics.jsonl", keep_until=keep_until)]
-    if kind == "tensorboard":
-        trackers.append(TensorBoard(out / "tensorboard", keep_until=keep_until))
-    if module is not None:
-        trackers.append(Hosted(module, out.name, config))
-    return trackers
+    return [JsonLines(out / "metrics.jsonl", keep_until=keep_until), *others]
