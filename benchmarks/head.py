@@ -1,9 +1,9 @@
-"""The head alone, forward and backward: peak memory beyond inputs and gradients, and time, ours beside its peers.
+"""The head alone, forward and backward: peak memory beyond inputs and gradients, and time, ours and other libraries'.
 
-Each variant runs in a process of its own, one after the other, on the same numbers: log pi, log pi_ref and
+Each variant runs in a process of its own, one after the other, on the same numbers. It computes log pi, log pi_ref and
 KL(pi_ref || pi) of T tokens, and the gradient of a weighted sum of the first and the last with respect to the hidden
-states and the head; or, without a KL, log pi and log pi_ref and the gradient of the first. On a CPU in float32, on a
-GPU in bfloat16. Timings are noisy: read the ratios. "products" is the floor: what no way can do without.
+states and the head; without a KL, log pi, log pi_ref and the gradient of the first. A CPU runs in float32, a GPU in
+bfloat16. Timings are noisy: read the ratios. "products" is the lower bound: the matrix products that all ways need.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ NEEDS = frozenset({"log_prob", "ref_log_prob", "ref_kl"})
 
 
 class Case:
-    """The numbers: `hidden`, `weight` learn; `ref_hidden`, `ref_weight` do not."""
+    """The inputs: `hidden` and `weight` get gradients; `ref_hidden` and `ref_weight` do not."""
 
     def __init__(self, tokens: int, width: int, vocabulary: int, device: str) -> None:
         dtype = torch.bfloat16 if device == "cuda" else torch.float32
@@ -43,7 +43,7 @@ class Case:
 
 
 def naive(case: Case) -> None:
-    """Full logits of both, autograd."""
+    """All logits of both models at once, by autograd."""
     log_p = (case.hidden @ case.weight.T).float().log_softmax(-1)
     with torch.no_grad():
         log_q = (case.ref_hidden @ case.ref_weight.T).float().log_softmax(-1)
@@ -53,7 +53,7 @@ def naive(case: Case) -> None:
 
 
 def naive_log_probs(case: Case) -> None:
-    """As `naive`, without the KL: what DPO, KTO, REBEL and DRO read."""
+    """As `naive`, without the KL, as DPO, KTO, REBEL and DRO need it."""
     log_p = (case.hidden @ case.weight.T).float().log_softmax(-1)
     with torch.no_grad():
         _ = (case.ref_hidden @ case.ref_weight.T).float().log_softmax(-1).gather(1, case.targets[:, None])
@@ -61,7 +61,7 @@ def naive_log_probs(case: Case) -> None:
 
 
 def products(case: Case) -> None:
-    """The four products of a forward and backward pass, tile by tile, and nothing else: no result."""
+    """Only the four products of a forward and backward pass, tile by tile; the result is meaningless."""
     hidden, weight, tile = case.hidden.detach(), case.weight.detach(), 4096
     on_hidden, on_weight = torch.zeros_like(hidden), torch.zeros_like(weight)
     for start in range(0, len(weight), tile):
@@ -91,7 +91,7 @@ def ahead(case: Case) -> None:
 
 
 def recompute(case: Case) -> None:
-    """Ours, coefficients known afterwards (DPO, KTO, REBEL, DRO)."""
+    """Ours, coefficients known after measuring (DPO, KTO, REBEL, DRO)."""
     from valence.policies.fused import fused_likelihoods
 
     parts = fused_likelihoods(case.hidden, case.ref_hidden, case.targets, *_heads(case), needs=NEEDS)
@@ -99,7 +99,7 @@ def recompute(case: Case) -> None:
 
 
 def recompute_log_probs(case: Case) -> None:
-    """Ours, coefficients known afterwards, without the KL."""
+    """Ours, coefficients known after measuring, without the KL."""
     from valence.policies.fused import fused_likelihoods
 
     needs = frozenset({"log_prob", "ref_log_prob"})
@@ -108,7 +108,7 @@ def recompute_log_probs(case: Case) -> None:
 
 
 def plain(case: Case) -> None:
-    """Ours, the plain head: tiles of tokens, logits made again by autograd's checkpoints."""
+    """Ours, the plain head: tiles of tokens, logits recomputed by gradient checkpointing."""
     from valence.policies.token_head import token_likelihoods
 
     parts = token_likelihoods(
@@ -119,7 +119,7 @@ def plain(case: Case) -> None:
 
 
 def trl(case: Case) -> None:
-    """TRL's two chunked functions, for the same outputs; the width of its callers' chunks."""
+    """TRL's two chunked functions for the same outputs, with the chunk size that TRL uses."""
     from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
     from trl.kernels.chunked_logprob import ChunkedLogProbFunction
 
@@ -140,8 +140,8 @@ VARIANTS: dict[str, Callable[[Case], None]] = {
 
 
 def one(name: str, size: tuple[int, int, int], device: str, repeats: int) -> dict[str, float]:
-    """One variant's figures: MiB beyond inputs and gradients, and the least of some runs' seconds."""
-    # What is imported and set up by a first call does not count.
+    """One variant's peak MiB beyond inputs and gradients, and its fastest run in seconds."""
+    # A small first call does the imports and the set-up, which are not timed.
     VARIANTS[name](Case(16, size[1], 512, device))
     case, took, beyond = Case(*size, device), [], 0.0
     for _ in range(repeats):
@@ -160,7 +160,7 @@ def one(name: str, size: tuple[int, int, int], device: str, repeats: int) -> dic
 
 
 def measure(variants: list[str], size: tuple[int, int, int], device: str, repeats: int) -> dict[str, Any]:
-    """Variant -> its figures, or a text that says why there are none; each in a process of its own."""
+    """Variant -> its figures, or the error that it failed with; each runs in a process of its own."""
     words = ["--size", *size, "--device", device, "--repeats", repeats]
     return {name: apart(__file__, [*words, "--one", name]) for name in variants}
 
@@ -171,7 +171,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS))
-    parser.add_argument("--one", help="run this variant here, and print its figures as JSON")
+    parser.add_argument("--one", help="run this variant in this process, and print its figures as JSON")
     parser.add_argument("--keep", action="store_true", help="write the figures to docs/results/performance")
     asked = parser.parse_args()
     size = (asked.size[0], asked.size[1], asked.size[2])
@@ -182,12 +182,12 @@ def main() -> None:
     figures: dict[str, Any] = {}
     for name in asked.variants:
         figures |= measure([name], size, asked.device, asked.repeats)
-        found = figures[name]
-        if isinstance(found, str):
-            print(f"{name:18} failed: {found}")
+        row = figures[name]
+        if isinstance(row, str):
+            print(f"{name:18} failed: {row}")
         else:
-            norm = found["weight_grad_norm"]
-            print(f"{name:18} {found['MiB']:9,.0f} MiB {found['seconds']:8.2f} s   |dW| {norm:.4f}", flush=True)
+            norm = row["weight_grad_norm"]
+            print(f"{name:18} {row['MiB']:9,.0f} MiB {row['seconds']:8.2f} s   |dW| {norm:.4f}", flush=True)
     if asked.keep:
         keep("head", {"size": size, "device": asked.device, "variants": figures})
 

@@ -1,13 +1,14 @@
 """Pre-train the small language model that Valence carries (`valence/assets/small-lm`).
 
-Recipe, so that anyone can redo it:
+The recipe:
 1. a byte-level BPE tokenizer of 4,096 pieces, trained on the two texts below, the reviews counted eight times;
 2. `--text-steps` steps on windows of ordinary prose (Project Gutenberg) with some review sentences mixed in;
-3. `--review-steps` steps of supervised fine-tuning on single review sentences, some prose kept so it is not lost.
+3. `--review-steps` steps of supervised fine-tuning on single review sentences, mixed with prose so that the model does
+   not forget it.
 
-The review sentences are rt_polarity's train split as plain text, without their marks; its held-out split is never
-seen. Each is read about twice only: a model that knows its feedback rows by heart (a first one did, by a nat a
-token) learns little from thumbs on them, since what is pushed up or down is then not what it would say.
+The review sentences are rt_polarity's train split as plain text, without labels; its held-out split is not used. Each
+sentence is read only about twice: a model that has memorised its feedback rows (a first one had, by a nat a token)
+learns little from thumbs on them, since it would not generate the sentences that are pushed up or down.
 
     python scripts/pretrain_small.py --text train.txt.gz --heldout-text heldout.txt.gz \
         --reviews thumbs.jsonl.gz --out src/valence/assets/small-lm
@@ -38,7 +39,7 @@ def read_text(path: Path) -> str:
 
 
 def paragraphs(text: str) -> list[str]:
-    """Plain paragraphs, their line breaks folded; those of a few words (headings, page marks) left out."""
+    """Plain paragraphs without line breaks; those of fewer than 8 words (headings, page marks) are dropped."""
     folded = (" ".join(block.split()) for block in text.split("\n\n"))
     return [block for block in folded if len(block.split()) >= 8]
 
@@ -61,7 +62,7 @@ def train_tokenizer(texts: list[str], vocab_size: int) -> Any:
 
 
 def stream(tokenizer: Any, texts: list[str]) -> torch.Tensor:
-    """All texts as one line of ids, each between <s> and </s>."""
+    """All texts as one sequence of ids, each between <s> and </s>."""
     ids: list[int] = []
     for row in tokenizer(texts, add_special_tokens=True)["input_ids"]:
         ids.extend(row)
@@ -81,14 +82,14 @@ def sentence_batch(rows: list[list[int]], count: int, pad: int, generator: torch
 
 
 def loss_on(model: Any, ids: torch.Tensor, pad: int) -> torch.Tensor:
-    with torch.autocast("cpu", torch.bfloat16):  # 1.4x on this processor; the weights stay float32
+    with torch.autocast("cpu", torch.bfloat16):  # measured 1.4 times as fast; the weights stay float32
         logits = model(ids).logits[:, :-1]
     return torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten(), ignore_index=pad)
 
 
 @torch.no_grad()
 def evaluate(model: Any, prose: torch.Tensor, rows: list[list[int]], pad: int) -> tuple[float, float]:
-    """(held-out prose, held-out sentences), nats per token."""
+    """The loss on (held-out prose, held-out sentences), nats per token."""
     model.eval()
     generator = torch.Generator().manual_seed(1)
     one = loss_on(model, windows(prose, 128, 128, generator), pad).item()

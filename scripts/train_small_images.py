@@ -1,17 +1,17 @@
 """Train the small image model that Valence carries (`valence/assets/small-digits`): handwritten digits, 32 by 32.
 
 A latent consistency model from scratch, a folder that diffusers' stock `LatentConsistencyModelPipeline` loads.
-Recipe, so that anyone can redo it (one thread, deterministic by seed):
-1. pictures: the even rows of scikit-learn's 1,797 scanned digits of 8x8 (the odd rows are the judges'), made 32x32 by
-   bicubic interpolation, and painted: dark ink and pale paper of random colours, and blotches of random strength on
-   the paper (many are nearly plain);
+The recipe, reproducible on one thread by its seed:
+1. pictures: the even rows of scikit-learn's 1,797 scanned digits of 8x8 (the judges are fitted on the odd rows),
+   enlarged to 32x32 by bicubic interpolation and painted: dark ink and pale paper of random colours, with blotches of
+   random strength on the paper (many are nearly plain);
 2. an AutoencoderKL, 32x32x3 to 8x8x4; its latents' mean and deviation are folded into its 1x1 convolutions, so that
    each latent channel has mean 0 and deviation 1 and `scaling_factor` is 1;
-3. a teacher: a UNet2DConditionModel and a CLIPTextModel, trained together by v-prediction on the latents, the prompt
-   left out one time in ten (the text encoder is then frozen);
+3. a teacher: a UNet2DConditionModel and a CLIPTextModel, trained together by v-prediction on the latents, with an
+   empty prompt one time in ten (afterwards the text encoder is frozen);
 4. latent consistency distillation (Luo et al. 2023) on `LCMScheduler`'s own grid, with its c_skip and c_out: one DDIM
-   step of the teacher with guidance, the target network an exponential moving average, which is what is saved. Half
-   of the batches have guidance weight w = 0 (the pipeline's `guidance_scale` 1), half w uniform in
+   step of the teacher with guidance; the target network is an exponential moving average, and is saved. Half of the
+   batches have guidance weight w = 0 (the pipeline's `guidance_scale` 1), half w uniform in
    [0, `--max-guidance`] per picture; w reaches the student through `time_cond_proj_dim`.
 
     python scripts/train_small_images.py --out src/valence/assets/small-digits
@@ -46,7 +46,7 @@ GUIDANCE_SIZE = 32  # time_cond_proj_dim
 
 @dataclass
 class Log:
-    """What was printed, kept for TRAINING.log."""
+    """Prints lines and collects them for TRAINING.log."""
 
     lines: list[str] = field(default_factory=list)
     started: float = field(default_factory=time.monotonic)
@@ -64,21 +64,21 @@ class Log:
 
 @dataclass(frozen=True)
 class Scans:
-    """Real digits: `masks` (N, 8, 8), share of ink in [0, 1]; `labels` (N,)."""
+    """Real digits: `masks` (N, 8, 8), the share of ink in [0, 1]; `labels` (N,)."""
 
     masks: Tensor
     labels: Tensor
 
 
 def load_scans() -> tuple[Scans, Scans]:
-    """(what the model is trained on, the judges'): the even and the odd rows, as in `valence.rewards.digits`."""
+    """(scans for the model, scans for the judges): the even and the odd rows, as in `valence.rewards.digits`."""
     halves = [half_of_digits(which) for which in (REWARD_HALF, JUDGE_HALF)]
     even, odd = (Scans(torch.tensor(masks), torch.tensor(labels)) for masks, labels in halves)
     return even, odd
 
 
 def enlarge(masks: Tensor) -> Tensor:
-    """(N, 8, 8) to (N, 1, 32, 32), smoothly."""
+    """(N, 8, 8) to (N, 1, 32, 32), by bicubic interpolation."""
     return functional.interpolate(masks[:, None], scale_factor=4, mode="bicubic").clamp(0, 1)
 
 
@@ -122,7 +122,7 @@ def ink_of(images: Tensor) -> np.ndarray:
 
 
 def fit_judge(scans: Scans) -> Any:
-    """A support vector classifier of real digits in plain black on white; give it scans that the model has not seen."""
+    """A support vector classifier fitted on black digits on white; `scans` must not be the model's training data."""
     from sklearn.svm import SVC
 
     return SVC(C=10).fit(ink_of(1 - 2 * enlarge(scans.masks).expand(-1, 3, -1, -1)), scans.labels.numpy())
@@ -132,14 +132,14 @@ def fit_judge(scans: Scans) -> Any:
 
 
 def diffusers() -> Any:
-    """Imported late, for it is slow to; as Any, for its names are filled in when asked for."""
+    """The diffusers module: imported late because it is slow, and Any because its names are loaded lazily."""
     import diffusers
 
     return diffusers
 
 
 def write_tokenizer(folder: Path) -> Any:
-    """A CLIP tokenizer of all bytes and the prompts' own words, one piece a word; any other text is spelt out."""
+    """A CLIP tokenizer with one token for each word of the prompts; it spells any other text byte by byte."""
     from tokenizers import pre_tokenizers
     from transformers import CLIPTokenizer
 
@@ -205,7 +205,7 @@ def parameters(module: Any) -> int:
 def optimize(
     trained: list[Any], steps: int, rate: float, loss_of: Callable[[], Tensor], log: Log, name: str
 ) -> Iterator[int]:
-    """AdamW, short warm-up then cosine; yields after each step, so that the caller can follow with an average."""
+    """AdamW with a short warm-up, then cosine decay. Yields after each step, for the caller to update an average."""
     leaves = [parameter for module in trained for parameter in module.parameters()]
     optimizer = torch.optim.AdamW(leaves, lr=rate, betas=(0.9, 0.99), weight_decay=0.01)
     mean = 0.0
@@ -241,7 +241,7 @@ def train_vae(scans: Scans, steps: int, batch: int, generator: torch.Generator, 
         posterior: Any = vae.encode(pictures).latent_dist
         latents = posterior.mean + posterior.std * torch.randn(posterior.mean.shape, generator=generator)
         off = vae.decode(latents).sample - pictures
-        hue = off - off.mean(1, keepdim=True)  # counted more: a first autoencoder stopped at grey pictures
+        hue = off - off.mean(1, keepdim=True)  # weighted more: without it the autoencoder learned grey pictures
         error = off.square().mean() + 5 * hue.square().mean()
         return error + 1e-4 * posterior.kl().mean() / latents[0].numel()
 
@@ -353,7 +353,7 @@ def distil(
     teacher: Any, text: Tensor, data: Data, scheduler: Any, steps: int, batch: int, max_guidance: float,
     generator: torch.Generator, log: Log,
 ) -> Any:  # fmt: skip
-    """The student: the moving average that was its own target. `text` (prompts, length, size): encoded prompts."""
+    """The moving average of the student, which is its own target. `text` (prompts, length, size): encoded prompts."""
     student, target = copy.deepcopy(teacher).requires_grad_(True), copy.deepcopy(teacher)
     count = scheduler.config.original_inference_steps
     stride = scheduler.config.num_train_timesteps // count
@@ -396,9 +396,9 @@ def save(vae: Any, text_encoder: Any, tokenizer: Any, unet: Any, scheduler: Any,
         file.chmod(0o644)
     for config in folder.glob("*/config.json"):
         content = json.loads(config.read_text())
-        content.pop("_name_or_path", None)  # a path of this machine
+        content.pop("_name_or_path", None)  # a local path
         if "dtype" in content:
-            content["dtype"] = "float32"  # transformers loads as it says, diffusers in float32: they must agree
+            content["dtype"] = "float32"  # transformers loads this dtype and diffusers float32: they must agree
         config.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
@@ -437,7 +437,7 @@ def as_files(images: Tensor) -> list[Any]:
 
 
 def described(images: Tensor, labels: Tensor, judge: Any) -> str:
-    """How many are named right, by `judge` and by Valence's own `digit-judge`; how large and how different they are."""
+    """The share that `judge` and Valence's `digit-judge` classify correctly, file size, and variety, as text."""
     files, sizes = as_files(images), []
     for file in files:
         buffer = io.BytesIO()
@@ -446,19 +446,19 @@ def described(images: Tensor, labels: Tensor, judge: Any) -> str:
     right = (judge.predict(ink_of(images)) == labels.numpy()).mean()
     right_edges = (judged(files) == labels.numpy()).mean()
     return (
-        f"named right {right:.4f}, by digit-judge {right_edges:.4f}, of {len(labels)}; "
+        f"classified correctly {right:.4f}, by digit-judge {right_edges:.4f}, of {len(labels)}; "
         f"JPEG {np.mean(sizes):.0f} ± {np.std(sizes):.0f} bytes; deviation per pixel {images.std(0).mean():.3f}"
     )
 
 
 def report(folder: Path, seen: Scans, unseen: Scans, log: Log) -> None:
-    """Real pictures and samples before judges fitted on scans that the model has not seen; speed, size."""
+    """Log how judges fitted on unseen scans classify real pictures and samples; log speed and size."""
     pipeline, judge = load(folder), fit_judge(unseen)
     painted = paint(seen.masks, torch.Generator().manual_seed(1))
-    log(f"judges fitted on {len(unseen.labels)} scans that the model has not seen (and that have not seen the model's)")
+    log(f"judges fitted on {len(unseen.labels)} scans that are not in the model's training data")
     log(f"the model's scans, painted: {described(painted, seen.labels, judge)}")
     rebuilt = pipeline.vae.decode(encode(pipeline.vae, painted)).sample.clamp(-1, 1).detach()
-    log(f"and through the autoencoder: {described(rebuilt, seen.labels, judge)}")
+    log(f"the same through the autoencoder: {described(rebuilt, seen.labels, judge)}")
     labels = torch.arange(10).repeat(100)
     for scale, steps in ((1.0, 8), (1.5, 8), (2.0, 8), (3.0, 8), (1.0, 4), (1.0, 2), (1.0, 1)):
         images = draw(pipeline, labels, scale, seed=0, steps=steps)
@@ -477,7 +477,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--teacher-steps", type=int, default=1400)
     parser.add_argument("--student-steps", type=int, default=400)
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--pictures", type=int, default=16384, help="painted pictures the latents are made of")
+    parser.add_argument("--pictures", type=int, default=16384, help="painted pictures to encode as training latents")
     parser.add_argument("--max-guidance", type=float, default=2.0, help="largest w, the pipeline's guidance_scale - 1")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)

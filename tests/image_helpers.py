@@ -1,4 +1,4 @@
-"""A diffusers pipeline of a few thousand random weights, made in memory."""
+"""A diffusers pipeline of a few thousand random weights."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def tokenizer() -> Any:
 
 
 def tiny_pipeline(scheduler: Any = None, *, embedded_guidance: bool = True, seed: int = 0, size: int = 4) -> Any:
-    """Images of 2 * size pixels a side, latents of 4 channels, prompts of letters."""
+    """A pipeline with images of 2 * size pixels a side, latents of 4 channels and prompts of letters."""
     from diffusers import AutoencoderKL, LatentConsistencyModelPipeline, LCMScheduler, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 

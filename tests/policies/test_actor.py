@@ -1,4 +1,4 @@
-"""Gaussian and binned categorical policies: likelihoods, KLs and samples against the plain way, and their gradients."""
+"""Gaussian and binned categorical policies: likelihoods, KLs, samples and gradients against plain computations."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ KINDS = {"gaussian": GaussianPolicy, "categorical": CategoricalPolicy}
 
 
 def actor(kind: str, *, seed: int = 0, size: float = 0.4, **options: Any) -> Any:
-    """Far enough from its start that its distributions differ by context and dimension."""
+    """A policy whose weights are moved, so that its distributions differ by context and dimension."""
     if kind == "categorical":
         options = {"bins": BINS} | options
     with torch.random.fork_rng(devices=[]):
@@ -47,7 +47,7 @@ def observations(number: int = N) -> Tensor:
 
 
 def make_batch(policy: Actor, *, absent: bool = True) -> Batch:
-    """Actions of another policy of its kind, so that they are no samples of this one; two are absent."""
+    """Actions that another policy of the same kind drew; two are absent."""
     other = actor("gaussian" if isinstance(policy, GaussianPolicy) else "categorical", seed=5)
     context = observations()
     action = other.sample(context, K, torch.Generator().manual_seed(2))
@@ -66,7 +66,7 @@ def doubled(batch: Batch) -> Batch:
 
 
 def moved(kind: str) -> tuple[Any, FrozenCopy]:
-    """A policy and the reference that it has left."""
+    """A policy that has moved away from its reference, and the reference."""
     policy = actor(kind)
     reference = FrozenCopy(policy)
     helpers.shake(policy, seed=9, size=0.3)
@@ -74,7 +74,7 @@ def moved(kind: str) -> tuple[Any, FrozenCopy]:
 
 
 def slow_log_prob(policy: Any, seen: Tensor, step: Tensor) -> Tensor:
-    """One context and one action alone, a dimension at a time, from the density's formula."""
+    """log pi of one action in one context, a dimension at a time, from the density's formula."""
     if isinstance(policy, GaussianPolicy):
         mean, scale = (part.flatten() for part in policy.moments(seen[None]))
         parts = [
@@ -128,7 +128,7 @@ def test_kls_equal_those_of_torch_and_those_of_samples(kind: str) -> None:
             ratio = first.log_prob(draws) - second.log_prob(draws)
             error = ratio.std() / len(draws) ** 0.5
             assert abs(ratio.mean() - value[n, present, 0][0]) < 5 * error
-    # Both directions, so that they cannot be mistaken for one another.
+    # The two directions differ, so an implementation that swaps them fails.
     assert (found.ref_kl - found.policy_kl).abs().max() > 0.01
     assert bool((found.ref_kl[batch.present] > 0).all())
 
@@ -217,7 +217,7 @@ def test_gaussian_samples_have_its_moments() -> None:
     mean, scale = (part[:, 0, 0] for part in policy.moments(context))
     assert ((steps[:, :, 0].mean(1) - mean).abs() < 5 * scale / number**0.5).all()
     assert_close(steps[:, :, 0].std(1), scale, 0.03)
-    # Dimensions and contexts are drawn apart.
+    # Dimensions and contexts are independent.
     together = torch.corrcoef(steps[:, :, 0].permute(0, 2, 1).reshape(N * D, number))
     assert (together - torch.eye(N * D)).abs().max() < 5 / number**0.5
 
@@ -346,7 +346,7 @@ def test_maximum_likelihood_finds_the_moments_and_the_frequencies() -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "message"),
     [
         (lambda: GaussianPolicy(0, 1), "`observation_size` is 0"),
         (lambda: CategoricalPolicy(1, 0), "`action_size` is 0"),
@@ -357,8 +357,8 @@ def test_maximum_likelihood_finds_the_moments_and_the_frequencies() -> None:
         (lambda: GaussianPolicy(1, 1, min_scale=-0.1), "0 <= `min_scale`"),
     ],
 )
-def test_bad_sizes_are_refused(make: Any, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_bad_sizes_are_refused(make: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         make()
 
 
@@ -367,13 +367,13 @@ def test_no_bin_falls_below_its_floor_and_kls_stay_finite() -> None:
     policy = CategoricalPolicy(SEEN, D, (16,), bins=7, min_prob=0.01)
     other = copy.deepcopy(policy)
     with torch.no_grad():
-        # Far beyond what a float's softmax can hold, in opposite directions.
+        # Logits far beyond what a float's softmax can hold, in opposite directions.
         policy.head.bias.copy_(torch.linspace(-300, 300, D * 7))
         other.head.bias.copy_(torch.linspace(300, -300, D * 7))
     ours, theirs = policy.distribution(observations()), other.distribution(observations())
     chances = ours.base_dist.probs
     assert chances.min() >= 0.01 - 1e-6 and torch.allclose(chances.sum(-1), torch.ones(()))
-    # At most the odds between the floor and all the rest, for each dimension.
+    # For each dimension, at most the log of the largest probability over the floor.
     kl = torch.distributions.kl_divergence(theirs, ours)
     assert bool((kl > 0).all()) and float(kl.max()) <= D * math.log(0.94 / 0.01) + 1e-4
     bare = CategoricalPolicy(SEEN, D, (16,), bins=7, min_prob=0.0)

@@ -1,4 +1,4 @@
-"""The default measure over small distributions: a control policy's Normals and Categoricals."""
+"""Likelihoods from small distributions: a control policy's Normals and Categoricals."""
 
 from __future__ import annotations
 

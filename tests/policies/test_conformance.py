@@ -1,4 +1,4 @@
-"""One suite over all language policies: what every objective, evaluation and source relies on."""
+"""One suite for all language policies: the properties that objectives, evaluations and sources rely on."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 def rows_of(action: Action) -> list[tuple[int, ...]]:
-    """The tokens of each action, without what is masked."""
+    """The tokens of each action, without masked ones."""
     pairs = zip(action.steps.flatten(0, 1), action.mask.flatten(0, 1), strict=True)
     return [tuple(steps[mask].tolist()) for steps, mask in pairs]
 
@@ -46,14 +46,14 @@ def test_probabilities_of_all_completions_sum_to_one(kind: str) -> None:
     with torch.no_grad():
         total = subject.likelihood(batch, None, LOG_PROB).total().log_prob
     assert_close(total.double().exp().sum(-1), torch.ones(3), 1e-5)
-    # The contexts differ, so the sum is not that of one distribution three times.
+    # The contexts differ: these are three distributions.
     assert (total[0] - total[1]).abs().max() > 0.1
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
 def test_samples_are_as_frequent_as_their_likelihood_says(kind: str, temperature: float) -> None:
     subject = helpers.policy(kind, 5, max_new_tokens=2, temperature=temperature)
-    # What a model's own generation settings ask for is no part of the policy.
+    # A model's own generation settings are no part of the policy.
     settings = subject.model.generation_config
     settings.repetition_penalty, settings.top_p, settings.top_k, settings.typical_p = 3.0, 0.5, 2, 0.5
     settings.min_new_tokens, settings.temperature, settings.no_repeat_ngram_size = 2, 0.3, 1
@@ -161,9 +161,9 @@ def test_kls_equal_those_of_the_full_distributions(kind: str) -> None:
         assert part[mask].max() > 1e-3
     assert_close(measured.log_prob, ours.log_prob(batch.action.steps) * mask, 2e-5)
     assert_close(measured.ref_log_prob, theirs.log_prob(batch.action.steps) * mask, 2e-5)
-    # The two directions are different numbers, so neither can stand for the other.
+    # The two directions differ, so an implementation that swaps them fails.
     assert (measured.ref_kl - measured.policy_kl).abs().max() > 1e-4
-    # The default measure, written over distributions, agrees.
+    # `likelihood_from_distributions` agrees.
     default = likelihood_from_distributions(ours, theirs, batch.action.steps, mask, ALL)
     for name in ALL:
         assert_close(getattr(measured, name), getattr(default, name), 2e-5)
@@ -173,7 +173,7 @@ def test_kls_and_log_ratio_are_zero_at_the_start_in_training_mode(kind: str) -> 
     subject = helpers.policy(kind)
     assert subject.training
     measured = subject.likelihood(make_batch(), FrozenCopy(subject), ALL)
-    # With and without gradient torch may take other kernels, which round differently.
+    # With and without gradient torch may use different kernels, which round differently.
     assert_close(measured.log_prob, measured.ref_log_prob, 1e-5)
     assert_close(measured.ref_kl, torch.zeros_like(measured.ref_kl), 1e-5)
     assert_close(measured.policy_kl, torch.zeros_like(measured.policy_kl), 1e-5)
@@ -187,7 +187,7 @@ def test_where_the_gradient_flows(kind: str) -> None:
     measured = subject.likelihood(batch, reference, ALL)
     assert measured.log_prob.requires_grad and measured.ref_kl.requires_grad
     assert not measured.ref_log_prob.requires_grad
-    # Two ways to the same gradient: pulling back a given one, and differentiating the product with it.
+    # The same gradient in two ways: pulling back `grads`, and differentiating the likelihoods times `grads`.
     generator = torch.Generator().manual_seed(0)
     grads = {name: torch.randn(measured.log_prob.shape, generator=generator) for name in ("log_prob", "ref_kl")}
     subject.backward(batch, reference, measured, grads)
@@ -208,7 +208,7 @@ def test_where_the_gradient_flows(kind: str) -> None:
 
 
 def shuffled(batch: Batch, order: list[int], absent: int) -> Batch:
-    """The same actions, in another order within each context, with `absent` absent ones in front, and more padding."""
+    """The same actions in another order within each context, after `absent` absent ones, with more padding."""
     width = batch.action.mask.shape[2]
     steps = torch.nn.functional.pad(batch.action.steps[:, order], (0, 3, absent, 0), value=7)
     mask = torch.nn.functional.pad(batch.action.mask[:, order], (0, 3, absent, 0), value=False)
@@ -288,7 +288,7 @@ def test_values_and_gradients_do_not_depend_on_how_rows_are_run(
 def test_a_piece_stays_within_its_budget_with_its_padding(kind: str, *, packs: bool) -> None:
     policy = helpers.policy(kind)
     policy.packs, joined = packs, not policy.encoder_decoder
-    # Rows of equal length whose prompts and completions are of opposite ones: together they are mostly padding.
+    # All rows have 11 tokens, but where prompts are long completions are short: padded apart, they are mostly padding.
     prompts = [[4] * (10 - n) for n in range(10)]
     completions = [[[5] * (1 + n)] for n in range(10)]
     rows = present_rows(pad_left(prompts, PAD), pad_actions(completions, PAD))
@@ -366,7 +366,7 @@ def test_lora_switched_off_is_the_base_model_before_and_after_training(
 
 
 def test_lora_gradient_equals_that_with_a_second_copy_as_reference(kind: str) -> None:
-    """Switching the adapters off for the reference, between measuring and pulling back, leaves the gradient whole."""
+    """Adapters switched off for the reference, between measuring and pulling back, do not change the gradient."""
     subject = helpers.policy(kind, lora=True)
     copied = FrozenCopy(subject)
     helpers.shake(subject)
@@ -409,7 +409,7 @@ def test_temperature_must_be_positive(kind: str) -> None:
 
 
 def test_the_end_token_counts(kind: str) -> None:
-    """log pi of a whole completion is that of the cut one plus the end token's."""
+    """log pi of a finished completion is that of the truncated one plus the end token's."""
     subject = helpers.policy(kind)
     batch = as_batch(context_of([4, 5]), pad_actions([[[6, 7, END], [6, 7]]], PAD))
     total = subject.likelihood(batch, None, LOG_PROB).total().log_prob[0].detach()

@@ -1,4 +1,4 @@
-"""Denoisers: densities, exact KLs, the step-by-step pull-back, memory, references, and what diffusers reads back."""
+"""Denoisers: densities, exact KLs, the step-by-step pull-back, its memory, references, and files for diffusers."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def denoiser(*, steps: int = 4, lora: int = 2, scheduler: Any = None, **more: An
 
 
 def moved(policy: Denoiser, seed: int = 1) -> Denoiser:
-    """The policy, away from where it began."""
+    """The policy, its weights moved."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for part in policy.parameters():
@@ -51,9 +51,9 @@ def drawn(policy: Denoiser, feedback: type = Rewards, seed: int = 0) -> Batch:
     action = policy.sample(context, 2, torch.Generator().manual_seed(seed))
     present = torch.ones(3, 2, dtype=torch.bool)
     value = torch.tensor([[1.0, -1.0], [0.3, 0.1], [-2.0, 0.5]])
-    told = Rewards(value, present) if feedback is Rewards else Labels(value.sign().long(), present)
-    old = policy.likelihood(Batch(context, action, told), None, frozenset({"log_prob"})).log_prob
-    return Batch(context, action, told, old_log_prob=old)
+    given = Rewards(value, present) if feedback is Rewards else Labels(value.sign().long(), present)
+    old = policy.likelihood(Batch(context, action, given), None, frozenset({"log_prob"})).log_prob
+    return Batch(context, action, given, old_log_prob=old)
 
 
 def gradients(policy: Denoiser) -> dict[str, torch.Tensor]:
@@ -95,8 +95,8 @@ def test_measured_as_by_torchs_own_distributions(scheduler: Any, lora: int) -> N
     assert isinstance(policy, Policy)
     found = policy.likelihood(batch, reference, frozenset({"ref_log_prob", "ref_kl", "policy_kl"}))
     assert not found.log_prob.requires_grad
-    told = full_graph(policy, batch, reference)
-    for name, part in told.items():
+    expected = full_graph(policy, batch, reference)
+    for name, part in expected.items():
         torch.testing.assert_close(getattr(found, name), part.detach(), rtol=1e-4, atol=2e-4)
     assert found.ref_kl is not None and found.policy_kl is not None
     torch.testing.assert_close(found.ref_kl, found.policy_kl)
@@ -106,7 +106,7 @@ def test_measured_as_by_torchs_own_distributions(scheduler: Any, lora: int) -> N
 @pytest.mark.parametrize("lora", [0, 2])
 @pytest.mark.parametrize("names", [("log_prob",), ("log_prob", "ref_kl")])
 def test_the_step_by_step_pull_back_is_the_full_graphs(lora: int, names: tuple[str, ...]) -> None:
-    """In double precision, to 1e-6 of the gradient's size (issue 6)."""
+    """In double precision, to 1e-6 of the gradient's size."""
     policy, drawer = (denoiser(lora=lora, steps=5, embedded_guidance=False) for _ in range(2))
     policy.network.double()
     reference = AdaptersOff(policy) if lora else FrozenCopy(policy)
@@ -114,8 +114,8 @@ def test_the_step_by_step_pull_back_is_the_full_graphs(lora: int, names: tuple[s
     moved(policy)
     generator = torch.Generator().manual_seed(3)
     grads = {name: torch.randn(batch.action.mask.shape, generator=generator).double() for name in names}
-    told = full_graph(policy, batch, reference)
-    torch.autograd.backward([told[name] for name in names], [grads[name] for name in names])
+    expected = full_graph(policy, batch, reference)
+    torch.autograd.backward([expected[name] for name in names], [grads[name] for name in names])
     full = gradients(policy)
     measured = policy.likelihood(batch, reference, frozenset(names))
     policy.backward(batch, reference, measured, grads)
@@ -174,7 +174,7 @@ def test_what_autograd_holds_does_not_grow_with_the_number_of_steps() -> None:
 
     ours, full = zip(*(of(steps) for steps in (3, 6, 12)), strict=True)
     assert ours[0] > 0 and max(ours) == min(ours)
-    # The count is able to see growth: a graph of all steps holds as many times more.
+    # The count can see growth: a graph of all steps holds that many times more.
     assert full[2] > 3.5 * full[0]
 
 
@@ -187,8 +187,8 @@ def test_an_update_through_the_learner_is_one_through_the_full_graph(objective: 
     moved(policy, seed=2)
     scaled = ScaledLogProb(objective=objective, log_prob_scale=scale)
     target = scaled.prepare(batch, None)
-    told = full_graph(policy, batch, reference)
-    loss = scaled(Likelihood(mask=batch.action.mask, **told), target).total(target.size)
+    expected = full_graph(policy, batch, reference)
+    loss = scaled(Likelihood(mask=batch.action.mask, **expected), target).total(target.size)
     loss.backward()
     full = gradients(policy)
     learner = Learner(policy, scaled, reference, {"policy": torch.optim.SGD(list(policy.parameters()), lr=0.0)})
@@ -200,8 +200,8 @@ def test_an_update_through_the_learner_is_one_through_the_full_graph(objective: 
     size = math.sqrt(sum(float(part.square().sum()) for part in full.values()))
     away = math.sqrt(sum(float((kept[name] - part).square().sum()) for name, part in full.items()))
     assert size > 0 and away / size < 1e-4
-    # What is reported stays in nats, whatever the scale.
-    total = told["ref_kl"].sum(-1).mean().item()
+    # Reported KLs are in nats, whatever the scale.
+    total = expected["ref_kl"].sum(-1).mean().item()
     assert figures["kl_ref_policy_on_rows"] == pytest.approx(total, rel=1e-3)
 
 
@@ -258,8 +258,8 @@ def test_guidance_from_without_is_the_two_predictions_weighed() -> None:
     context, empty = guided.context(["a"]), guided.context([""])
     x = torch.randn(1, 1, *plain.shape, generator=torch.Generator().manual_seed(0))
     rows = x.flatten(0, 1)
-    told, free = (plain._predict(rows, 500, each.embedding) for each in (context, empty))
-    torch.testing.assert_close(guided._predict(rows, 500, context.embedding), free + 3 * (told - free))
+    prompted, unprompted = (plain._predict(rows, 500, each.embedding) for each in (context, empty))
+    torch.testing.assert_close(guided._predict(rows, 500, context.embedding), unprompted + 3 * (prompted - unprompted))
 
 
 @pytest.mark.parametrize("lora", [0, 2])
@@ -306,7 +306,7 @@ def test_adapters_are_written_as_diffusers_reads_them(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "model").iterdir()] == ["pytorch_lora_weights.safetensors"]
     fresh = tiny_pipeline()
     fresh.load_lora_weights(tmp_path / "model")
-    # Its alpha of 2 on a rank of 3 came along: without it the images are others.
+    # Its alpha of 2 at rank 3 is in the file: without it the images differ.
     other = make_denoiser(fresh, SamplerSettings(num_steps=4, lora_rank=0))
     same(action, drawn(other).action)
     bare = drawn(make_denoiser(tiny_pipeline(), SamplerSettings(num_steps=4, lora_rank=0))).action
@@ -347,11 +347,11 @@ def test_mixed_precision_and_checkpointing_stay_close() -> None:
     )
     batch = drawn(plain)
     asked = frozenset({"log_prob"})
-    told = plain.likelihood(batch, None, asked).log_prob
+    expected = plain.likelihood(batch, None, asked).log_prob
     assert all(part.dtype == torch.float32 for part in half.parameters())
     near = half.likelihood(drawn(half), None, asked).log_prob
     assert near.dtype == torch.float32 and torch.isfinite(near).all()
-    grads = {"log_prob": torch.ones_like(told)}
+    grads = {"log_prob": torch.ones_like(expected)}
     found = []
     for policy in (plain, thrifty):
         policy.backward(batch, None, policy.likelihood(batch, None, asked), grads)
@@ -377,8 +377,8 @@ def test_what_cannot_be_a_policy_is_refused(tmp_path: Path) -> None:
 def test_the_density_known_from_drawing_is_the_measured_one() -> None:
     policy = moved(denoiser())
     context = policy.context(["a", "b"])
-    action, told = policy.draw(context, 3, torch.Generator().manual_seed(0))
+    action, expected = policy.draw(context, 3, torch.Generator().manual_seed(0))
     present = torch.ones(2, 3, dtype=torch.bool)
     found = policy.likelihood(Batch(context, action, Labels(present.long(), present)), None, frozenset({"log_prob"}))
-    torch.testing.assert_close(told, found.log_prob, rtol=1e-5, atol=1e-4)
-    assert float(told[..., -1].abs().max()) == 0
+    torch.testing.assert_close(expected, found.log_prob, rtol=1e-5, atol=1e-4)
+    assert float(expected[..., -1].abs().max()) == 0

@@ -1,4 +1,4 @@
-"""The steps' Normals against what diffusers' own schedulers do."""
+"""The steps' Normals against diffusers' own schedulers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ KINDS = {"lcm": LCMScheduler, "ddim": DDIMScheduler, "ddpm": DDPMScheduler}
 
 
 class Noise:
-    """What the scheduler is given for its noise: known in advance."""
+    """Gives the scheduler noise that is known in advance."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, value: torch.Tensor) -> None:
         for kind in KINDS:
@@ -67,7 +67,7 @@ def test_another_scheduler_of_products_is_sampled_as_ddim_and_left_alone() -> No
 
 
 @pytest.mark.parametrize(
-    ("scheduler", "num_steps", "said"),
+    ("scheduler", "num_steps", "message"),
     [
         (LCMScheduler(), 1, "no density"),
         (LCMScheduler(), 60, "does not fit"),
@@ -76,6 +76,6 @@ def test_another_scheduler_of_products_is_sampled_as_ddim_and_left_alone() -> No
         (FlowMatchEulerDiscreteScheduler(), 4, "alphas_cumprod"),
     ],
 )
-def test_what_has_no_normal_is_refused_with_the_reason(scheduler: Any, num_steps: int, said: str) -> None:
-    with pytest.raises(UserError, match=said):
+def test_what_has_no_normal_is_refused_with_the_reason(scheduler: Any, num_steps: int, message: str) -> None:
+    with pytest.raises(UserError, match=message):
         make_steps(scheduler, num_steps)

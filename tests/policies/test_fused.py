@@ -1,4 +1,4 @@
-"""The fused head against the obvious one: values and gradients, tile by tile, in every model that we know."""
+"""The fused head against the obvious computation: values and gradients, tile by tile, in every kind of model."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def plain(
 
 
 def off(ours: Tensor, theirs: Tensor) -> float:
-    """The largest difference, as a share of the largest value; not a number where anything is not."""
+    """The largest difference, as a share of the largest value; NaN where either is NaN."""
     return float((ours.double() - theirs.double()).abs().max().detach() / theirs.abs().max().clamp(min=1e-6).detach())
 
 
@@ -57,7 +57,7 @@ def seeded() -> None:
 
 
 def case(*, dtype: torch.dtype = torch.float64, bias: bool = True, scale: float = 1.0, **extras: Any) -> Any:
-    """Fresh numbers each time: (hidden, ref_hidden, targets, head, ref_head)."""
+    """Random (hidden, ref_hidden, targets, head, ref_head)."""
 
     def draw(*shape: int) -> Tensor:
         return scale * torch.randn(shape, dtype=dtype)
@@ -128,7 +128,7 @@ def test_gradients_pass_gradcheck(extras: dict[str, Any]) -> None:
 
 @pytest.mark.usefixtures("tiles")
 def test_large_logits_neither_overflow_nor_vanish() -> None:
-    """Logits of some hundreds in float32, whose plain exponentials are infinite: compared with float64."""
+    """float32 logits of some hundreds, whose exponentials are infinite, against float64."""
     hidden, ref_hidden, targets, head, other = case(dtype=torch.float32, scale=12.0)
     found = fused_likelihoods(hidden, ref_hidden, targets, head, other, needs=ALL)
     wide = [LinearHead(one.weight.double(), None if one.bias is None else one.bias.double(), post=one.post)
@@ -209,7 +209,7 @@ def test_only_what_is_asked_for_is_measured() -> None:
 
 
 def test_the_logits_of_the_whole_are_never_held(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No tensor made on the way is as large as M by V; the largest is a tile."""
+    """No intermediate tensor is as large as M by V."""
     rows, vocabulary = 256, 3000
     monkeypatch.setattr(fused, "COLUMNS", 128)
     monkeypatch.setattr(fused, "ROWS", 64)
@@ -273,7 +273,7 @@ def test_the_two_heads_can_be_swapped_in_every_model(kind: str, temperature: flo
         for name in NAMES:
             assert off(others[0][name], values[name]) < 1e-5
         assert others[1].keys() == parameters.keys()
-        # Some gradients are nought but for rounding (keys' biases): all are held against the largest.
+        # Some gradients are zero but for rounding (those of key biases): all are compared with the largest.
         assert off(flat(others[1]), flat(parameters)) < 1e-4
 
 
@@ -300,7 +300,7 @@ def test_a_head_that_is_more_than_a_matrix_goes_the_plain_way() -> None:
 
 
 def test_what_of_a_head_learns_is_what_gets_a_gradient() -> None:
-    """A bias alone, a weight alone, neither: known ahead as by autograd."""
+    """Both, a bias alone, a weight alone, neither."""
     hidden, ref_hidden, targets, head, other = case()
     known = {"log_prob": torch.randn(M, dtype=torch.float64)}
     for weight, bias in ((True, True), (False, True), (True, False), (False, False)):

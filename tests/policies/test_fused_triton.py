@@ -27,7 +27,7 @@ EXTRAS = [{}, {"bias": True}, {"cap": 2.0, "pre": 0.7, "post": 1.3}, {"cap": 1.5
 
 @pytest.fixture(scope="module")
 def unchecked() -> ModuleType:
-    """The kernels' file without the checks of types that tests put into Valence: Triton reads its source."""
+    """The kernels' file, loaded without the type checks that the tests add to Valence: Triton reads its source."""
     place = Path(fused.__file__).with_name("fused_triton.py")
     spec = spec_from_file_location("fused_triton", place)
     assert spec is not None and spec.loader is not None
@@ -38,7 +38,7 @@ def unchecked() -> ModuleType:
 
 @pytest.fixture(autouse=True)
 def kernels(unchecked: ModuleType, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The kernels are taken whatever the device, their blocks small, the vocabulary in several parts."""
+    """Use the kernels on any device, with small blocks and the vocabulary in several parts."""
     for name, size in {"ROWS": 16, "COLUMNS": 16, "DEPTH": 16, "PROGRAMS": 9}.items():
         monkeypatch.setattr(unchecked, name, size)
     monkeypatch.setattr(fused, "KERNEL_COLUMNS", 32)
@@ -99,7 +99,7 @@ def test_forward_and_backward_are_plain_torchs(
 
 def test_float16_stays_near_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     """Inputs rounded to 11 bits, sums in float32, logits' gradients rounded again: within 0.5%. (The interpreter of
-    Triton 3.9 takes bfloat16's bits for whole numbers in a product: bfloat16 waits for a GPU.)"""
+    Triton 3.9 reads bfloat16's bits as integers in a product, so bfloat16 is tested on a GPU only.)"""
     given = case(scale=0.5)
     parts, grads = run(ahead=False, given=given, dtype=torch.float16)
     monkeypatch.setattr(fused, "_kernels", lambda hidden, dtype: None)

@@ -1,4 +1,4 @@
-"""Heads of every kind, references, and dropout."""
+"""Heads of every kind, references, dropout, padding and sampling."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_check_head_catches_a_head_that_does_something_else(kind: str) -> None:
 
 
 def test_each_extra_of_the_head_changes_the_likelihood() -> None:
-    """What the conformance suite proves right is really there to be proved: without it the numbers differ."""
+    """Without each extra the numbers differ, so the conformance suite does test it."""
     batch = make_batch()
     for kind, remove in (
         ("gemma2", lambda model: setattr(model.config, "final_logit_softcapping", None)),
@@ -215,7 +215,7 @@ def test_a_reference_in_another_precision() -> None:
 
 @pytest.mark.parametrize("kind", ["llama", "t5"])
 def test_padding_on_the_wrong_side_is_refused(kind: str) -> None:
-    """Trimmed as if it stood on the left, it would cost prompt tokens: log pi was off by 0.4."""
+    """Trimming takes padding to be on the left: on the right it dropped prompt tokens, and log pi was off by 0.4."""
     subject, batch = helpers.policy(kind), helpers.as_batch(*padded([[4, 5, 6, 7], [8, 9]], [[10, 11], [12]]))
     good = subject.likelihood(batch, None, LOG_PROB).log_prob
     turned = TokenContext(batch.context.ids.clone(), batch.context.mask.clone())
@@ -263,8 +263,8 @@ def test_rows_are_trimmed_to_what_they_need() -> None:
 
 @pytest.mark.parametrize("kind", helpers.KINDS)
 def test_mixed_precision_is_near_in_float32_weights_and_zero_at_the_start(kind: str) -> None:
-    """bfloat16 products: near the exact values and gradients, weights and gradients in float32, and the same rounding
-    in policy and reference, so that nothing has moved before anything has."""
+    """With bfloat16 products, values and gradients are near the exact ones, weights and gradients stay in float32, and
+    policy and reference round alike, so that their KL starts at zero."""
     subject, batch = helpers.policy(kind, spread=0.1), make_batch()
     exact = subject.likelihood(batch, None, LOG_PROB).log_prob
     grad = {"log_prob": torch.ones_like(exact)}
@@ -279,7 +279,7 @@ def test_mixed_precision_is_near_in_float32_weights_and_zero_at_the_start(kind: 
     assert all(part.dtype == torch.float32 for part in subject.parameters())
     assert 0 < (measured.log_prob - exact).abs().max() < 0.2
     assert torch.cosine_similarity(found[0], found[1], dim=0) > 0.99
-    # T5's attention takes another kernel where its position bias needs a gradient, and rounds differently there.
+    # T5's attention uses another kernel where its position bias needs a gradient, and rounds differently.
     with torch.no_grad():
         still = subject.likelihood(batch, FrozenCopy(subject), ALL)
     assert torch.equal(still.log_prob, still.ref_log_prob) and still.ref_kl.abs().max() < 1e-6

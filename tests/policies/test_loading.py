@@ -1,4 +1,4 @@
-"""Loading: what a folder may hold, and the one line that says what is wrong with it."""
+"""Loading models: the folders that load, and the one-line message for those that do not."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def refused(model: object, **options: object) -> str:
 
 
 def changed(folder: Path, out: Path, name: str = "config.json", **values: Any) -> Path:
-    """A copy of a model's folder (or the folder itself), with other values in one of its files; None takes one out."""
+    """A copy of a model's folder (or the folder itself) with other values in one of its files; None removes a value."""
     if out != folder:
         shutil.copytree(folder, out, dirs_exist_ok=True)
     fields = json.loads((out / name).read_text()) | values
@@ -117,7 +117,7 @@ def test_unknown_dtype(folders: dict[str, Path]) -> None:
 @pytest.mark.parametrize("targets", ["nothing_like_this", "q_proj,nor_this", ""])
 def test_lora_targets_that_do_not_fit(folders: dict[str, Path], targets: str) -> None:
     if targets == "q_proj,nor_this":
-        # peft takes those that fit: at least one has to.
+        # peft ignores names that do not fit, as long as one does.
         subject = load_language_policy(str(folders["llama"]), lora_rank=2, lora_targets=targets)
         assert subject.trainable() and all("q_proj" in name for name in subject.trainable())
         return
@@ -212,7 +212,7 @@ def test_cuda_without_a_gpu(folders: dict[str, Path], monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize(
-    ("values", "said"),
+    ("values", "words"),
     [
         ({"num_attention_heads": 3}, "not a multiple of the number of attention heads"),
         ({"num_attention_heads": 0}, "modulo by zero"),
@@ -222,10 +222,10 @@ def test_cuda_without_a_gpu(folders: dict[str, Path], monkeypatch: pytest.Monkey
     ],
 )
 def test_a_config_that_makes_no_sense(
-    values: dict[str, Any], said: str, folders: dict[str, Path], tmp_path: Path
+    values: dict[str, Any], words: str, folders: dict[str, Path], tmp_path: Path
 ) -> None:
     message = refused(changed(folders["llama"], tmp_path, **values))
-    assert str(tmp_path) in message and said in message
+    assert str(tmp_path) in message and words in message
 
 
 def test_an_encoder_decoder_says_its_start_token_somewhere(folders: dict[str, Path], tmp_path: Path) -> None:
@@ -236,7 +236,7 @@ def test_an_encoder_decoder_says_its_start_token_somewhere(folders: dict[str, Pa
     by_padding = changed(by_generation, tmp_path / "b", "generation_config.json", decoder_start_token_id=None)
     subject = load_language_policy(str(by_padding))
     assert subject.core.config.decoder_start_token_id == helpers.PAD
-    # It is the model that the test's own T5 is, start token and all; and a saved one says its token.
+    # It is the same model as the test's own T5, and a saved one names its start token.
     whole = load_language_policy(str(folders["t5"]))
     batch = make_batch()
     with torch.no_grad():
@@ -253,7 +253,8 @@ def test_an_encoder_decoder_without_any_start_token(folders: dict[str, Path], tm
     changed(bare, bare, "generation_config.json", **names)
     changed(bare, bare, "tokenizer_config.json", pad_token=None)
     fields = json.loads((bare / "config.json").read_text())
-    (bare / "config.json").write_text(json.dumps(fields | {"pad_token_id": None}))  # left out, T5's own would be taken
+    # Without the key, T5's default would be read.
+    (bare / "config.json").write_text(json.dumps(fields | {"pad_token_id": None}))
     assert "decoder_start_token_id" in refused(bare)
 
 
@@ -262,7 +263,7 @@ def test_a_tokenizer_larger_than_the_embedding(folders: dict[str, Path], tmp_pat
     helpers.word_tokenizer(17).save_pretrained(tmp_path)
     message = refused(tmp_path)
     assert "ids up to 16" in message and "has 16 embeddings" in message
-    helpers.word_tokenizer(12).save_pretrained(tmp_path)  # a smaller one is nothing unusual
+    helpers.word_tokenizer(12).save_pretrained(tmp_path)  # a smaller one loads
     load_language_policy(str(tmp_path))
 
 
@@ -323,7 +324,7 @@ def test_a_saved_config_keeps_its_dropout(kind: str, how: str, tmp_path: Path) -
     with dropout_restored(subject.model):
         assert config() == expected
         subject.model.save_pretrained(tmp_path / "ours")
-        # The modules themselves stay without.
+        # The modules themselves stay without dropout.
         assert not any(module.p for module in subject.modules() if isinstance(module, torch.nn.Dropout))
     assert config() == zero
     before, after = (json.loads((tmp_path / name / "config.json").read_text()) for name in ("theirs", "ours"))

@@ -115,7 +115,7 @@ def test_an_observation_of_no_numbers_is_refused(folder: Path) -> None:
         PolicyRunner.load(folder).act(np.array([0.0, np.nan, 0.0]))
 
 
-def test_what_cannot_be_loaded_is_said_in_one_line(folder: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_loaded_is_reported_in_one_line(folder: Path, tmp_path: Path) -> None:
     home = folder / "policy"
     about = json.loads((home / "policy.json").read_text())
 

@@ -1,4 +1,4 @@
-"""Completions of one prompt read as one sequence: the same figures as row by row, for fewer tokens."""
+"""Completions of one prompt read as one sequence: the same numbers as row by row, from fewer tokens."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ALL = frozenset({"log_prob", "ref_log_prob", "ref_kl", "policy_kl"})
 
 
 def test_a_tree_by_hand() -> None:
-    """Prompt 7 8 with completions 1 2 3 and 4: one sequence 7 8 1 2, for 3 and 4 predict nothing that is asked for."""
+    """Prompt 7 8 with completions 1 2 3 and 4: one sequence 7 8 1 2, for 3 and 4 predict nothing that is needed."""
     context, action = pad_left([[7, 8], [9]], PAD), pad_actions([[[1, 2, 3], [4]], [[5, 6]]], PAD)
     rows = present_rows(context, action)
     assert rows.owner.tolist() == [0, 0, 1]
@@ -36,7 +36,7 @@ def test_a_tree_by_hand() -> None:
     assert trees.ids.tolist() == [[7, 8, 1, 2], [9, 5, 0, 0]]
     assert trees.positions.tolist() == [[0, 1, 2, 3], [0, 1, 0, 0]]
     assert trees.visible[0].int().tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 1, 1]]
-    # Of padding nothing is read; that it sees something keeps its attention from being empty.
+    # Padding attends to itself, so that its attention is not empty; its outputs are not read.
     assert trees.visible[1].int().tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [1, 0, 1, 0], [1, 0, 0, 1]]
     assert (trees.rows.tolist(), trees.lengths) == ([0, 1, 2], [3, 1, 2])
     # 1 and 4 are both predicted by 8; 2 by 1, 3 by 2.
@@ -130,7 +130,7 @@ def test_windows_and_recurrences_read_row_by_row() -> None:
     assert attends_everywhere(config()) and attends_everywhere(config(layer_types=["full_attention"] * 2))
     assert attends_everywhere(config(sliding_window=4096, use_sliding_window=False))
     assert not attends_everywhere(config(sliding_window=4096))
-    # Others name it otherwise, and models of text and pictures keep it one level down.
+    # Other models use other names; models of text and pictures have them in an inner config.
     for name in ("window_size", "attention_chunk_size", "local_attention", "block_types"):
         assert not attends_everywhere(config(**{name: 128})), name
     inner = config(sliding_window=512)
@@ -139,7 +139,7 @@ def test_windows_and_recurrences_read_row_by_row() -> None:
 
 
 def test_a_model_that_does_otherwise_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that numbers its tokens by itself, and one that fails on such a mask."""
+    """A model that ignores the positions, and one that fails on such a mask."""
     policy = helpers.policy("llama")
     run = type(policy)._run
 
@@ -185,7 +185,7 @@ def test_rows_one_after_another_by_hand() -> None:
 def test_packed_rows_give_what_rows_one_by_one_give(
     kind: str, attention: str, budget: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By masks of blocks that transformers makes from the positions, as flash attention would from the same."""
+    """Here transformers makes block masks from the positions; flash attention reads the positions themselves."""
     policy = helpers.policy(kind)
     policy.core.set_attn_implementation(attention)
     monkeypatch.setitem(language.TOKENS_TOGETHER, False, budget)
@@ -210,7 +210,7 @@ def test_packed_rows_give_what_rows_one_by_one_give(
 
 
 def test_who_cannot_pack_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An encoder-decoder, and a model that does not look at its positions."""
+    """An encoder-decoder, and a model that ignores its positions."""
     assert not can_pack(helpers.policy("t5"))
     policy = helpers.policy("llama")
     run = type(policy)._run

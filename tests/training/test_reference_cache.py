@@ -56,7 +56,7 @@ def test_what_was_measured_once_is_the_same_and_is_not_measured_again(kind: str,
         assert torch.equal(measured.mask, expected.mask) and measured.ref_kl is None
     rows = int(batch.action.mask.any(-1).sum())
     assert (cached.misses, cached.hits) == (rows, rows)
-    # Once for the fingerprint, once for what was missing; a run that comes later needs the fingerprint alone.
+    # Once for the fingerprint and once for the missing rows; a later run needs only the fingerprint.
     assert counting.used == 2
     later = CachedLogProbs(counting, tmp_path)
     policy.likelihood(batch, later, BOTH)
@@ -78,7 +78,7 @@ def test_another_model_or_temperature_is_another_reference(tmp_path: Path) -> No
 
 
 def test_settings_count_and_adapters_do_not(tmp_path: Path) -> None:
-    """Equal weights under another rotary base are another model; an adapter that is switched off is not."""
+    """Equal weights with another rotary base are another model; a model with its adapters switched off is the same."""
     batch, policy = make_batch(), helpers.policy("llama")
     with torch.no_grad():
         policy.likelihood(batch, CachedLogProbs(FrozenCopy(policy), tmp_path), BOTH)
@@ -131,7 +131,7 @@ def test_hidden_states_give_the_exact_kl_without_another_pass(lora: bool, dtype:
         assert_near(helpers.gradients(policy), gradients)
     rows = int(batch.action.mask.any(-1).sum())
     assert (cached.misses, cached.hits) == (rows, rows) and float(expected.ref_kl.sum()) > 0
-    # The same folder's log-probs are another thing.
+    # Log-probs in the same folder are other entries.
     other = CachedLogProbs(plain, tmp_path)
     policy.likelihood(batch, other, BOTH)
     assert (other.misses, other.hits) == (rows, 0)
@@ -150,7 +150,7 @@ def test_the_cache_fits_what_the_objective_reads(tmp_path: Path) -> None:
         cache_reference(reference, tmp_path, frozenset({"log_prob"}))
 
 
-def test_a_folder_that_cannot_be_used_is_said_in_one_line(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_used_is_reported_in_one_line(tmp_path: Path) -> None:
     policy = helpers.policy("llama")
     (tmp_path / "file").write_text("not a folder")
     (tmp_path / "other").mkdir()
