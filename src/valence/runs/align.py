@@ -13,10 +13,11 @@ import tyro
 from valence.data.collate import Encoder
 from valence.data.formats.load import Loaded
 from valence.data.groups.adjust import count_classes
+from valence.data.prepare import Encoded, encode_feedback
 from valence.errors import UserError
 from valence.evaluation.samples import Evaluation
 from valence.policies.language import LanguagePolicy
-from valence.runs.data import Encoded, convert, encode_feedback, load_and_describe, method_for
+from valence.runs.data import convert, load_and_describe, method_for
 from valence.runs.language import (
     LanguageConfig,
     initial_reference,
@@ -89,7 +90,6 @@ def run_alignment(
 ) -> RunResult:
     """Run what `config` describes; `loaded` is its feedback where it has been read already."""
     row, options, data = ALIGN[config.method], config.options, config.data
-    config.reference.check_beside(config.network.lora_rank)
     begin(config.run.threads, config.train.seed)
     settings = settings_of(config)
     out = claim(Path(config.out), settings, resume=config.run.resume)

@@ -16,11 +16,11 @@ from valence.critics import QNetwork
 from valence.data.replay import Replay
 from valence.errors import UserError
 from valence.evaluation.control import Evaluation, LearningCurve, check_camera, film
+from valence.objectives.fitting import Acting
 from valence.policies.actor import Actor
 from valence.policies.categorical import CategoricalPolicy
 from valence.policies.gaussian import GaussianPolicy
 from valence.policies.runner import save_actor
-from valence.runs.fitting import Acting
 from valence.runs.methods import CONTROL
 from valence.runs.options import Coupling, RunOptions, check, check_numbers
 from valence.runs.run import Job, Log, RunResult, begin, claim, make_schedule, resume, run_job, settings_of

@@ -1,47 +1,21 @@
-"""Feedback files made ready for one method and one model; everything found on the way is logged and written down."""
+"""Feedback files made ready for one method; everything found on the way is logged."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from valence.data.collate import EncodedGroup, Encoder
 from valence.data.formats import load_feedback
 from valence.data.formats.columns import parse_columns
 from valence.data.formats.load import Loaded
-from valence.data.groups import Group, groups_for, split_groups
+from valence.data.groups import groups_for, split_groups
 from valence.data.groups.split import is_heldout
 from valence.data.inspect import choose_method, summarize
-from valence.data.records import Problem, Record
+from valence.data.prepare import Feedback, Log, log_problems
+from valence.data.records import Record
 from valence.errors import UserError
 from valence.runs.methods import Method
 from valence.runs.options import DataOptions
-from valence.runs.run import Log
-
-
-@dataclass(frozen=True)
-class Feedback:
-    """The contexts of one method, for training and held out, and the rows that had problems."""
-
-    train: list[Group]
-    heldout: list[Group]
-    problems: list[Problem]
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """The same as token ids."""
-
-    train: list[EncodedGroup]
-    heldout: list[EncodedGroup]
-
-    @property
-    def groups(self) -> list[Group]:
-        """The training contexts."""
-        return [row.group for row in self.train]
 
 
 def load_rows(paths: Sequence[str], data: DataOptions, log: Log, *, of: str = "rows") -> Loaded:
@@ -54,9 +28,9 @@ def load_rows(paths: Sequence[str], data: DataOptions, log: Log, *, of: str = "r
 def load_and_describe(paths: Sequence[str], data: DataOptions, log: Log) -> Loaded:
     """Load files of feedback and log what they hold."""
     loaded = load_feedback(paths, columns=parse_columns(data.columns), strict=data.strict)
-    found = summarize(loaded).to_json()
-    sides = "" if found["accepted"] is None else f", {found['accepted']:,} accepted, {found['rejected']:,} rejected"
-    log(f"feedback: {found['rows']:,} rows, {found['prompts']:,} prompts, shape {found['shape']}{sides}")
+    found = summarize(loaded)
+    sides = "" if found.accepted is None else f", {found.accepted:,} accepted, {found.rejected:,} rejected"
+    log(f"feedback: {found.rows:,} rows, {found.prompts:,} prompts, shape {found.shape}{sides}")
     log_problems(loaded.problems, log)
     return loaded
 
@@ -104,36 +78,3 @@ def convert(
     for note in notes:
         log(note)
     return Feedback(groups, heldout, problems)
-
-
-def log_problems(problems: Sequence[Problem], log: Log, *, of: str = "rows", most: int = 5) -> None:
-    """Log how many rows have problems, and the first few with their line and reason."""
-    if not problems:
-        return
-    log(f"{len(problems):,} {of} had problems:")
-    for problem in problems[:most]:
-        log(f"  {problem}")
-    if len(problems) > most:
-        log(f"  … and {len(problems) - most:,} more, all in problems.jsonl")
-
-
-def encode_feedback(feedback: Feedback, encoder: Encoder, out: Path, *, strict: bool, log: Log) -> Encoded:
-    """Token ids of all groups; every problem so far is written to `out/problems.jsonl`.
-
-    Raises:
-        UserError: no row fits, or with `strict` one was truncated or dropped.
-    """
-    train, problems = encoder.groups(feedback.train)
-    heldout, more = encoder.groups(feedback.heldout)
-    problems += more
-    log_problems(problems, log)
-    lines = [json.dumps(vars(problem), ensure_ascii=False) + "\n" for problem in [*feedback.problems, *problems]]
-    (out / "problems.jsonl").write_text("".join(lines), encoding="utf-8")
-    if strict and problems:
-        raise UserError(f"{problems[0]} ({len(problems)} such rows; `strict` makes them errors)")
-    if not train:
-        raise UserError(f"no row fits `max_length={encoder.max_length}`: raise it")
-    texts = any(isinstance(group.prompt, str) and group.prompt for group in feedback.train)
-    if encoder.tokenizer.chat_template and texts:
-        log("note: plain-text prompts are used as they are; give messages to use the model's chat template")
-    return Encoded(train, heldout)

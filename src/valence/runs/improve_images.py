@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from valence.data.prepare import log_problems
 from valence.data.records import Problem, Record
 from valence.errors import UserError
 from valence.evaluation.images import ImageEvaluation

@@ -21,7 +21,7 @@ from valence.runs.data import load_rows
 from valence.runs.improve import Adapter, check_samples, run_improvement
 from valence.runs.language import LanguageConfig, initial_reference, learning_rate, load_policy, positions_of
 from valence.runs.methods import IMPROVE
-from valence.runs.options import GivenCompletions, JudgeOptions, ReferenceOptions
+from valence.runs.options import GivenCompletions, JudgeOptions
 from valence.runs.run import Log, RunResult, begin, claim, settings_of
 from valence.runs.settings import configure, to_words
 from valence.sources.text import TextModality, encode_prompts, merged
@@ -51,7 +51,6 @@ class ImproveConfig(LanguageConfig):
     preset: str | None = None
     """pmpo: ar, a or r, with the paper's alpha and beta."""
     judging: JudgeOptions = field(default_factory=JudgeOptions)
-    reference: ReferenceOptions = field(default_factory=ReferenceOptions)
 
 
 def improve(
@@ -89,7 +88,6 @@ def run_language_improvement(
     config: ImproveConfig, *, judge: Any = None, gold: Any = None, log: Log = print, show: bool = True
 ) -> RunResult:
     """Run what `config` describes; `judge` and `gold` in place of the names that it holds."""
-    config.reference.check_beside(config.network.lora_rank)
     check_samples(IMPROVE[config.method], config)
     begin(config.run.threads, config.train.seed)
     settings = settings_of(config)

@@ -37,9 +37,14 @@ class LanguageConfig(RunConfig):
     options: Any = field(default_factory=NoOptions)
     data: DataOptions = field(default_factory=DataOptions)
     network: ModelOptions = field(default_factory=ModelOptions)
+    reference: ReferenceOptions = field(default_factory=ReferenceOptions)
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
     train: TrainOptions = field(default_factory=TrainOptions)
     run: RunOptions = field(default_factory=RunOptions)
+
+    def check_complete(self) -> None:
+        super().check_complete()
+        self.reference.check_beside(self.network.lora_rank)
 
 
 def device_of(name: str) -> str:

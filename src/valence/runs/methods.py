@@ -17,12 +17,25 @@ import tyro
 
 from valence.critics import dro_critic, token_critic
 from valence.data.groups import Group
-from valence.data.groups.adjust import dro_groups, supervised_groups, with_two_scores
+from valence.data.groups.adjust import (
+    dro_groups,
+    pairs_or_scores,
+    scores_if_weighted,
+    supervised_groups,
+    with_two_scores,
+)
 from valence.data.records import Record
 from valence.feedback.rules import BestOverWorst, Labelling, Pairing, SelfPlay, Unchanged, ValueLabelling
 from valence.objectives.apa import APA
 from valence.objectives.dpo import DPO, IPO, RPO
 from valence.objectives.dro import DRO
+from valence.objectives.fitting import (
+    coupled_pmpo,
+    kto_from_data,
+    mpo_per_dimension,
+    pmpo_from_data,
+    supervised_from_data,
+)
 from valence.objectives.grpo import GRPO
 from valence.objectives.kto import KTO
 from valence.objectives.mpo import MPO
@@ -32,15 +45,6 @@ from valence.objectives.ppo import PPO
 from valence.objectives.ppo_without_critic import PPOWithoutCritic
 from valence.objectives.rebel import REBEL
 from valence.objectives.supervised import Supervised
-from valence.runs.fitting import (
-    coupled_pmpo,
-    kto_from_data,
-    mpo_per_dimension,
-    pairs_or_scores,
-    pmpo_from_data,
-    scores_if_weighted,
-    supervised_from_data,
-)
 from valence.runs.options import (
     Coupling,
     EtaSchedule,

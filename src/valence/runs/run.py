@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -18,8 +17,7 @@ import torch
 import yaml
 
 from valence.errors import UserError
-from valence.evaluation.card import write_model_card
-from valence.evaluation.report import write_report
+from valence.evaluation.write import figures_of, write_run
 from valence.protocols import Source
 from valence.runs.options import RunOptions
 from valence.runs.settings import CONFIG_FILE, flat
@@ -232,31 +230,16 @@ def run_job(out: Path, job: Job, run: RunOptions, settings: Mapping[str, Any], l
             tracker.close()
     job.save(out)
     rows = read_metrics(out / "metrics.jsonl")
-    evaluations = [{key[5:]: value for key, value in row.items() if key.startswith("eval/")} for row in rows]
-    evaluations = [figures for figures in evaluations if figures]
+    evaluations = figures_of(rows)
     result = RunResult(
         out, job.method, outcome.steps, outcome.stopped, evaluations[0], evaluations[-1], {"seconds": outcome.seconds}
     )
     if job.facts is not None:
-        _write_report(job, rows, result, run, log)
+        facts = {"method": job.method} | dict(job.facts)
+        facts |= {"steps": str(result.steps), "stopped early": result.stopped or "no"}
+        write_run(out, facts, rows, job.evaluation, job.section() + job.evaluation.section(learner.step))
+        for name in result.after:
+            log(f"  {name:26} {result.before.get(name, math.nan):9.3f} -> {result.after[name]:9.3f}")
+        stopped = f"stopped: {result.stopped}; the saved model is the last within it\n" if result.stopped else ""
+        log(f"{stopped}written: {out}/model, report.html, metrics.jsonl, config.yaml and samples")
     return result
-
-
-def _write_report(job: Job, rows: list[dict[str, Any]], result: RunResult, run: RunOptions, log: Log) -> None:
-    """samples.jsonl, the model card and report.html, and a summary in the log."""
-    out, before, after, samples = result.out, result.before, result.after, job.evaluation.samples()
-    if samples:
-        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in samples]
-        (out / "samples.jsonl").write_text("".join(lines), encoding="utf-8")
-    facts = {"method": result.method} | dict(job.facts or {})
-    facts |= {"steps": str(result.steps), "stopped early": result.stopped or "no"}
-    write_model_card(out / "model", facts, before, after, library=job.evaluation.card)
-    section = job.section() + job.evaluation.section(job.learner.step)
-    write_report(out / "report.html", facts, rows, samples, before, after, section=section)
-    for name in after:
-        log(f"  {name:26} {before.get(name, math.nan):9.3f} -> {after[name]:9.3f}")
-    if result.stopped:
-        log(f"stopped: {result.stopped}; the saved model is the last within it")
-    profile = ", profile.json, profile.txt" if run.profile else ""
-    shown = "samples.jsonl" if samples else "grids"
-    log(f"written: {out}/model, report.html, {shown}, metrics.jsonl, config.yaml{profile}")

@@ -12,6 +12,7 @@ import io
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass, replace
+from functools import cache
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, ClassVar, get_args, get_origin, get_type_hints
@@ -23,6 +24,8 @@ from valence.errors import UserError
 from valence.runs.methods import METHODS, Method
 
 CONFIG_FILE = "config.yaml"
+# The help is `valence.cli.help`'s own: tyro need not read the sources for it.
+FLAGS = (tyro.conf.OmitArgPrefixes, tyro.conf.HelptextFromCommentsOff)
 
 
 @dataclass(frozen=True)
@@ -75,10 +78,10 @@ def flat(config: Any) -> dict[str, Any]:
     return out
 
 
-def with_options(kind: type, options: type, default: Any = None) -> type:
+@cache
+def with_options(kind: type, options: type) -> type:
     """The configuration class with the options of a method."""
-    made = options() if default is None else default
-    return make_dataclass(kind.__name__, [("options", options, field(default=made))], bases=(kind,), frozen=True)
+    return make_dataclass(kind.__name__, [("options", options, field(default=options()))], bases=(kind,), frozen=True)
 
 
 def configure(
@@ -103,7 +106,8 @@ def configure(
     if name == "auto" and choose is not None:
         loose = with_options(kind, _any_options(table))
         early = parse(loose, words, prog=prog, default=loose(**positional))
-        early.check_complete()
+        with _as_user_error({}):
+            early.check_complete()
         name = choose(early)
     if name not in table:
         choices = ", ".join((["auto"] if choose else []) + list(table))
@@ -115,7 +119,7 @@ def configure(
         if config.preset in row.presets:
             row.presets[config.preset](**{key: getattr(config.options, key) for key in row.objective_fields & given})
         row.make(config.options)
-    config.check_complete()
+        config.check_complete()
     return config
 
 
@@ -147,8 +151,11 @@ def _any_options(table: Mapping[str, Method]) -> type:
     hints: dict[str, Any] = {}
     for row in table.values():
         hints |= get_type_hints(row.options)
-    loose = {name: hint if hint is bool or get_origin(hint) is tuple else str | None for name, hint in hints.items()}
-    return make_dataclass("AnyOptions", [(name, hint | None, None) for name, hint in loose.items()], frozen=True)
+    made = [
+        (name, hint, False) if hint is bool else (name, (hint if get_origin(hint) is tuple else str) | None, None)
+        for name, hint in hints.items()
+    ]
+    return make_dataclass("AnyOptions", made, frozen=True)
 
 
 def parse(kind: Any, words: Sequence[str], *, prog: str, default: Any = None) -> Any:
@@ -162,12 +169,14 @@ def parse(kind: Any, words: Sequence[str], *, prog: str, default: Any = None) ->
     given = {} if default is None else {"default": default}
     try:
         with contextlib.redirect_stderr(caught):
-            return tyro.cli(kind, args=list(words), prog=prog, config=(tyro.conf.OmitArgPrefixes,), **given)
+            return tyro.cli(kind, args=list(words), prog=prog, config=FLAGS, **given)
     except SystemExit as stop:
         if not stop.code:
             raise
-    message = re.sub(r"^Error parsing [\w.-]+: (?=`)", "", _first_paragraph(caught.getvalue()))
+    message = _first_paragraph(caught.getvalue())
     owners = _owners(kind.place, message) if issubclass(kind, RunConfig) else ""
+    message = re.sub(r"^Error parsing (?:[\w.-]+: (?=`)|(?=--))", "", message)
+    message = re.sub(r"'?--([a-z][\w-]*)'?", lambda match: f"`{match[1].replace('-', '_')}`", message)
     raise UserError(f"{message}{owners}; see {prog} --help")
 
 
@@ -223,11 +232,14 @@ def to_words(kind: Any, values: Mapping[str, Any]) -> tuple[list[str], dict[str,
     Raises:
         UserError: a value that no option can have.
     """
-    hints: dict[str, Any] = {name: hint for name, hint, _ in leaves(kind)}
+    hints: dict[str, Any] = {}
+    for row in METHODS.get(kind.place, {}).values():
+        hints |= get_type_hints(row.options)
+    hints |= {name: hint for name, hint, _ in leaves(kind)}
     words: list[str] = []
     positional: dict[str, Any] = {}
     for name, value in values.items():
-        hint = hints.get(name, Any)
+        hint = hints.get(name)
         value = _paths(name, value) if name in kind.paths else value
         if tyro.conf.Positional in getattr(hint, "__metadata__", ()):
             positional[name] = tuple(value) if isinstance(value, list) else _scalar(name, value)
@@ -238,13 +250,16 @@ def to_words(kind: Any, values: Mapping[str, Any]) -> tuple[list[str], dict[str,
 
 def _as_words(name: str, hint: Any, value: Any) -> list[str]:
     flag = f"--{name.replace('_', '-')}"
-    text = hint is str
-    if isinstance(value, bool) and not text:
-        return [flag if value else f"--no{flag[1:]}"] if hint in (bool, Any) else [f"{flag}={value}"]
-    if isinstance(value, list | tuple) and not text:
+    if hint is bool or (hint is str and isinstance(value, bool | None)):
+        if hint is str or not isinstance(value, bool):
+            raise UserError(f"`{name}` is {value!r}, and must be {'text' if hint is str else 'True or False'}")
+        return [flag if value else f"--no{flag[1:]}"]
+    if isinstance(value, list | tuple) and get_origin(hint) is tuple:
         return [flag, *(_scalar(name, part) for part in value)]
-    if (value is None and type(None) not in get_args(hint) and hint is not Any) or (text and isinstance(value, bool)):
-        raise UserError(f"`{name}` is {value!r}, and must be text" if text else f"`{name}` is None: leave it out")
+    if value is None and hint is not None and type(None) not in get_args(hint):
+        raise UserError(f"`{name}` is None: leave it out")
+    if value is None and name == "preset":
+        return []
     return [f"{flag}={_scalar(name, value)}"]
 
 

@@ -1,4 +1,4 @@
-"""Last adjustments of groups before training, by what a method needs: (groups, options, objective) -> (groups, notes).
+"""What methods need of the rows: the kind of feedback, and adjustments (groups, options, objective) -> (groups, notes).
 
 Each raises UserError where the method could not learn anything from the groups.
 """
@@ -6,24 +6,27 @@ Each raises UserError where the method could not learn anything from the groups.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from valence.data.groups.group import Group
+from valence.data.records import Record
 from valence.errors import UserError
 from valence.feedback.conversions import reward_statistics, standardize
+from valence.objectives.fitting import ClassCounts
 from valence.types import Rewards
 
 
-@dataclass(frozen=True)
-class ClassCounts:
-    """Accepted, rejected and all rows of a data set."""
+def scores_if_weighted(records: Sequence[Record], objective: Any) -> Any:
+    """PMPO takes rewards where it has a `score_temperature`."""
+    return "labels" if objective.score_temperature is None else "rewards"
 
-    accepted: int
-    rejected: int
-    rows: int
+
+def pairs_or_scores(records: Sequence[Record], objective: Any) -> Any:
+    """REBEL takes scores where there are any, else bare preferences."""
+    return "rewards" if any(record.scored or record.shape == "score" for record in records) else "preferences"
 
 
 def count_classes(groups: Sequence[Group]) -> ClassCounts:

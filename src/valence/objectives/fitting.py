@@ -1,4 +1,4 @@
-"""What methods take from the data, the environment or the policy before training; the table's rows name these.
+"""What objectives take from the data set or the environment before training.
 
 Each takes an objective and facts, and returns (objective, notes).
 """
@@ -6,24 +6,20 @@ Each takes an objective and facts, and returns (objective, notes).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from valence.data.groups.adjust import ClassCounts
-from valence.data.records import Record
 from valence.errors import UserError
 from valence.objectives.pmpo import pmpo_beta
 
 
-def scores_if_weighted(records: Sequence[Record], objective: Any) -> Any:
-    """PMPO takes rewards where it has a `score_temperature`."""
-    return "labels" if objective.score_temperature is None else "rewards"
+@dataclass(frozen=True)
+class ClassCounts:
+    """Accepted, rejected and all rows of a data set."""
 
-
-def pairs_or_scores(records: Sequence[Record], objective: Any) -> Any:
-    """REBEL takes scores where there are any, else bare preferences."""
-    return "rewards" if any(record.scored or record.shape == "score" for record in records) else "preferences"
+    accepted: int
+    rejected: int
+    rows: int
 
 
 def pmpo_from_data(objective: Any, classes: ClassCounts) -> tuple[Any, list[str]]:
