@@ -128,7 +128,7 @@ def call(name: str, words: Sequence[str]) -> None:
     from valence.runs.settings import configure
 
     if "-h" in words or "--help" in words:
-        print(help_of(kind, words, name))
+        print(spell(help_of(kind, words, name)))
         return
     rest, positional = with_config_file(kind, words)
     run: Any = getattr(module, command.run)
