@@ -7,25 +7,33 @@ from typing import Any
 
 import pytest
 
+from experiments.common.experiment import SILENT
 from experiments.dro.data import NEW_TOKENS, Judge, Scorer, minibatch_labels, sft_rows, split_prompts, write_feedback
-from valence.data.collate import Encoder
+from valence import align
 from valence.policies.loading import load_language_policy
 from valence.rewards.sentences import read_sentences, split_sentences
-from valence.runs.align import AlignConfig
-from valence.runs.data import Feedback, convert, encode_feedback, load_rows
-from valence.runs.methods import ALIGN
-from valence.runs.settings import configure, to_words
 from valence.sources.offline import OfflineSource
+from valence.types import Batch
 
 
-def read(path: Path, *, method: str, seed: int = 0) -> Feedback:
-    """The feedback as `valence.align` reads it."""
-    options: dict[str, Any] = {"feedback": path, "model": "small-lm", "out": "o", "eval_fraction": 0.0}
-    words, positional = to_words(AlignConfig, options | {"method": method, "seed": seed})
-    config = configure(AlignConfig, words, positional, prog="valence align")
-    row, silent = ALIGN[method], lambda line: None
-    rows = load_rows(config.feedback, config.data, silent)
-    return convert(rows, row, config.options, row.make(config.options), config.data, seed, silent)
+@pytest.fixture
+def batches(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """The batches of one epoch of `valence.align`, from a file of feedback and a method."""
+
+    def learn(path: Path, method: str, seed: int = 0) -> list[Batch]:
+        found: list[Batch] = []
+        original = OfflineSource.next
+
+        def record(self: OfflineSource, policy: Any = None) -> Batch:
+            found.append(original(self, policy))
+            return found[-1]
+
+        monkeypatch.setattr(OfflineSource, "next", record)
+        options = SILENT | {"method": method, "seed": seed, "eval_fraction": 0.0, "eval_samples": 1, "batch_size": 32}
+        align(path, model="small-lm", out=tmp_path / "run", max_new_tokens=2, **options)
+        return found
+
+    return learn
 
 
 @pytest.mark.slow
@@ -58,32 +66,37 @@ def test_the_scorer_knows_sentiment_from_the_half_that_the_judge_does_not_see() 
         assert sum(right) / len(right) > 0.7
 
 
-def test_kto_accepts_what_is_above_the_mean_of_its_own_batch(tmp_path: Path) -> None:
-    """Through the files and `align`'s own reader: the threshold of every batch of the first epoch is its mean score."""
+def texts(batch: Batch, tokenizer: Any) -> list[str]:
+    """The completions of a batch."""
+    rows = zip(batch.action.steps[:, 0], batch.action.mask[:, 0], strict=True)
+    return [tokenizer.decode(row[mask], skip_special_tokens=True).strip() for row, mask in rows]
+
+
+@pytest.mark.slow
+def test_kto_accepts_what_is_above_the_mean_of_its_own_batch(tmp_path: Path, batches: Any) -> None:
+    """Through the file and `align` itself: the threshold of every batch of the first epoch is its mean score."""
+    tokenizer = load_language_policy("small-lm").tokenizer
     scores = [(7 * place) % 23 + place / 100 for place in range(70)]
     rows = [{"prompt": f"p {n}", "completion": f" c {n} .", "score": score} for n, score in enumerate(scores)]
     path = write_feedback(tmp_path / "kto.jsonl", rows, method="kto", batch_size=32, seed=3)
-    feedback = read(path, method="kto", seed=3)
-    encoder = Encoder(load_language_policy("small-lm").tokenizer, encoder_decoder=True)
-    data = encode_feedback(feedback, encoder, tmp_path, strict=True, log=lambda line: None)
-    source = OfflineSource(data.train, batch_size=32, pad=2, seed=3)
-    known = {tuple(row.completions[0]): score for row, score in zip(data.train, scores, strict=True)}
-    accepted = 0
-    for size in (32, 32, 6):
-        batch = source.next()
-        mine = [known[tuple(row[mask].tolist())] for row, mask in
-                zip(batch.action.steps[:, 0], batch.action.mask[:, 0], strict=True)]  # fmt: skip
-        assert len(mine) == size
+    known = {row["completion"].strip(): row["score"] for row in rows}
+    found = batches(path, "kto", seed=3)
+    assert [len(batch.action.steps) for batch in found] == [32, 32, 6]
+    for batch in found:
+        mine = [known[text] for text in texts(batch, tokenizer)]
         signs = batch.feedback.sign[:, 0].tolist()  # pyright: ignore[reportAttributeAccessIssue]
-        assert signs == [1 if score > sum(mine) / size else -1 for score in mine]
-        accepted += signs.count(1)
-    other = minibatch_labels(scores, batch_size=32, seed=4)
-    assert sum(other) != accepted or other != [group.sign == (1,) for group in data.groups]
+        assert signs == [1 if score > sum(mine) / len(mine) else -1 for score in mine]
 
 
-def test_dro_takes_the_scores_themselves(tmp_path: Path) -> None:
+def test_labels_depend_on_the_batches_of_the_seed() -> None:
+    scores = [(7 * place) % 23 + place / 100 for place in range(70)]
+    labels = [minibatch_labels(scores, batch_size=32, seed=seed) for seed in (3, 3, 4)]
+    assert labels[0] == labels[1] != labels[2] and 20 < sum(labels[0]) < 50
+
+
+@pytest.mark.slow
+def test_dro_takes_the_scores_themselves(tmp_path: Path, batches: Any) -> None:
     rows = [{"prompt": f"p {n}", "completion": f" c {n} .", "score": float(n)} for n in range(5)]
-    path = write_feedback(tmp_path / "dro.jsonl", rows, method="dro", batch_size=32, seed=0)
-    assert [group.reward for group in read(path, method="dro").train] == [
-        pytest.approx((value,), abs=1e-6) for value in (-(2**0.5), -(0.5**0.5), 0.0, 0.5**0.5, 2**0.5)
-    ]
+    (batch,) = batches(write_feedback(tmp_path / "dro.jsonl", rows, method="dro", batch_size=32, seed=0), "dro")
+    rewards = sorted(batch.feedback.value.flatten().tolist())
+    assert rewards == pytest.approx([-(2**0.5), -(0.5**0.5), 0.0, 0.5**0.5, 2**0.5], abs=1e-6)
