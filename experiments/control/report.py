@@ -77,46 +77,49 @@ def check_claims(runs: Rows) -> list[Claim]:
             shares[task] = share = iqm(returns) / goal
             title = f"MPO reaches 90% of its published return on {task} at {group[0]['steps']:,} steps"
             claims.append(Claim(title, f"{goal:g}", f"{_text(returns)}: {100 * share:.0f}%", share >= 0.9))
-    claims += _not_below(main, shares) + _rejections(main)
-    return claims + _sweep(sweep) + _dpo(main)
+    return claims + _rival_claims(main, shares) + _sweep_claims(sweep)
+
+
+def _interval(returns: Sequence[float]) -> tuple[float, float]:
+    return bootstrap_interval([returns]) if len(returns) > 1 else (returns[0], returns[0])
 
 
 def _text(returns: Sequence[float]) -> str:
     if len(returns) < 2:
         return f"{iqm(returns):.0f} (1 seed)"
-    low, high = bootstrap_interval([returns])
+    low, high = _interval(returns)
     return f"{iqm(returns):.0f} [{low:.0f}, {high:.0f}] ({len(returns)} seeds)"
 
 
-def _not_below(main: Returns, shares: Mapping[str, float]) -> list[Claim]:
-    """A method is not below MPO if its interval reaches up to MPO's."""
-    claims = []
-    for (task, name), returns in main.items():
-        kind = CATEGORICAL if name.endswith(CATEGORICAL) else ""
-        rival = main.get((task, f"MPO{kind}"))
-        if rival is None or name.removesuffix(CATEGORICAL) not in NOT_BELOW:
-            continue
-        top = bootstrap_interval([returns])[1] if len(returns) > 1 else returns[0]
-        bottom = bootstrap_interval([rival])[0] if len(rival) > 1 else rival[0]
-        share = f", which has {100 * shares[task]:.0f}% of its published return" if task in shares and not kind else ""
-        title, ours = f"{name} is not below MPO within intervals, {task}", f"{_text(returns)} against {_text(rival)}"
-        claims.append(Claim(title, "matches or outperforms MPO (Fig. 2)", ours + share, top >= bottom))
-    return claims
+def _rival_claims(main: Returns, shares: Mapping[str, float]) -> list[Claim]:
+    """Each method beside its rival. It is not below MPO if its interval reaches up to MPO's.
 
-
-def _rejections(main: Returns) -> list[Claim]:
-    claims = []
+    DPO learns mean and spread together, so its first rival is PMPO that does ("coupled"), on the same labels.
+    """
+    not_below, rejections, dpo = [], [], []
     for (task, name), returns in main.items():
-        rival = main.get((task, "MPO"))
-        if name == "PMPO-R" and rival is not None:
-            share = iqm(returns) / iqm(rival)
+        ours, bare = _text(returns), name.removesuffix(CATEGORICAL)
+        mpo = main.get((task, "MPO" + name[len(bare) :]))
+        if mpo is not None and bare in NOT_BELOW:
+            known = task in shares and bare == name
+            share = f", which has {100 * shares[task]:.0f}% of its published return" if known else ""
+            title, text = f"{name} is not below MPO within intervals, {task}", f"{ours} against {_text(mpo)}{share}"
+            holds = _interval(returns)[1] >= _interval(mpo)[0]
+            not_below.append(Claim(title, "matches or outperforms MPO (Fig. 2)", text, holds))
+        if mpo is not None and name == "PMPO-R":
+            share = iqm(returns) / iqm(mpo)
             title = f"PMPO-R with β = 2 learns (half of MPO's return), {task}"
-            ours = f"{_text(returns)}, {100 * share:.0f}% of MPO's"
-            claims.append(Claim(title, "good (Fig. 2)", ours, share >= 0.5))
-    return claims
+            rejections.append(Claim(title, "good (Fig. 2)", f"{ours}, {100 * share:.0f}% of MPO's", share >= 0.5))
+        for rival in ("PMPO-AR best/worst coupled", "PMPO-AR best/worst") if name == "DPO" else ():
+            if (task, rival) in main:
+                other = main[task, rival]
+                title = f"DPO with a Gaussian policy (β = 20) ends a tenth or more below {rival}, {task}"
+                text = f"DPO {ours}; {rival} {_text(other)}"
+                dpo.append(Claim(title, "slow and suboptimal (Fig. 2)", text, iqm(returns) <= 0.9 * iqm(other)))
+    return not_below + rejections + dpo
 
 
-def _sweep(sweep: Mapping[str, Sequence[float]]) -> list[Claim]:
+def _sweep_claims(sweep: Mapping[str, Sequence[float]]) -> list[Claim]:
     """Figure 3, with a margin: one or two seeds are few."""
     claims = []
     middles = {name: iqm(returns) for name, returns in sweep.items()}
@@ -132,19 +135,6 @@ def _sweep(sweep: Mapping[str, Sequence[float]]) -> list[Claim]:
         ours = f"{min(accepts):.0f} to {max(accepts):.0f} {seeds}"
         holds = min(accepts) >= 0.8 * max(accepts)
         claims.append(Claim("PMPO-A hardly depends on β (worst ≥ 80% of best)", "insensitive (Fig. 3)", ours, holds))
-    return claims
-
-
-def _dpo(main: Returns) -> list[Claim]:
-    """DPO learns mean and spread together, so its rival is PMPO that does ("coupled"), on the same labels."""
-    claims = []
-    for (task, name), returns in main.items():
-        for rival_name in ("PMPO-AR best/worst coupled", "PMPO-AR best/worst"):
-            rival = main.get((task, rival_name))
-            if name == "DPO" and rival is not None:
-                ours = f"DPO {_text(returns)}; {rival_name} {_text(rival)}"
-                title = f"DPO with a Gaussian policy (β = 20) ends a tenth or more below {rival_name}, {task}"
-                claims.append(Claim(title, "slow and suboptimal (Fig. 2)", ours, iqm(returns) <= 0.9 * iqm(rival)))
     return claims
 
 
