@@ -13,12 +13,13 @@ REACH = 0.4
 
 
 class Point(gymnasium.Env):
-    """A point on a line: actions move it, and it is worth minus its squared distance from 0. Cut off after 20 steps.
+    """A point on a line, which actions move. The reward is minus its squared distance from 0. 20 steps an episode.
 
     Args:
-        low, high: the action space's bounds; their middle stands still.
-        kind: of the observation: a float64 "vector", a "dict", or a 2 by 1 "grid".
-        terminal: whether passing |x| = 1 truly ends the episode.
+        low: lower bound of the action space; an action in the middle of the bounds does not move the point.
+        high: upper bound of the action space.
+        kind: kind of observation: a float64 "vector", a "dict", or a 2 by 1 "grid".
+        terminal: whether the episode ends when the point passes |x| = 1.
         fault: what goes wrong at the seventh step: "raise", "reward" or "observation" (not a number).
     """
 
@@ -79,7 +80,7 @@ class Broken(gymnasium.Env):
 
 
 def best_return(x: float, steps: int = 20) -> float:
-    """Of the point from x: straight to 0."""
+    """The largest possible return from x: the point moves straight to 0."""
     total = 0.0
     for _ in range(steps):
         x -= float(np.clip(x, -REACH, REACH))

@@ -10,6 +10,7 @@ import dataclasses
 import importlib
 import math
 import pkgutil
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -224,6 +225,14 @@ def test_it_is_an_objective(objective):
         with pytest.raises(dataclasses.FrozenInstanceError):
             setattr(objective, field.name, 0.5)
     assert replace(objective) == objective
+
+
+@every_objective
+def test_every_field_has_a_help_text_of_its_own(objective):
+    """The entries of the docstring's `Args:` become the help of the options."""
+    arguments = (type(objective).__doc__ or "").partition("Args:")[2].partition("Raises:")[0]
+    described = re.findall(r"^        (\w+): \S.{20}", arguments, re.MULTILINE)
+    assert described == [field.name for field in dataclasses.fields(objective) if field.init]
 
 
 @every_objective

@@ -313,6 +313,11 @@ def test_updates_and_figures_do_not_depend_on_micro_batches() -> None:
 class NoSource:
     """A source without a state."""
 
+    unit, num_units, figures = "steps", 1, {}
+
+    def next(self, policy: Any) -> Batch:
+        raise NotImplementedError
+
     def state_dict(self) -> dict[str, Any]:
         return {}
 

@@ -12,11 +12,10 @@ Units: nats; every log-probability is a **sum** over the action's steps, as in t
 objective.
 
 IPO in TRL takes means over tokens in place of sums. TRL's beta is therefore not ours: its target 1 / (2 beta) is a gap
-per token, so its beta corresponds to beta / |y| here for completions of |y| tokens.
+per token. Where both completions have T tokens, TRL's beta is T times the beta here that has the same optimum.
 
 RPO here is the loss of Pang et al. "Regularised preference optimisation" (Liu et al. 2024, "Provably mitigating
-overoptimization in RLHF") has the same initials and is another method: its supervised term is summed over tokens and
-is derived from an adversarial objective.
+overoptimization in RLHF") has the same initials and is another method, derived from a maximin problem over rewards.
 
 IPO-E = beta IPO + terms without pi: the same gradient, beta times as large. In IPO and IPO-E, E_ref[h^2] is twice the
 variance of log(pi / pi_ref); PMPO has the mean KL(pi_ref || pi) in its place.
