@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -24,9 +25,11 @@ BAD = [
     (["align", "f", "--model", "m", "--out", "o", "--bogus"], "--bogus"),
     (["align", "f", "--model", "m", "--out", "o", "--method", "foo"], "must be one of auto, pmpo"),
     (["align", "f", "--model", "m", "--out", "o", "--lr", "x"], "--lr"),
+    (["align", "f", "--model", "m", "--out", "o", "--tau=2", "--method=kto"], "(--tau belongs to the method dro)"),
+    (["align", "f", "--model", "m", "--out", "o", "--method"], "--method needs a value"),
     (["align", "--config", "nope.yaml"], "nope.yaml"),
-    (["align", "--config"], "needs a file"),
-    (["reproduce", "nope"], "there is no experiment 'nope'"),
+    (["align", "--config"], "--config needs a value"),
+    (["reproduce", "thumbs"], "there is no command 'reproduce'"),
 ]
 
 
@@ -42,6 +45,23 @@ def test_bad_input_exits_2_with_one_line(
     assert said in error
     assert error.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_messages_of_the_parser_are_read_in_any_encoding(
+    encoding: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its box is drawn with other characters where the output is not UTF-8."""
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding=encoding))
+    for words, expected in (
+        (["--bogus"], "Unrecognized options: --bogus"),
+        (["--lr=x"], "--lr: no type matching {None}|FLOAT could be instantiated from ['x']."),
+        (["--dtype=float8"], "invalid choice 'float8' for argument --dtype. Expected one of ('float32', 'bfloat16')."),
+        (["--lr", "-1"], "--lr is -1.0, and must be above 0"),
+    ):
+        with pytest.raises(SystemExit):
+            main(["align", "f", "--model", "m", "--out", "o", *words])
+        assert capsys.readouterr().err == f"valence: {expected}; see valence align --help\n"
 
 
 @pytest.mark.parametrize("content", [b"", b"\x00\xff\xfe\x01binary", b"not json\n", b"[1, 2"])
@@ -87,45 +107,41 @@ def feedback(tmp_path: Path) -> Path:
     return path
 
 
-def start(out: Path, feedback: Path, model: Path, *more: str) -> subprocess.Popen[str]:
-    words = [
-        "align", str(feedback), "--model", str(model), "--out", str(out), "--max-steps", "40", "--batch-size", "4",
+def words_of(out: Path, feedback: Path, model: Path) -> list[str]:
+    return [
+        "align", str(feedback), "--model", str(model), "--out", str(out), "--max-steps", "30", "--batch-size", "4",
         "--eval-every", "0", "--eval-samples", "2", "--max-new-tokens", "4", "--save-every", "3", "--threads", "1",
-        "--tracker", "none", "--lr", "1e-3", *more,
+        "--tracker", "none", "--lr", "1e-3",
     ]  # fmt: skip
-    command = [sys.executable, "-m", "valence", *words]
+
+
+def test_a_killed_run_resumes_bit_for_bit(
+    tiny_llama: Path, feedback: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [sys.executable, "-m", "valence", *words_of(tmp_path / "broken", feedback, tiny_llama)]
     environment = os.environ | {"HF_HUB_OFFLINE": "1"}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
-def test_a_killed_run_resumes_bit_for_bit(tiny_llama: Path, feedback: Path, tmp_path: Path) -> None:
-    whole = start(tmp_path / "whole", feedback, tiny_llama)
-    broken = start(tmp_path / "broken", feedback, tiny_llama)
-    metrics = tmp_path / "broken" / "metrics.jsonl"
-    deadline = time.monotonic() + 120
-    # Killed at a step that has no checkpoint of its own.
-    while not (metrics.is_file() and '"step": 11,' in metrics.read_text()):
-        assert broken.poll() is None, broken.communicate()[0]
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    broken.send_signal(signal.SIGKILL)
-    broken.communicate()
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as broken:
+        metrics = tmp_path / "broken" / "metrics.jsonl"
+        deadline = time.monotonic() + 120
+        # Killed at a step that has no checkpoint of its own.
+        while not (metrics.is_file() and '"step": 11,' in metrics.read_text()):
+            assert broken.poll() is None, broken.communicate()[0]
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+        broken.send_signal(signal.SIGKILL)
     killed_at = json.loads(metrics.read_text().splitlines()[-1])["step"]
-    assert killed_at < 40
+    assert killed_at < 30
     assert not (tmp_path / "broken" / "model").exists()
-    resumed = start(tmp_path / "broken", feedback, tiny_llama, "--resume")
-    said, _ = resumed.communicate(timeout=120)
-    assert resumed.returncode == 0, said
-    assert "resumed from step-" in said
-    said, _ = whole.communicate(timeout=120)
-    assert whole.returncode == 0, said
+    main([*words_of(tmp_path / "broken", feedback, tiny_llama), "--resume"])
+    assert "resumed from step-" in capsys.readouterr().out
+    main(words_of(tmp_path / "whole", feedback, tiny_llama))
     one, other = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "broken"))
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 @pytest.mark.parametrize(
     ("words", "extra"),
-    [(["reproduce", "thumbs"], "language"), (["reproduce", "bandit"], "control"), (["search"], "control")],
+    [(["align"], "language"), (["demo"], "language"), (["improve-images"], "images"), (["search"], "control")],
 )
 def test_a_missing_package_names_the_extra_that_has_it(
     words: list[str], extra: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

@@ -193,9 +193,11 @@ def _first_paragraph(box: str) -> str:
     lines: list[str] = []
     for line in box.splitlines()[1:]:
         text = line.strip("╭╮╰╯│─ ")
-        if not text and lines:
+        # Where the output is not UTF-8, dashes are the frame.
+        if text.strip("-"):
+            lines.append(text)
+        elif lines:
             break
-        lines.append(text)
     return " ".join(" ".join(lines).split())
 
 
