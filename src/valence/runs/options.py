@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from valence.errors import UserError
+
 LARGEST = 2**31 - 1
 """The largest whole number that every part of a run can hold."""
 TRACKERS = ("tensorboard", "wandb", "trackio", "none")
@@ -125,10 +127,10 @@ class ReferenceOptions:
     """Device of the reference copy, such as cpu; the policy's by default."""
 
     def check_beside(self, lora_rank: int) -> None:
-        """Raise ValueError where LoRA leaves no copy to place."""
+        """Raise UserError where LoRA leaves no copy to place."""
         for name in ("reference_dtype", "reference_device"):
-            alone = not lora_rank or not getattr(self, name)
-            check(alone, name, getattr(self, name), "left out with `lora_rank`: the base model is the reference")
+            if lora_rank and getattr(self, name):
+                raise UserError(f"`{name}` must be left out with `lora_rank`: the base model is the reference")
 
 
 @dataclass(frozen=True)
