@@ -13,11 +13,14 @@ import pytest
 from valence.errors import UserError
 from valence.objectives.pmpo import PMPO, pmpo_a, pmpo_ar, pmpo_r
 from valence.search import Box, PreferenceSearch, Unbounded
-from valence.search.functions import rosenbrock, schwefel, shifted, sphere
+from valence.search.functions import rosenbrock, schwefel, sphere
 
 OPTIMUM = np.array([1.3, -2.1])
-off_centre = shifted(sphere, OPTIMUM)
 Tell = Callable[[PreferenceSearch, np.ndarray, np.ndarray], None]
+
+
+def off_centre(x: np.ndarray) -> float:
+    return sphere(x - OPTIMUM)
 
 
 def run(search: PreferenceSearch, tell: Tell, steps: int, ask: int | None = None) -> PreferenceSearch:

@@ -12,8 +12,6 @@ the path sets the size.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from jaxtyping import Float
 
@@ -30,59 +28,37 @@ def default_population(dim: int) -> int:
     return count + count % 2
 
 
-@dataclass(frozen=True)
-class Rates:
-    """How much of a step is new.
+def _rates(dim: int, effective: float, *, diagonal: bool) -> tuple[float, float, float]:
+    """The share of the new shift in the path, and the shares of the path and of the samples in the shape.
 
-    Args:
-        path: share of the new shift in the path.
-        shape_path: share of the path in the shape.
-        shape_sample: share of the samples in the shape.
+    They are for a draw that is worth `effective` equally weighted samples in `dim` coordinates.
     """
-
-    path: float
-    shape_path: float
-    shape_sample: float
-
-    @classmethod
-    def of(cls, dim: int, effective: float, *, diagonal: bool) -> Rates:
-        """The rates for a draw that is worth `effective` equally weighted samples in `dim` coordinates."""
-        mu = max(effective, 1.0)
-        path = 2 / ((dim + 1.3) ** 2 + mu)
-        sample = 2 * (mu - 2 + 1 / mu) / ((dim + 2) ** 2 + mu)
-        # A diagonal has fewer parameters (Ros & Hansen, 2008).
-        speedup = (dim + 2) / 3 if diagonal else 1.0
-        speedup = min(speedup, 0.5 / (path + sample)) if speedup > 1 else 1.0
-        return cls((mu + 2) / (dim + mu + 5), speedup * path, speedup * sample)
+    mu = max(effective, 1.0)
+    path = 2 / ((dim + 1.3) ** 2 + mu)
+    sample = 2 * (mu - 2 + 1 / mu) / ((dim + 2) ** 2 + mu)
+    # A diagonal has fewer parameters (Ros & Hansen, 2008).
+    speedup = (dim + 2) / 3 if diagonal else 1.0
+    speedup = min(speedup, 0.5 / (path + sample)) if speedup > 1 else 1.0
+    return (mu + 2) / (dim + mu + 5), speedup * path, speedup * sample
 
 
 def improve(
-    policy: Gaussian,
-    path: Float[np.ndarray, " d"],
-    z: Float[np.ndarray, "n d"],
-    weights: Weights,
-    *,
-    diagonal: bool,
-    max_std: float,
-) -> tuple[Gaussian, Float[np.ndarray, " d"]]:
-    """Improve the policy from a judged draw.
+    policy: Gaussian, path: Float[np.ndarray, " d"], z: Float[np.ndarray, "n d"], weights: Weights, *,
+    diagonal: bool, max_std: float,
+) -> tuple[Gaussian, Float[np.ndarray, " d"]]:  # fmt: skip
+    """Improve the policy from a judged draw: (new policy, new path).
 
     Args:
-        path: the path of the steps before, `[d]`.
-        z: the draw, whitened by `policy`, `[n, d]`.
-        weights: the weight of each sample.
+        path: the path of the steps before.
+        z: the draw, whitened by `policy`.
         diagonal: keep the covariance diagonal.
         max_std: upper bound of each latent coordinate's standard deviation.
-    Returns:
-        (new policy, new path).
     """
     shift = mean_step(z, weights)
-    rates = Rates.of(len(shift), weights.effective, diagonal=diagonal)
-    path = (1 - rates.path) * path + np.sqrt(rates.path * (2 - rates.path) / _noise(z, weights)) * shift
+    rate, path_rate, sample_rate = _rates(len(shift), weights.effective, diagonal=diagonal)
+    path = (1 - rate) * path + np.sqrt(rate * (2 - rate) / _noise(z, weights)) * shift
     factor = size_step(z, weights, path, beta=SIZE_BETA)
-    shape = shape_step(
-        policy, z, weights, path, sample_rate=rates.shape_sample, path_rate=rates.shape_path, diagonal=diagonal
-    )
+    shape = shape_step(policy, z, weights, path, sample_rate=sample_rate, path_rate=path_rate, diagonal=diagonal)
     mean = policy.mean + policy.size * policy.root @ shift
     size = min(policy.size * factor, max_std / float(np.sqrt(np.diag(shape).max())))
     return Gaussian(mean, size, shape), path

@@ -1,4 +1,4 @@
-"""The points drawn from the present policy, and the feedback on them so far."""
+"""Points drawn from the present policy, and the feedback on them so far."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ JUDGES = {"values": judge_values, "ranks": judge_ranks, "labels": judge_labels, 
 
 @dataclass
 class Draw:
-    """Points drawn from one policy, and feedback on them.
+    """One draw.
 
     Args:
         pending: x as bytes -> whitened sample, `[d]`, of points without feedback.
@@ -55,19 +55,14 @@ class Draw:
 
     def state_dict(self) -> dict[str, Any]:
         """As JSON values that read back to the same bits."""
-        return {
-            "pending": [[np.frombuffer(x).tolist(), z.tolist()] for x, z in self.pending.items()],
-            "z": [z.tolist() for z in self.z],
-            "feedback": [[kind, _json_values(kind, feedback)] for kind, feedback in self.feedback],
-        }
+        pending = [[np.frombuffer(x).tolist(), z.tolist()] for x, z in self.pending.items()]
+        feedback = [[kind, _json_values(kind, feedback)] for kind, feedback in self.feedback]
+        return {"pending": pending, "z": [z.tolist() for z in self.z], "feedback": feedback}
 
     @classmethod
     def from_state_dict(cls, state: dict[str, Any]) -> Draw:
-        return cls(
-            {np.array(x, dtype=np.float64).tobytes(): np.array(z) for x, z in state["pending"]},
-            [np.array(z) for z in state["z"]],
-            [(kind, feedback) for kind, feedback in state["feedback"]],
-        )
+        pending = {np.array(x, dtype=np.float64).tobytes(): np.array(z) for x, z in state["pending"]}
+        return cls(pending, [np.array(z) for z in state["z"]], [tuple(part) for part in state["feedback"]])
 
 
 def _json_values(kind: str, feedback: Any) -> list[Any]:

@@ -1,7 +1,4 @@
-"""Test functions, each with value 0 at its optimum. x is `[d]`.
-
-The optimum is the origin, except for Rosenbrock and Schwefel's 2.26; `shifted` moves it.
-"""
+"""Test functions of x `[d]` with value 0 at the optimum: the origin, except for Rosenbrock and Schwefel's 2.26."""
 
 from __future__ import annotations
 
@@ -88,8 +85,3 @@ FUNCTIONS = {
     "griewank": Known(griewank, -600.0, 600.0),
     "rastrigin": Known(rastrigin, -5.0, 5.0),
 }
-
-
-def shifted(function: Function, by: Vector) -> Function:
-    """The function with its optimum moved by `by`."""
-    return lambda x: function(x - by)

@@ -46,7 +46,12 @@ def merge(judgements: Sequence[Judgement]) -> Judgement:
     return Judgement(*(np.concatenate(parts) for parts in zip(*columns, strict=True)))
 
 
-def _numbers(values: Any, count: int, name: str) -> Column:
+def judge_values(values: Any, count: int, *, name: str = "values") -> Judgement:
+    """Values: lower is better. Where all are equal, no point is accepted or rejected.
+
+    Raises:
+        ValueError: not one number for each point, or NaN; the message calls the numbers `name`.
+    """
     try:
         column = np.array(values, dtype=np.float64)
     except (TypeError, ValueError) as error:
@@ -55,32 +60,8 @@ def _numbers(values: Any, count: int, name: str) -> Column:
         raise ValueError(f"`{name}` must be one number for each of the {count} points, got shape {column.shape}")
     if np.isnan(column).any():
         raise ValueError(f"`{name}` holds a NaN: give +inf for the worst")
-    return column
-
-
-def judge_values(values: Any, count: int) -> Judgement:
-    """Values: lower is better. Where all are equal, no point is accepted or rejected.
-
-    Raises:
-        ValueError: not one number for each point, or NaN.
-    """
-    return _judge_order(_numbers(values, count, "values"))
-
-
-def judge_ranks(ranks: Any, count: int) -> Judgement:
-    """Ranks: 1 is best; equal ranks are ties. Only their order matters.
-
-    Raises:
-        ValueError: not one number for each point, or NaN.
-    """
-    return _judge_order(_numbers(ranks, count, "ranks"))
-
-
-def _judge_order(column: Column) -> Judgement:
-    count = len(column)
-    zeros = np.zeros(count)
     if count < 2 or column.min() == column.max():
-        return Judgement(zeros, zeros, zeros)
+        return Judgement(np.zeros(count), np.zeros(count), np.zeros(count))
     place = np.arange(1, count + 1)
     middle = (count + 1) / 2
     by_place = np.stack([place < middle, np.maximum(np.log(middle / place), 0), place > middle]).astype(np.float64)
@@ -90,25 +71,31 @@ def _judge_order(column: Column) -> Judgement:
     return Judgement(*(sums / np.bincount(group))[:, group])
 
 
+def judge_ranks(ranks: Any, count: int) -> Judgement:
+    """Ranks: 1 is best; equal ranks are ties. They are judged as values are."""
+    return judge_values(ranks, count, name="ranks")
+
+
 def judge_labels(labels: Sequence[Any], count: int) -> Judgement:
     """Labels: +1 or True accepts, -1 or False rejects, 0 or None is no opinion.
 
     Raises:
-        ValueError: there is another label, or not one label for each point.
+        ValueError: another label, or not one label for each point.
     """
     items = list(labels)
     if len(items) != count:
         raise ValueError(f"`labels` must be one label for each of the {count} points, got {len(items)}")
-    signs = np.zeros(count)
-    for place, label in enumerate(items):
-        if label is None:
-            continue
-        is_bool = isinstance(label, bool | np.bool_)
-        if not is_bool and not (isinstance(label, int | float | np.number) and label in (-1, 0, 1)):
-            raise ValueError(f"`labels` holds {label!r}: a label is +1, -1, 0, True, False or None")
-        signs[place] = (1 if label else -1) if is_bool else float(label)
+    signs = np.array([_sign(label) for label in items])
     accepted = (signs > 0).astype(np.float64)
     return Judgement(accepted, accepted, (signs < 0).astype(np.float64))
+
+
+def _sign(label: Any) -> int:
+    if isinstance(label, bool | np.bool_):
+        return 1 if label else -1
+    if label is None or (isinstance(label, int | float | np.number) and label in (-1, 0, 1)):
+        return int(label or 0)
+    raise ValueError(f"`labels` holds {label!r}: a label is +1, -1, 0, True, False or None")
 
 
 def judge_pairs(pairs: Sequence[Any], count: int) -> Judgement:

@@ -64,16 +64,13 @@ def pmpo_weights(judgement: Judgement, objective: PMPO, *, exact_kl: bool) -> We
     others (pairs, ties), the most rejected one sets the bound. Where all samples were rejected, the draw shows nothing
     else of the reference: the KL is then in closed form, and rho is taken as 1/2.
 
-    Args:
-        objective: its alpha and beta are read.
-        exact_kl: take the KL in closed form.
     Warns:
         The objective's beta gives W <= 0, as beta 0.5 does where there are only rejections: the bound is used.
     """
     count, alpha = len(judgement), objective.accepted_weight
     accepts = alpha * bool(judgement.accepted.any())
     rejects = (1 - alpha) * bool(judgement.rejected.any())
-    if accepts == 0 and rejects == 0:
+    if accepts == rejects == 0:
         return None
     rejected = float((judgement.rejected > 0).mean()) if rejects else 0.0
     exact_kl = exact_kl or rejected == 1.0
@@ -125,15 +122,9 @@ def size_step(z: Float[np.ndarray, "n d"], weights: Weights, path: Float[np.ndar
 
 
 def shape_step(
-    policy: Gaussian,
-    z: Float[np.ndarray, "n d"],
-    weights: Weights,
-    path: Float[np.ndarray, " d"],
-    *,
-    sample_rate: float,
-    path_rate: float,
-    diagonal: bool,
-) -> Float[np.ndarray, "d d"]:
+    policy: Gaussian, z: Float[np.ndarray, "n d"], weights: Weights, path: Float[np.ndarray, " d"], *,
+    sample_rate: float, path_rate: float, diagonal: bool,
+) -> Float[np.ndarray, "d d"]:  # fmt: skip
     """The new shape: the weighted second moment, rescaled, is the likeliest covariance with determinant 1.
 
     Args:

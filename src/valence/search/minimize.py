@@ -61,10 +61,10 @@ def _ended(search: PreferenceSearch, budget: int, target: float | None) -> str |
 
 
 def evaluate(function: Function, x: np.ndarray) -> float:
-    """One value, as a float; infinity is allowed, as the worst.
+    """One value as a float; infinity is allowed, as the worst.
 
     Raises:
-        UserError: the function raised, or returned NaN, -inf or no number; the message says at which x.
+        UserError: the function raised, or returned NaN, -inf or no number.
     """
     where = f"at x = [{', '.join(f'{part:g}' for part in x[:6])}{', …' if len(x) > 6 else ''}]"
     try:
@@ -81,7 +81,7 @@ def evaluate(function: Function, x: np.ndarray) -> float:
 
 
 def find_function(name: str, dim: int) -> tuple[Function, float, float]:
-    """The function of this name, and the bounds that are usual for it.
+    """The function of this name, and its usual bounds.
 
     Raises:
         UserError: there is none, it cannot be imported, or it cannot have so few coordinates.
@@ -94,10 +94,8 @@ def find_function(name: str, dim: int) -> tuple[Function, float, float]:
         finally:
             sys.path.remove("")
     if name not in FUNCTIONS:
-        raise UserError(
-            f"there is no function {name!r}; there are {', '.join(FUNCTIONS)}, and your own as module:function or "
-            "file.py:function"
-        )
+        names = ", ".join(FUNCTIONS)
+        raise UserError(f"there is no function {name!r}: give {names}, module:function or file.py:function")
     known = FUNCTIONS[name]
     if dim < known.least_dim:
         raise UserError(f"{name} needs `dim={known.least_dim}` or more")
@@ -106,13 +104,11 @@ def find_function(name: str, dim: int) -> tuple[Function, float, float]:
 
 def plot_curve(curve: Curve, num_judged: int, path: Path) -> None:
     """The best value against evaluations: logarithmic where all values are positive."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    from matplotlib.figure import Figure
 
     steps, values = [*(point[0] for point in curve), num_judged], [*(point[1] for point in curve), curve[-1][1]]
-    figure, axis = plt.subplots(figsize=(6.4, 4))
+    figure = Figure(figsize=(6.4, 4))
+    axis = figure.subplots()
     axis.step(steps, values, where="post")
     if min(values) > 0 and math.isfinite(max(values)):
         axis.set_yscale("log")
@@ -121,4 +117,3 @@ def plot_curve(curve: Curve, num_judged: int, path: Path) -> None:
     axis.grid(alpha=0.25)
     figure.tight_layout()
     figure.savefig(path, dpi=120)
-    plt.close(figure)

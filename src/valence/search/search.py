@@ -22,7 +22,8 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float
 
-from valence.errors import UserError
+from valence.errors import UserError, one_line
+from valence.objectives.common import require_choice, require_positive
 from valence.objectives.pmpo import PMPO
 from valence.search.adapt import default_population, improve
 from valence.search.draw import JUDGES, Draw, as_points, one_kind
@@ -37,6 +38,8 @@ MAX_EXCESS = 3.0
 """A point that was not asked for counts as lying at most this far, whitened, beyond where samples lie."""
 VERSION = 2
 """The version of a saved search."""
+STATE = ("num_judged", "steps", "runs", "population", "reason", "extra")
+"""Attributes that a saved search holds as they are."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +52,6 @@ class Result:
         source: "best value" or "mean": which of the two x is.
         num_judged: number of points with feedback.
         steps: number of improvement steps.
-        restarts: number of restarts.
     """
 
     x: Float[np.ndarray, " d"]
@@ -80,23 +82,21 @@ class PreferenceSearch:
     """
 
     def __init__(
-        self,
-        space: Space,
-        objective: PMPO | None = None,
-        *,
-        covariance: Literal["full", "diagonal"] = "full",
-        population: int | None = None,
-        start: Any = None,
-        sigma: float | None = None,
-        restarts: int = 9,
-        kl: Literal["sampled", "exact"] = "sampled",
-        seed: int = 0,
-    ) -> None:
+        self, space: Space, objective: PMPO | None = None, *, covariance: Literal["full", "diagonal"] = "full",
+        population: int | None = None, start: Any = None, sigma: float | None = None, restarts: int = 9,
+        kl: Literal["sampled", "exact"] = "sampled", seed: int = 0,
+    ) -> None:  # fmt: skip
         self.space, self.objective = space, objective or PMPO(alpha=0.5)
         self.covariance, self.kl, self.restarts, self.seed = covariance, kl, restarts, seed
-        _check(self.objective, covariance, kl, population, restarts, sigma)
-        self.first_population = population or default_population(space.dim)
+        self.first_population = default_population(space.dim) if population is None else population
         self.sigma = space.default_sigma if sigma is None else float(sigma)
+        _check_objective(self.objective)
+        require_choice(("full", "diagonal"), covariance=covariance)
+        require_choice(("sampled", "exact"), kl=kl)
+        require_positive(sigma=self.sigma)
+        for name, value, least in (("population", self.first_population, 2), ("restarts", restarts, 0)):
+            if value < least:
+                raise ValueError(f"`{name}` is {value}, and must be at least {least}")
         self.random = np.random.default_rng(seed)
         self.num_judged = self.steps = self.runs = 0
         self.best: tuple[float, np.ndarray] | None = None
@@ -157,7 +157,10 @@ class PreferenceSearch:
         self.draw.feedback.append((kind, feedback))
         self.num_judged += len(x)
         if kind == "values":
-            self._update_best(x, np.asarray(feedback, dtype=np.float64))
+            values = np.asarray(feedback, dtype=np.float64)
+            place = int(values.argmin())
+            if self.best is None or values[place] < self.best[0]:
+                self.best = (float(values[place]), x[place].copy())
         if self.draw.num_judged >= self.population:
             self._improve()
 
@@ -168,11 +171,6 @@ class PreferenceSearch:
         foreign *= np.minimum(1, limit / np.maximum(np.linalg.norm(foreign, axis=1, keepdims=True), limit))
         pending = self.draw.pending
         return np.stack([pending.pop(point.tobytes(), z) for point, z in zip(x, foreign, strict=True)])
-
-    def _update_best(self, x: Points, values: Float[np.ndarray, " n"]) -> None:
-        place = int(values.argmin())
-        if self.best is None or values[place] < self.best[0]:
-            self.best = (float(values[place]), x[place].copy())
 
     def _improve(self) -> None:
         weights = pmpo_weights(self.draw.judgement(), self.objective, exact_kl=self.kl == "exact")
@@ -224,10 +222,7 @@ class PreferenceSearch:
                 "covariance": self.covariance, "population": self.first_population, "sigma": self.sigma,
                 "restarts": self.restarts, "kl": self.kl, "seed": self.seed,
             },
-            "state": {
-                "num_judged": self.num_judged, "steps": self.steps, "runs": self.runs, "population": self.population,
-                "reason": self.reason, "extra": self.extra,
-            },
+            "state": {name: getattr(self, name) for name in STATE},
             "random": self.random.bit_generator.state,
             "best": None if best is None else [best[0], best[1].tolist()],
             "policy": {"mean": policy.mean.tolist(), "size": policy.size, "shape": policy.shape.tolist()},
@@ -241,9 +236,9 @@ class PreferenceSearch:
         """The search that `state_dict` was called on."""
         space = dict(tree["space"])
         search = cls(SPACES[space.pop("kind")](**space), PMPO(**tree["objective"]), **tree["options"])
-        state, best, policy = tree["state"], tree["best"], tree["policy"]
-        search.num_judged, search.steps, search.runs = state["num_judged"], state["steps"], state["runs"]
-        search.population, search.reason, search.extra = state["population"], state["reason"], state["extra"]
+        best, policy = tree["best"], tree["policy"]
+        for name in STATE:
+            setattr(search, name, tree["state"][name])
         search.random.bit_generator.state = tree["random"]
         search.best = None if best is None else (best[0], np.array(best[1]))
         search.policy = Gaussian(np.array(policy["mean"]), policy["size"], np.array(policy["shape"]))
@@ -276,25 +271,13 @@ class PreferenceSearch:
                 raise UserError(f"{path} was saved by another version of Valence: start a new search")
             return cls.from_state_dict(tree)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            reason = one_line(error) or type(error).__name__
             raise UserError(f"the saved search {path} cannot be read ({reason}): start a new search") from error
 
 
-def _check(
-    objective: PMPO, covariance: str, kl: str, population: int | None, restarts: int, sigma: float | None
-) -> None:
+def _check_objective(objective: PMPO) -> None:
     if objective != PMPO(alpha=objective.alpha, beta=objective.beta):
         raise ValueError("a search reads only alpha and beta of its objective: leave its other fields out")
     smallest = 1 - 2 * objective.accepted_weight
     if objective.beta != "auto" and objective.beta <= smallest:
         raise ValueError(f"`beta` is {objective.beta:g}, and must be above {smallest:g}: else the search is unbounded")
-    if covariance not in ("full", "diagonal"):
-        raise ValueError(f"`covariance` is {covariance!r}, and must be 'full' or 'diagonal'")
-    if kl not in ("sampled", "exact"):
-        raise ValueError(f"`kl` is {kl!r}, and must be 'sampled' or 'exact'")
-    if population is not None and population < 2:
-        raise ValueError(f"`population` is {population}, and must be at least 2")
-    if restarts < 0:
-        raise ValueError(f"`restarts` is {restarts}, and must be at least 0")
-    if sigma is not None and not 0 < sigma < np.inf:
-        raise ValueError(f"`sigma` is {sigma}, and must be positive and finite")

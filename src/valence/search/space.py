@@ -14,8 +14,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -31,8 +30,14 @@ REACH = 9.0
 """Mirror images further than this many standard deviations are skipped: they add less than 1e-17 of the density."""
 
 
+def _vectors(dim: int | None, **values: Numbers) -> list[np.ndarray]:
+    """Finite float64 vectors of one length; a single number is repeated for all coordinates."""
+    if dim is None:
+        dim = next((len(value) for value in values.values() if isinstance(value, Sequence | np.ndarray)), None)
+    return [_vector(value, dim, name) for name, value in values.items()]
+
+
 def _vector(value: Numbers, dim: int | None, name: str) -> np.ndarray:
-    """A finite float64 vector; a single number is repeated `dim` times."""
     try:
         array = np.array(value, dtype=np.float64)
     except (TypeError, ValueError) as error:
@@ -48,7 +53,6 @@ def _vector(value: Numbers, dim: int | None, name: str) -> np.ndarray:
     return array
 
 
-@dataclass(frozen=True, eq=False, init=False)
 class Box:
     """All x with low <= x <= high.
 
@@ -59,34 +63,16 @@ class Box:
         ValueError: not finite, of different length, or low >= high somewhere.
     """
 
-    low: np.ndarray
-    high: np.ndarray
+    default_sigma, sigma_unit = 0.3, 2.0
+    """Sigma is a fraction of the width; the latent unit is half the width."""
+    max_std = 0.6
+    """The largest useful latent standard deviation, 0.3 times the width: reflected, it is nearly uniform."""
 
     def __init__(self, low: Numbers, high: Numbers, dim: int | None = None) -> None:
-        if dim is None:
-            dim = next((len(side) for side in (low, high) if isinstance(side, Sequence | np.ndarray)), None)
-        object.__setattr__(self, "low", _vector(low, dim, "low"))
-        object.__setattr__(self, "high", _vector(high, dim, "high"))
+        self.low, self.high = _vectors(dim, low=low, high=high)
         if not (self.low < self.high).all():
             raise ValueError(f"`low` must be below `high` in every coordinate, got {low!r} and {high!r}")
-
-    @property
-    def dim(self) -> int:
-        return len(self.low)
-
-    @property
-    def half(self) -> np.ndarray:
-        """Half the width of each coordinate: the latent unit."""
-        return self.high / 2 - self.low / 2
-
-    @property
-    def max_std(self) -> float:
-        """The largest useful latent standard deviation, 0.3 times the width: reflected, it is nearly uniform."""
-        return 0.6
-
-    default_sigma: ClassVar[float] = 0.3
-    sigma_unit: ClassVar[float] = 2.0
-    """Sigma is a fraction of the width; the latent unit is half the width."""
+        self.dim, self.half = len(self.low), self.high / 2 - self.low / 2
 
     def points(self, latent: Points) -> Points:
         """Map latent vectors to points, by a triangle wave of period 4 that is the identity on [-1, 1]."""
@@ -110,8 +96,7 @@ class Box:
         """log density of points, nats: a sum over the mirror images of each point that the policy can reach.
 
         Raises:
-            ValueError: there are more than 100,000 such images (a wide policy in many coordinates), or a point lies
-                outside the box.
+            ValueError: there are more than `MAX_IMAGES` images, or a point lies outside the box.
         """
         inside = self.latent(points, np.zeros(self.dim))
         spread = REACH * policy.std
@@ -132,11 +117,10 @@ class Box:
         return random.uniform(-1, 1, self.dim)
 
     def state_dict(self) -> dict[str, Any]:
-        """As JSON values; see `SPACES`."""
+        """As JSON values; "kind" is a name in `SPACES`."""
         return {"kind": "Box", "low": self.low.tolist(), "high": self.high.tolist()}
 
 
-@dataclass(frozen=True, eq=False, init=False)
 class Unbounded:
     """All of R^d, searched from N(mean, diag(scale^2)).
 
@@ -148,28 +132,13 @@ class Unbounded:
         ValueError: not finite, of different length, or scale <= 0.
     """
 
-    mean: np.ndarray
-    scale: np.ndarray
+    default_sigma, sigma_unit, max_std = 1.0, 1.0, math.inf
 
     def __init__(self, mean: Numbers, scale: Numbers = 1.0, dim: int | None = None) -> None:
-        if dim is None:
-            dim = next((len(side) for side in (mean, scale) if isinstance(side, Sequence | np.ndarray)), None)
-        object.__setattr__(self, "mean", _vector(mean, dim, "mean"))
-        object.__setattr__(self, "scale", _vector(scale, dim, "scale"))
+        self.mean, self.scale = _vectors(dim, mean=mean, scale=scale)
         if not (self.scale > 0).all():
             raise ValueError(f"`scale` is {scale!r}, and must be positive")
-
-    @property
-    def dim(self) -> int:
-        return len(self.mean)
-
-    @property
-    def max_std(self) -> float:
-        """There is no upper bound."""
-        return math.inf
-
-    default_sigma: ClassVar[float] = 1.0
-    sigma_unit: ClassVar[float] = 1.0
+        self.dim = len(self.mean)
 
     def points(self, latent: Points) -> Points:
         return self.mean + self.scale * latent
@@ -178,7 +147,6 @@ class Unbounded:
         return (points - self.mean) / self.scale
 
     def log_density(self, policy: Gaussian, points: Points) -> Float[np.ndarray, " n"]:
-        """log density of points, nats."""
         return policy.log_prob(self.latent(points, policy.mean)) - np.log(self.scale).sum()
 
     def random_start(self, random: np.random.Generator) -> Vector:
@@ -186,10 +154,8 @@ class Unbounded:
         return random.standard_normal(self.dim)
 
     def state_dict(self) -> dict[str, Any]:
-        """As JSON values; see `SPACES`."""
         return {"kind": "Unbounded", "mean": self.mean.tolist(), "scale": self.scale.tolist()}
 
 
 Space = Box | Unbounded
-SPACES: dict[str, type[Box] | type[Unbounded]] = {"Box": Box, "Unbounded": Unbounded}
-"""The spaces by the "kind" in their `state_dict`."""
+SPACES: dict[str, type[Space]] = {"Box": Box, "Unbounded": Unbounded}

@@ -29,11 +29,8 @@ class StoppingRule:
     def reason(self, policy: Gaussian, values: Iterable[float]) -> str | None:
         """Why the run has converged; None while it has not.
 
-        It has where its values agree in 12 digits, its policy has shrunk by as many, or its longest and shortest axes
-        differ too much for floating point.
-
-        Args:
-            values: the values of this step's points, where the feedback was values.
+        It has where its values (`values` are those of this step's points) agree in 12 digits, its policy has shrunk by
+        as many, or its longest and shortest axes differ too much for floating point.
         """
         finite = [float(value) for value in values if np.isfinite(value)]
         if finite:
