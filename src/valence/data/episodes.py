@@ -130,7 +130,7 @@ def read_episodes(folder: Path | str) -> list[Episode]:
     try:
         with h5py.File(path, "r") as file:
             # By number: episode_10 comes after episode_9.
-            names = sorted(file, key=lambda name: int(name.removeprefix("episode_")))
+            names = sorted(map(str, file), key=lambda name: int(name.removeprefix("episode_")))
             return [_read_episode(file[name]) for name in names]
     except (OSError, KeyError, ValueError) as error:
         raise UserError(f"{path} is no Minari data set that Valence can read: {error}") from error

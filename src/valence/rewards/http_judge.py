@@ -90,8 +90,6 @@ class PairJudge:
         self.patience = PATIENCE if patience is None else patience
         self._key = os.environ.get(key)
         self._store = None if cache is None else _Store(cache)
-        self.asked = self.remembered = self.unclear = 0
-        self._counting = threading.Lock()
 
     def __call__(self, prompts: Sequence[Any], first: Sequence[Any], second: Sequence[Any]) -> list[float | None]:
         """The mean verdict of both orders, or of the one that is clear; None if neither is.
@@ -99,15 +97,13 @@ class PairJudge:
         Raises:
             UserError: the server does not answer, or rejects the request.
         """
-        texts = [[text_of(part) if not isinstance(part, str) else part for part in row]
-                 for row in zip(prompts, first, second, strict=True)]  # fmt: skip
+        texts = [[text_of(part) for part in row] for row in zip(prompts, first, second, strict=True)]
         questions = [self._question(*row) for row in texts]
         questions += [self._question(prompt, two, one) for prompt, one, two in texts]
         different = list(dict.fromkeys(questions))
         with ThreadPoolExecutor(self.concurrency) as pool:
             answers = dict(zip(different, pool.map(self._answer, different), strict=True))
         verdicts = [parse_verdict(answers[question]) for question in questions]
-        self.unclear += sum(verdict is None for verdict in verdicts)
         means: list[float | None] = []
         for straight, swapped in zip(verdicts[: len(texts)], verdicts[len(texts) :], strict=True):
             both = [value for value in (straight, None if swapped is None else 1 - swapped) if value is not None]
@@ -123,12 +119,8 @@ class PairJudge:
         name = hashlib.sha256(f"{self.model}\0{question}".encode()).hexdigest()
         known = None if self._store is None else self._store.get(name)
         if known is not None:
-            with self._counting:
-                self.remembered += 1
             return known
         answer = self._ask(question)
-        with self._counting:
-            self.asked += 1
         if self._store is not None:
             self._store.put(name, answer)
         return answer

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from valence.errors import UserError
 from valence.rewards.ensemble import NO_FAILURES
-from valence.rewards.reward_model import PREFERENCE, encode, load_judge, row_text, training_figures
+from valence.rewards.reward_model import PREFERENCE, load_judge, outputs_by_batch, row_text, training_figures
 
 
 def preference_score(first: Float[Tensor, "P E"], second: Float[Tensor, "P E"]) -> Float[Tensor, " P"]:
@@ -60,6 +60,7 @@ class PreferenceModel:
         self.model, self.tokenizer, self.max_length = load_judge(path, device=device)
         self.batch_size, self.name = batch_size, path
 
+    @torch.no_grad()
     def __call__(self, prompts: Sequence[Any], first: Sequence[Any], second: Sequence[Any]) -> list[float | None]:
         """P(first is better) of each pair. Each distinct text is embedded once."""
         pairs = list(zip(prompts, first, second, strict=True))
@@ -67,13 +68,9 @@ class PreferenceModel:
         places = {text: place for place, text in enumerate(dict.fromkeys([*ones, *twos]))}
         if not places:
             return []
-        embedding = self._embedded(list(places))
+        embedding = torch.cat(
+            [*outputs_by_batch(self.model, self.tokenizer, list(places), self.max_length, self.batch_size)]
+        )
         first_rows, second_rows = ([places[text] for text in texts] for texts in (ones, twos))
         score = preference_score(embedding[first_rows], embedding[second_rows])
         return torch.sigmoid(score).tolist()
-
-    @torch.no_grad()
-    def _embedded(self, texts: Sequence[str]) -> Float[Tensor, "P E"]:
-        parts = (texts[start : start + self.batch_size] for start in range(0, len(texts), self.batch_size))
-        rows = (encode(self.tokenizer, part, max_length=self.max_length).to(self.model.device) for part in parts)
-        return torch.cat([self.model(**row).logits.float() for row in rows])

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from valence.errors import UserError, one_line
 from valence.rewards.ensemble import NO_FAILURES
@@ -45,20 +46,14 @@ class RewardModel:
 
     @torch.no_grad()
     def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **_: Any) -> list[float | None]:
-        texts = [self.text(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]
+        pairs = zip(prompts, completions, strict=True)
+        texts = [row_text(self.tokenizer, prompt, completion) for prompt, completion in pairs]
         scores: list[float | None] = []
-        for start in range(0, len(texts), self.batch_size):
-            encoded = encode(self.tokenizer, texts[start : start + self.batch_size], max_length=self.max_length).to(
-                self.model.device
-            )
-            logits = self.model(**encoded).logits.float()
+        for logits in outputs_by_batch(self.model, self.tokenizer, texts, self.max_length, self.batch_size):
             if logits.shape[1] > 1:
                 logits = logits[:, -1:] - logits[:, :-1].logsumexp(1, keepdim=True)
             scores += logits[:, 0].tolist()
         return scores
-
-    def text(self, prompt: Any, completion: Any) -> str:
-        return row_text(self.tokenizer, prompt, completion)
 
 
 def load_judge(path: str, *, device: str = "cpu") -> tuple[Any, Any, int]:
@@ -137,3 +132,17 @@ def encode(tokenizer: Any, texts: Sequence[str], *, max_length: int) -> Any:
     rows = [tokenizer(text)["input_ids"][-(max_length - 1) :] for text in texts]
     rows = [row if end is None or row[-1:] == [end] else [*row, end] for row in rows]
     return tokenizer.pad({"input_ids": rows}, padding_side="right", return_tensors="pt")
+
+
+def outputs_of(model: Any, tokenizer: Any, texts: Sequence[str], *, max_length: int) -> Tensor:
+    """The model's outputs, `[len(texts), outputs]`. Differentiable."""
+    encoded = encode(tokenizer, texts, max_length=max_length).to(model.device)
+    return model(**encoded).logits.float()
+
+
+def outputs_by_batch(
+    model: Any, tokenizer: Any, texts: Sequence[str], max_length: int, batch_size: int
+) -> Iterator[Tensor]:
+    """The model's outputs for `batch_size` texts at a time."""
+    for start in range(0, len(texts), batch_size):
+        yield outputs_of(model, tokenizer, texts[start : start + batch_size], max_length=max_length)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from valence.data.records import Message, Record, Text
 from valence.errors import UserError
 from valence.objectives.bradley_terry import bradley_terry_loss, score_loss
 from valence.policies.dropout import disable_dropout
-from valence.rewards.reward_model import encode, loading, prepare_padding, row_text
+from valence.rewards.reward_model import loading, outputs_by_batch, outputs_of, prepare_padding, row_text
 
 Gap = Callable[[Tensor, Tensor], Tensor]
 """A model's outputs for the first and the second texts, each `[P, outputs]` -> log-odds that the first is better,
@@ -100,12 +99,6 @@ def load_classifier(path: str, *, device: str = "cpu", outputs: int = 1) -> tupl
     return model.to(device), tokenizer
 
 
-def outputs_of(model: Any, tokenizer: Any, texts: Sequence[str], *, max_length: int) -> Tensor:
-    """The model's outputs, `[len(texts), outputs]`. Differentiable."""
-    encoded = encode(tokenizer, texts, max_length=max_length).to(model.device)
-    return model(**encoded).logits.float()
-
-
 def fit(
     model: Any, tokenizer: Any, rows: Sequence[Comparison] | Sequence[Scored], *, steps: int, batch_size: int,
     lr: float, seed: int, max_length: int, gap: Gap = reward_gap, on_step: Callable[[int, float], None] | None = None,
@@ -154,7 +147,7 @@ def loss_of(
 def _batches(rows: Sequence[Any], size: int, seed: int) -> Iterator[list[Any]]:
     shuffling = random.Random(seed)
     while True:
-        order = list(copy.copy(rows))
+        order = list(rows)
         shuffling.shuffle(order)
         for start in range(0, len(order), size):
             yield order[start : start + size]
@@ -166,23 +159,18 @@ def held_out_figures(
     gap: Gap = reward_gap, batch_size: int = 64,
 ) -> dict[str, float]:  # fmt: skip
     """Accuracy on comparisons with its 95% half width, or root mean squared error and correlation of scores."""
+
+    def outputs(texts: Sequence[str]) -> Tensor:
+        return torch.cat([*outputs_by_batch(model, tokenizer, texts, max_length, batch_size)])
+
     if isinstance(rows[0], Comparison):
         pairs = [row for row in rows if isinstance(row, Comparison)]
-        gaps = torch.cat([
-            gap(*(
-                outputs_of(model, tokenizer, [getattr(row, side) for row in part], max_length=max_length)
-                for side in ("first", "second")
-            ))
-            for part in (pairs[at : at + batch_size] for at in range(0, len(pairs), batch_size))
-        ])  # fmt: skip
+        gaps = gap(outputs([row.first for row in pairs]), outputs([row.second for row in pairs]))
         right = (gaps > 0).float() + 0.5 * (gaps == 0).float()
         half = 1.96 * (right.var(correction=0) / len(right)).sqrt()
         return {"accuracy": right.mean().item(), "accuracy_95_half_width": half.item()}
     judged = [row for row in rows if isinstance(row, Scored)]
-    predicted = torch.cat([
-        outputs_of(model, tokenizer, [row.text for row in judged[at : at + batch_size]], max_length=max_length)[:, 0]
-        for at in range(0, len(judged), batch_size)
-    ]).cpu()  # fmt: skip
+    predicted = outputs([row.text for row in judged])[:, 0].cpu()
     score = torch.tensor([row.score for row in judged])
     figures = {"rmse": (predicted - score).square().mean().sqrt().item()}
     if len(judged) > 2 and float(predicted.std()) > 0 and float(score.std()) > 0:
@@ -203,6 +191,8 @@ def unused_rows(kind: str, make: Callable[..., Any], records: Sequence[Record], 
     others = [record for record in records if record.shape in ("pair", "ranking")]
     unused = alone + sum(not make([record], tokenizer) for record in others)
     labels = sum(record.shape == "label" for record in records)
-    lines = [f"{labels:,} labelled rows are not used beside comparisons: `kind=scores` takes them instead"] * bool(labels)
-    lines += [f"{unused:,} rows are not used: equal scores, or a score that is the only one of its prompt"] * bool(unused)
+    lines = [f'{labels:,} labelled rows are not used beside comparisons: `kind="scores"` uses them'] * bool(labels)
+    lines += [f"{unused:,} rows are not used: equal scores, or a score that is the only one of its prompt"] * bool(
+        unused
+    )
     return lines

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from valence.data.formats.layouts import detect
-from valence.data.formats.read import Found, read_rows
+from valence.data.formats.read import read_rows
 from valence.data.formats.row import ALIASES, LABEL, SCORE, Refused, Row
 from valence.data.records import Problem, Record
 from valence.errors import UserError
@@ -49,18 +49,15 @@ def load_feedback(
     """
     if isinstance(paths, str) or not paths:
         raise UserError("no feedback files given")
-    renames = _canonical(columns or {})
+    reader = _Reader(columns or {})
     records: list[Record] = []
     problems: list[Problem] = []
     layouts: Counter[str] = Counter()
-    columns_read = _Columns()
-    seen: dict[str, None] = {}
     for path in paths:
         before = len(records)
-        rows = _noting(read_rows(Path(path)), seen)
-        for line, row in rows:
+        for line, row in read_rows(Path(path)):
             try:
-                name, record = _record(row, renames, columns_read)
+                name, record = reader.record(row)
             except Refused as refused:
                 problems.append(Problem(str(path), line, str(refused)))
             else:
@@ -68,54 +65,53 @@ def load_feedback(
                 layouts[name] += 1
         if len(records) == before:
             raise UserError(_no_usable_row(str(path), problems))
-    _check_renames(renames, seen)
+    reader.check_renames()
     if strict and problems:
         more = f" (and {len(problems) - 1} more rows with problems)" if len(problems) > 1 else ""
         raise UserError(f"{problems[0]}{more}")
-    return Loaded(records, problems, dict(layouts), len(records) + len(problems), columns_read.never_read())
+    return Loaded(records, problems, dict(layouts), len(records) + len(problems), reader.never_read())
 
 
-class _Columns:
-    """Which columns of the files the layouts read, and how many records have each of the others."""
+class _Reader:
+    """Rows into records, by the user's names of the columns.
 
-    def __init__(self) -> None:
+    It counts which columns of the files the layouts read, and how many records have each of the others.
+    """
+
+    def __init__(self, columns: Mapping[str, str]) -> None:
+        self.renames = _canonical(columns)
+        self.theirs = set(self.renames.values())
+        # A field that a rename displaces is no feedback, but still a column.
+        self.displaced = {name for ours in self.renames for name in _displaced(ours, self.renames)} - self.theirs
+        self.seen: dict[str, None] = {}
         self.read: set[str] = set()
         self.unread: Counter[str] = Counter()
 
-    def note(self, row: Row, renames: Mapping[str, str], displaced: Sequence[str]) -> None:
-        """Count a row's columns by their names in the file."""
-        self.read.update(renames.get(name, name) for name in row.used)
-        self.unread.update(renames.get(name, name) for name in row.unread())
-        self.unread.update(displaced)
+    def record(self, row: dict[str, Any] | Refused) -> tuple[str, Record]:
+        """(the layout of a row, the row as a Record with its split and its other columns)."""
+        if isinstance(row, Refused):
+            raise row
+        self.seen.update(dict.fromkeys(row))
+        aside = {name: row[name] for name in self.displaced if row.get(name) is not None}
+        fields = {name: value for name, value in row.items() if name not in self.theirs | self.displaced}
+        fields |= {ours: row[name] for ours, name in self.renames.items() if name in row}
+        view = Row(fields, aside)
+        name, record = detect(view)
+        split = view.take("split") if isinstance(view.peek("split"), str) else None
+        self.read.update(self.renames.get(name, name) for name in view.used)
+        self.unread.update([*(self.renames.get(name, name) for name in view.unread()), *aside])
+        return name, replace(record, split=split, columns=view.rest())
 
     def never_read(self) -> dict[str, int]:
         """The columns that the layout of no row read, most common first."""
         return {name: rows for name, rows in self.unread.most_common() if name not in self.read}
 
-
-def _record(row: dict[str, Any] | Refused, renames: Mapping[str, str], columns: _Columns) -> tuple[str, Record]:
-    """(the layout of a row, the row as a Record with its split and its other columns)."""
-    if isinstance(row, Refused):
-        raise row
-    theirs = set(renames.values())
-    # A field that a rename displaces is no feedback, but still a column.
-    displaced = {name for ours in renames for name in _displaced(ours, renames)} - theirs
-    aside = {name: row[name] for name in displaced if row.get(name) is not None}
-    fields = {name: value for name, value in row.items() if name not in theirs | displaced}
-    fields |= {ours: row[name] for ours, name in renames.items() if name in row}
-    view = Row(fields, aside)
-    name, record = detect(view)
-    split = view.take("split") if isinstance(view.peek("split"), str) else None
-    columns.note(view, renames, list(aside))
-    return name, replace(record, split=split, columns=view.rest())
-
-
-def _noting(rows: Iterable[Found], seen: dict[str, None]) -> Iterable[Found]:
-    """The same rows; adds the names of their columns to `seen`."""
-    for line, row in rows:
-        if isinstance(row, dict):
-            seen.update(dict.fromkeys(row))
-        yield line, row
+    def check_renames(self) -> None:
+        """Raises UserError if no row has a column that the user named."""
+        for ours, theirs in self.renames.items():
+            if theirs not in self.seen:
+                names = ", ".join(self.seen)
+                raise UserError(f"`columns` has {ours}={theirs}, and no row has a column {theirs}: there are {names}")
 
 
 def _canonical(columns: Mapping[str, str]) -> dict[str, str]:
@@ -137,14 +133,6 @@ def _displaced(ours: str, renames: Mapping[str, str]) -> Sequence[str]:
     if ours == SCORE[0] and LABEL[0] not in renames:
         return (*same, *LABEL)
     return (*same, *SCORE) if ours == LABEL[0] and SCORE[0] not in renames else same
-
-
-def _check_renames(renames: Mapping[str, str], seen: dict[str, None]) -> None:
-    for ours, theirs in renames.items():
-        if theirs not in seen:
-            raise UserError(
-                f"`columns` has {ours}={theirs}, and no row has a column {theirs}: the columns are {', '.join(seen)}"
-            )
 
 
 def _no_usable_row(path: str, problems: Sequence[Problem]) -> str:

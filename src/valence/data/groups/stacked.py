@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
@@ -20,41 +20,37 @@ NUMBERS = 2**20
 """The most numbers in one [N, K, K] tensor, about."""
 
 
-def stacked(rows: Sequence[Sequence[float]]) -> list[tuple[list[int], Rewards]]:
+def stacked(rows: Sequence[Sequence[float]]) -> Iterator[tuple[list[int], Rewards]]:
     """For each length: the places of its rows in `rows`, and the rows as `Rewards [N, K]` in double precision."""
     by_length: defaultdict[int, list[int]] = defaultdict(list)
     for place, row in enumerate(rows):
         by_length[len(row)].append(place)
-    found = []
     for length, places in by_length.items():
         step = max(1, NUMBERS // max(1, length) ** 2)
         for chunk in (places[start : start + step] for start in range(0, len(places), step)):
             value = torch.tensor([rows[place] for place in chunk], dtype=torch.float64)
-            found.append((chunk, Rewards(value, torch.ones_like(value, dtype=torch.bool))))
-    return found
+            yield chunk, Rewards(value, torch.ones_like(value, dtype=torch.bool))
 
 
 def signs(
     rows: Sequence[Sequence[float]], rule: Callable[[Rewards], Labels] = label_halves
 ) -> list[tuple[int, ...] | None]:
     """The signs of each row by `rule`; None for a row that the rule drops."""
-    found: list[tuple[int, ...] | None] = [None] * len(rows)
+    found: dict[int, tuple[int, ...] | None] = {}
     for places, rewards in stacked(rows):
         labels = rule(rewards)
-        kept = labels.present.all(-1).tolist()
-        for place, row, keep in zip(places, labels.sign.tolist(), kept, strict=True):
-            found[place] = tuple(row) if keep else None
-    return found
+        both = zip(labels.sign.tolist(), labels.present.all(-1).tolist(), strict=True)
+        found |= dict(zip(places, (tuple(row) if keep else None for row, keep in both), strict=True))
+    return [found[place] for place in range(len(rows))]
 
 
 def spread(rows: Sequence[Sequence[float]]) -> list[tuple[float, ...]]:
     """Evenly spaced rewards in [-1, 1] in the order of each row; equal numbers get the mean of their rewards."""
-    found: list[tuple[float, ...]] = [()] * len(rows)
+    found: dict[int, tuple[float, ...]] = {}
     for places, rewards in stacked(rows):
         even = win_rates_to_rewards(preferences_to_win_rates(rewards_to_preferences(rewards)))
-        for place, row in zip(places, even.value.tolist(), strict=True):
-            found[place] = tuple(row)
-    return found
+        found |= dict(zip(places, map(tuple, even.value.tolist()), strict=True))
+    return [found[place] for place in range(len(rows))]
 
 
 def ordered(rows: Sequence[Sequence[float]]) -> list[list[tuple[int, int, float]]]:
