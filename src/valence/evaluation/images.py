@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from valence.evaluation.language import as_batch
 from valence.evaluation.pictures import grids_section, image_grid, pixel_spread
 from valence.evaluation.samples import JudgeSamples, Samples
 from valence.policies.denoiser import Denoiser
 from valence.protocols import Reference
 from valence.sources.prompts import EncodedPrompt
-from valence.types import Action, Batch, Labels, Likelihood
+from valence.types import Action, Batch
 
 MAX_IMAGES, MAX_GRIDS = 40, 6
 """Images in a grid, and grids in a report."""
@@ -48,24 +50,21 @@ class ImageEvaluation:
     def _draw(self, policy: Any, seed: int) -> tuple[Batch, list[Any]]:
         action: Action = policy.sample(self.context, 1, torch.Generator().manual_seed(seed))
         assert action.output is not None
-        present = torch.ones(len(self.prompts), 1, dtype=torch.bool, device=action.mask.device)
-        return Batch(self.context, action, Labels(present.long(), present)), [row[0] for row in action.output]
+        return as_batch(self.context, action), [row[0] for row in action.output]
 
-    def _likelihood(self, batch: Batch, needs: frozenset[str]) -> Likelihood:
-        return self.policy.likelihood(batch, self.reference, needs).total()
+    def _kl(self, batch: Batch, name: str) -> Tensor:
+        """KL along each sample, nats: "policy_kl" of the policy's samples, "ref_kl" of the reference's."""
+        return getattr(self.policy.likelihood(batch, self.reference, frozenset({name})).total(), name)[:, 0]
 
     def __call__(self, step: int) -> dict[str, float]:
         batch, images = self._draw(self.policy, self.seed)
-        policy_kl = self._likelihood(batch, frozenset({"policy_kl"})).policy_kl
-        ref_kl = self._likelihood(self.initial_batch, frozenset({"ref_kl"})).ref_kl
-        assert policy_kl is not None and ref_kl is not None
-        kl = policy_kl[:, 0]
+        kl = self._kl(batch, "policy_kl")
         folder = self.out / "grids"
         folder.mkdir(exist_ok=True)
         image_grid(images[:MAX_IMAGES], self.columns).save(folder / f"step-{step:06d}.png")
         figures = {
             "kl_policy_ref": float(kl.mean()),
-            "kl_ref_policy": float(ref_kl.mean()),
+            "kl_ref_policy": float(self._kl(self.initial_batch, "ref_kl").mean()),
             "pixel_spread": pixel_spread(images, self.prompt_index),
         }
         judged = self.judge(Samples(step, self.prompt_index, images, self.initial_images, kl.tolist()))
@@ -73,13 +72,10 @@ class ImageEvaluation:
 
     def kl(self, step: int) -> float:
         """KL(pi || pi_ref) on fresh samples, nats per sample."""
-        batch, _ = self._draw(self.policy, self.seed + step)
-        kl = self._likelihood(batch, frozenset({"policy_kl"})).policy_kl
-        assert kl is not None
-        return float(kl.mean())
+        return float(self._kl(self._draw(self.policy, self.seed + step)[0], "policy_kl").mean())
 
     def samples(self) -> list[dict[str, str]]:
-        """Nothing as text: `section` shows the images."""
+        """Samples as text: none, since `section` shows the images."""
         return []
 
     def section(self, last_step: int) -> str:

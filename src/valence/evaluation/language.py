@@ -12,13 +12,15 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
+from jinja2 import TemplateError
 from torch import Tensor
 
-from valence.data.collate import EncodedGroup, collate, move, pad_actions, pad_left
-from valence.feedback.conversions import signs
+from valence.data.collate import EncodedGroup, Encoder, collate, move, pad_actions, pad_left
+from valence.data.records import Record
+from valence.feedback.conversions import rewards_to_preferences, signs
 from valence.policies.language import LanguagePolicy
 from valence.protocols import Reference
-from valence.types import Action, Batch, Labels, Preferences, Rewards
+from valence.types import Action, Batch, Feedback, Labels, Preferences, Rewards
 
 CHUNK = 64
 """Sequences that are sampled or measured together."""
@@ -32,18 +34,38 @@ def as_batch(context: Any, action: Action) -> Batch:
 
 @torch.no_grad()
 def sample_texts(
-    policy: LanguagePolicy, prompts: Sequence[list[int]], *, seed: int, pad: int
+    policy: LanguagePolicy, prompts: Sequence[list[int]], *, seed: int
 ) -> tuple[list[str], list[tuple[Any, Action]]]:
     """Draw one completion for each prompt: (texts, their (context, action) in chunks of `CHUNK`)."""
     generator = torch.Generator().manual_seed(seed)
     texts, chunks = [], []
     for first in range(0, len(prompts), CHUNK):
-        context = move(pad_left(prompts[first : first + CHUNK], pad), policy.device)
+        context = move(pad_left(prompts[first : first + CHUNK], policy.pad_token_id), policy.device)
         action = policy.sample(context, 1, generator)
         assert action.output is not None
         texts += [row[0] for row in action.output]
         chunks.append((context, action))
     return texts, chunks
+
+
+def complete_records(
+    policy: LanguagePolicy, records: Sequence[Record], *, max_length: int, room: int, seed: int
+) -> tuple[list[str], set[int]]:
+    """(a completion of each record's prompt, the indices of the prompts that the model can be given).
+
+    Args:
+        max_length: longest prompt, in tokens.
+        room: tokens that a prompt may have.
+    """
+    encoder = Encoder(policy.tokenizer, encoder_decoder=policy.encoder_decoder, max_length=max_length)
+    prompts: list[list[int] | None] = []
+    for record in records:
+        try:
+            prompts.append(encoder.prompt(record.prompt))
+        except TemplateError:
+            prompts.append(None)
+    fits = {place for place, row in enumerate(prompts) if row is not None and len(row) <= room}
+    return sample_texts(policy, [(row or [policy.pad_token_id])[:room] for row in prompts], seed=seed)[0], fits
 
 
 @torch.no_grad()
@@ -56,11 +78,9 @@ def sample_kls(
         chunks: samples of the policy for "policy_kl", of the reference for "ref_kl"; see `sample_texts`.
         name: "policy_kl" for KL(pi || pi_ref), "ref_kl" for KL(pi_ref || pi).
     """
-    totals = [
-        getattr(policy.likelihood(as_batch(context, action), reference, frozenset({"log_prob", name})).total(), name)
-        for context, action in chunks
-    ]
-    return torch.cat([total.flatten() for total in totals])
+    needs = frozenset({"log_prob", name})
+    totals = (policy.likelihood(as_batch(*chunk), reference, needs).total() for chunk in chunks)
+    return torch.cat([getattr(total, name).flatten() for total in totals])
 
 
 def sampled_kl(policy: LanguagePolicy, reference: Reference, chunks: Sequence[tuple[Any, Action]], name: str) -> float:
@@ -70,7 +90,7 @@ def sampled_kl(policy: LanguagePolicy, reference: Reference, chunks: Sequence[tu
 
 @torch.no_grad()
 def implicit_reward_accuracy(
-    policy: LanguagePolicy, reference: Reference, rows: Sequence[EncodedGroup], *, pad: int
+    policy: LanguagePolicy, reference: Reference, rows: Sequence[EncodedGroup]
 ) -> float | None:
     """How often log pi/pi_ref ranks a better held-out completion above a worse one; a tie counts half.
 
@@ -78,16 +98,14 @@ def implicit_reward_accuracy(
     scores). Otherwise all better rows are compared with all worse rows (the area under the ROC curve). None where
     there is nothing to compare.
     """
-    within, ratios, sides = [], [], []
+    within, ratios, sides, needs = [], [], [], frozenset({"log_prob", "ref_log_prob"})
     for first in range(0, len(rows), CHUNK):
-        batch = collate(rows[first : first + CHUNK], pad=pad)
-        total = policy.likelihood(
-            move(batch, policy.device), reference, frozenset({"log_prob", "ref_log_prob"})
-        ).total()
+        batch = collate(rows[first : first + CHUNK], pad=policy.pad_token_id)
+        total = policy.likelihood(move(batch, policy.device), reference, needs).total()
         assert total.ref_log_prob is not None
         ratio = (total.log_prob - total.ref_log_prob).cpu()
-        within += _ordered_gaps(ratio, batch)
         feedback = batch.feedback
+        within += _ordered_gaps(ratio, feedback)
         side = feedback.value if isinstance(feedback, Rewards) else signs(feedback)
         ratios.append(ratio[batch.present])
         sides.append(side[batch.present].double())
@@ -100,16 +118,12 @@ def implicit_reward_accuracy(
     return _share_positive(gaps) if gaps.numel() else None
 
 
-def _ordered_gaps(ratio: Tensor, batch: Batch) -> list[Tensor]:
+def _ordered_gaps(ratio: Tensor, feedback: Feedback) -> list[Tensor]:
     """Log-ratio of the better minus that of the worse completion, for every ordered pair within a context."""
-    feedback = batch.feedback
     if isinstance(feedback, Labels):
         return []
-    if isinstance(feedback, Preferences):
-        beats = feedback.observed & (feedback.win > 0.5)
-    else:
-        both = feedback.present[:, :, None] & feedback.present[:, None, :]
-        beats = both & (feedback.value[:, :, None] > feedback.value[:, None, :])
+    pairs = feedback if isinstance(feedback, Preferences) else rewards_to_preferences(feedback)
+    beats = pairs.observed & (pairs.win > 0.5)
     return [ratio[n, i] - ratio[n, j] for n, i, j in beats.nonzero().tolist()]
 
 
@@ -133,7 +147,7 @@ def text_nll(policy: LanguagePolicy, texts: Sequence[str], *, max_tokens: int = 
         max_tokens: longer texts are cut to this many tokens.
     """
     tokenizer = policy.tokenizer
-    start_token = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    start_token = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
     contexts, actions = [], []
     for text in texts:
         ids = tokenizer(text, add_special_tokens=False)["input_ids"][:max_tokens]
@@ -143,9 +157,8 @@ def text_nll(policy: LanguagePolicy, texts: Sequence[str], *, max_tokens: int = 
             actions.append([ids[half:]])
     total, count = 0.0, 0
     for first in range(0, len(contexts), CHUNK // 4):
-        rows = slice(first, first + CHUNK // 4)
-        batch = as_batch(pad_left(contexts[rows], policy.pad_token_id), pad_actions(actions[rows], policy.pad_token_id))
-        batch = move(batch, policy.device)
+        rows, pad = slice(first, first + CHUNK // 4), policy.pad_token_id
+        batch = move(as_batch(pad_left(contexts[rows], pad), pad_actions(actions[rows], pad)), policy.device)
         total -= float(policy.likelihood(batch, None, frozenset({"log_prob"})).log_prob.sum())
         count += int(batch.action.mask.sum())
     return total / count
@@ -153,17 +166,15 @@ def text_nll(policy: LanguagePolicy, texts: Sequence[str], *, max_tokens: int = 
 
 def truncated_share(chunks: Sequence[tuple[Any, Action]], end_token_ids: Sequence[int]) -> float:
     """Share of sampled completions that were cut at the length limit; their KLs end there too."""
-    ended, count = 0, 0
-    for _, action in chunks:
-        ends = torch.isin(action.steps, torch.tensor(list(end_token_ids), device=action.steps.device)) & action.mask
-        ended, count = ended + int(ends.any(-1).sum()), count + action.mask.any(-1).numel()
-    return 1 - ended / max(1, count)
+    ids = torch.tensor(list(end_token_ids))
+    ended = [(torch.isin(action.steps.cpu(), ids) & action.mask.cpu()).any(-1).flatten() for _, action in chunks]
+    return 1 - int(torch.cat(ended).sum()) / len(torch.cat(ended))
 
 
 def distinct_n(texts: Sequence[str], n: int = 2) -> float:
     """Share of distinct n-grams of words among all n-grams of `texts`; 0 where there are none.
 
-    It falls with the amount of text: compare only sets of equally many samples.
+    It falls with the amount of text: compare sets of equally many samples.
     """
     grams = [tuple(words[i : i + n]) for words in map(str.split, texts) for i in range(len(words) - n + 1)]
     return len(set(grams)) / len(grams) if grams else 0.0

@@ -14,6 +14,7 @@ import html
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from statistics import NormalDist
 from typing import Any
 
@@ -35,7 +36,6 @@ class EvaluationPoint:
         kl: KL(pi || pi_0) along each sample, nats.
         proxy: the reward that the run learns from, of each sample.
         gold: the gold reward of each sample; None where the run has none.
-        prompt_index: the index of each sample's prompt.
     """
 
     step: int
@@ -44,17 +44,12 @@ class EvaluationPoint:
     gold: Values | None = None
     prompt_index: Sequence[int] = ()
 
-    @property
-    def mean_kl(self) -> float:
-        return float(np.mean(self.kl))
-
 
 @dataclass(frozen=True)
 class Audit:
     """Gold at its best evaluation and at the last one.
 
     Args:
-        best, last: these two evaluations.
         lost: (gold at the best less gold at the last, on the same prompts; half the width of its interval). The level
             is 95% for all evaluations together (Sidak), since the best is chosen among them.
         gained: the same for the proxy, last less best, with its own 95% interval.
@@ -83,7 +78,7 @@ class Audit:
 
 def audit(evaluations: Sequence[EvaluationPoint]) -> Audit | None:
     """Compare gold at its best evaluation with gold at the last; None where no evaluation has gold."""
-    points = [point for point in evaluations if point.gold and not math.isnan(mean_interval(point.gold)[0])]
+    points = [point for point in evaluations if not math.isnan(mean_interval(point.gold or ())[0])]
     if not points:
         return None
     # Of two evaluations with equal gold, the later one: what was learned in between cost nothing.
@@ -104,13 +99,12 @@ def _paired(first: Values, second: Values, *, z: float = 1.96) -> tuple[float, f
 
 def by_decile(kl: Sequence[float], reward: Values, *, bins: int = 10) -> list[dict[str, float]]:
     """Mean reward of samples grouped by their KL into `bins` of equal size: `{"kl", "reward", "half", "count"}`."""
-    known = [(nats, value) for nats, value in zip(kl, reward, strict=True) if value is not None]
-    order = np.argsort([nats for nats, _ in known], kind="stable")
+    known = [pair for pair in sorted(zip(kl, reward, strict=True), key=itemgetter(0)) if pair[1] is not None]
     rows = []
-    for part in np.array_split(order, min(bins, len(order))) if len(order) else []:
-        mean, half = mean_interval([known[place][1] for place in part])
-        mean_kl = float(np.mean([known[place][0] for place in part]))
-        rows.append({"kl": mean_kl, "reward": mean, "half": half, "count": float(len(part))})
+    for part in np.array_split(range(len(known)), min(bins, len(known))) if known else []:
+        nats, values = zip(*(known[place] for place in part), strict=True)
+        mean, half = mean_interval(values)
+        rows.append({"kl": float(np.mean(nats)), "reward": mean, "half": half, "count": float(len(part))})
     return rows
 
 
@@ -120,16 +114,11 @@ def section(evaluations: Sequence[EvaluationPoint]) -> str:
     text = "no gold reward was given: only the reward that the run learned from is shown"
     return (
         f"<h2>Reward against KL</h2><p>{html.escape(text if result is None else result.sentence())}</p>"
-        f"{image_tag(plot(evaluations), 'reward and gold against the square root of KL')}"
+        f"{image_tag(png(figure(evaluations)), 'reward and gold against the square root of KL')}"
         "<p class=note>Left: mean and 95% interval at each evaluation, on held-out prompts where there are any. The "
         "best evaluation was chosen by these same figures, so its own figure is slightly too high. Right: the samples "
         "of the last evaluation, grouped by their KL from the initial policy.</p>"
     )
-
-
-def plot(evaluations: Sequence[EvaluationPoint]) -> bytes:
-    """The figure as PNG; see `figure`."""
-    return png(figure(evaluations))
 
 
 def figure(evaluations: Sequence[EvaluationPoint]) -> Any:
@@ -147,10 +136,8 @@ def figure(evaluations: Sequence[EvaluationPoint]) -> Any:
     left.set_xlabel("√KL(π‖π_0), √nats", fontsize=8)
     left.set_ylabel("reward learned from", color="C0", fontsize=8)
     deciles = by_decile(evaluations[-1].kl, evaluations[-1].proxy)
-    right.errorbar(
-        [row["kl"] for row in deciles], [row["reward"] for row in deciles], yerr=[row["half"] for row in deciles],
-        fmt="o-", markersize=4, linewidth=1,
-    )  # fmt: skip
+    kl, reward, half = ([row[name] for row in deciles] for name in ("kl", "reward", "half"))
+    right.errorbar(kl, reward, yerr=half, fmt="o-", markersize=4, linewidth=1)
     right.set_xlabel("KL of a sample, nats (mean of each tenth)", fontsize=8)
     right.set_ylabel("reward learned from", fontsize=8)
     for axis in (left, right):
@@ -161,6 +148,6 @@ def figure(evaluations: Sequence[EvaluationPoint]) -> Any:
 
 
 def _frontier(axis: Any, points: Sequence[EvaluationPoint], name: str, label: str, color: str) -> None:
-    rows = [(math.sqrt(max(point.mean_kl, 0.0)), *mean_interval(getattr(point, name))) for point in points]
+    rows = [(math.sqrt(max(np.mean(point.kl), 0.0)), *mean_interval(getattr(point, name))) for point in points]
     distance, mean, half = zip(*rows, strict=True)
     axis.errorbar(distance, mean, yerr=half, fmt="o-", markersize=4, linewidth=1, label=label, color=color)

@@ -1,4 +1,4 @@
-"""The report of a run: one HTML page with its figures, curves and samples, and nothing loaded from elsewhere.
+"""The report of a run and the page of a comparison: HTML with figures, curves and samples that loads nothing else.
 
 All model text is escaped, so a completion cannot run anything in the reader's browser.
 """
@@ -6,11 +6,12 @@ All model text is escaped, so a completion cannot run anything in the reader's b
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from valence.evaluation.pictures import image_tag, png
+from valence.evaluation.win_rate import WinRate
 
 CURVES = (
     ("Loss", ("loss",)),
@@ -47,17 +48,25 @@ EXPLANATIONS = {
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a; }
-h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 2rem }
-table { border-collapse: collapse; width: 100% } td, th { padding: .35rem .6rem; text-align: left; vertical-align: top;
-border-bottom: 1px solid #ddd } td.number { font-variant-numeric: tabular-nums; white-space: nowrap }
+h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 2rem } .note { color: #666; font-size: .9em }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums } img { max-width: 100% }
+td, th { padding: .35rem .6rem; text-align: left; vertical-align: top; border-bottom: 1px solid #ddd }
+.facts td:first-child { font-weight: bold }
 .samples td { width: 40%; white-space: pre-wrap; overflow-wrap: anywhere } .samples td:first-child { width: 20% }
-.note { color: #666; font-size: .9em } img { max-width: 100% }
 """
+MAX_SAMPLES, MAX_PAIRS = 24, 100
+"""Samples shown in a report, and pairs shown in a comparison."""
 
 
-def plot_curves(rows: Sequence[Mapping[str, Any]]) -> bytes:
-    """The figure as PNG; see `curves_figure`."""
-    return png(curves_figure(rows))
+FIGURES_HEAD = ("measure", "before", "after", "meaning")
+
+
+def figures_table(before: Mapping[str, float], after: Mapping[str, float]) -> list[tuple[str, str, str, str]]:
+    """The row of each figure in `after`, as text; see `FIGURES_HEAD`."""
+    return [
+        (name, f"{before.get(name, float('nan')):.4f}", f"{value:.4f}", EXPLANATIONS.get(name, ""))
+        for name, value in after.items()
+    ]
 
 
 def curves_figure(rows: Sequence[Mapping[str, Any]]) -> Any:
@@ -91,60 +100,51 @@ def curves_figure(rows: Sequence[Mapping[str, Any]]) -> Any:
     return figure
 
 
-def _facts_table(facts: Mapping[str, str]) -> str:
-    rows = "".join(
-        f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>" for name, value in facts.items()
-    )
-    return f"<table>{rows}</table>"
+def _table(kind: str, head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    lines = [("th", head), *(("td", row) for row in rows)]
+    cells = ("".join(f"<{tag}>{html.escape(str(cell))}</{tag}>" for cell in row) for tag, row in lines)
+    return f"<table class='{kind}'>{''.join(f'<tr>{line}</tr>' for line in cells)}</table>"
 
 
-def _figures_table(before: Mapping[str, float], after: Mapping[str, float]) -> str:
-    rows = [
-        f"<tr><th>{html.escape(name)}<br><span class=note>{html.escape(EXPLANATIONS.get(name, ''))}</span></th>"
-        f"<td class=number>{before.get(name, float('nan')):.4f}</td><td class=number>{value:.4f}</td></tr>"
-        for name, value in after.items()
-    ]
-    return f"<table><tr><th>measure</th><th>before</th><th>after</th></tr>{''.join(rows)}</table>"
-
-
-def _samples_table(samples: Sequence[Mapping[str, str]], most: int) -> str:
-    rows = [
-        "<tr>" + "".join(f"<td>{html.escape(row[key])}</td>" for key in ("prompt", "before", "after")) + "</tr>"
-        for row in samples[:most]
-    ]
-    if not rows:
-        return ""
-    head = "<tr><th>prompt</th><th>before</th><th>after</th></tr>"
-    return f"<h2>Samples</h2><table class=samples>{head}{''.join(rows)}</table>"
+def _write_page(path: Path, title: str, heading: str, body: str) -> None:
+    head = f"<meta charset=utf-8><title>{html.escape(title)}</title><style>{STYLE}</style>"
+    page = f"<!doctype html><html lang=en><head>{head}</head><body><h1>{html.escape(heading)}</h1>{body}</body></html>"
+    path.write_text(page, encoding="utf-8")
 
 
 def write_report(
-    path: Path,
-    facts: Mapping[str, str],
-    rows: Sequence[Mapping[str, Any]],
-    samples: Sequence[Mapping[str, str]],
-    before: Mapping[str, float],
-    after: Mapping[str, float],
-    *,
-    most_samples: int = 24,
-    section: str = "",
-) -> None:
-    """Write the page.
+    path: Path, facts: Mapping[str, str], rows: Sequence[Mapping[str, Any]], samples: Sequence[Mapping[str, str]],
+    before: Mapping[str, float], after: Mapping[str, float], *, section: str = "",
+) -> None:  # fmt: skip
+    """Write the report of a run.
 
     Args:
         facts: settings of the run by name; "method" and "feedback" or "prompts" make the title.
         rows: the lines of metrics.jsonl.
         samples: `{"prompt", "before", "after"}`.
         before, after: the first and the last evaluation's figures.
-        most_samples: how many samples are shown, at most.
         section: another part of the page, as HTML whose texts are already escaped.
     """
-    page = (
-        "<!doctype html><html lang=en><head><meta charset=utf-8><title>Valence run</title>"
-        f"<style>{STYLE}</style></head><body><h1>Valence: {html.escape(facts.get('method', ''))} on "
-        f"{html.escape(facts.get('feedback') or facts.get('prompts', ''))}</h1>{_facts_table(facts)}"
-        f"<h2>Before and after</h2>{_figures_table(before, after)}"
-        f"<h2>Curves</h2>{image_tag(plot_curves(rows), 'curves of the run')}"
-        f"{section}{_samples_table(samples, most_samples)}</body></html>"
-    )
-    path.write_text(page, encoding="utf-8")
+    names = ("prompt", "before", "after")
+    shown = [[row[name] for name in names] for row in samples[:MAX_SAMPLES]]
+    parts = [
+        _table("facts", ("setting", "value"), facts.items()),
+        "<h2>Before and after</h2>",
+        _table("figures", FIGURES_HEAD, figures_table(before, after)),
+        "<h2>Curves</h2>",
+        image_tag(png(curves_figure(rows)), "curves of the run"),
+        section,
+        f"<h2>Samples</h2>{_table('samples', names, shown)}" if shown else "",
+    ]
+    heading = f"Valence: {facts.get('method', '')} on {facts.get('feedback') or facts.get('prompts', '')}"
+    _write_page(path, "Valence run", heading, "".join(parts))
+
+
+def write_comparison(
+    path: Path, first: str, second: str, judge: str, found: WinRate, samples: Sequence[Mapping[str, Any]]
+) -> None:
+    """Write the page of a comparison; `samples` hold "prompt", "first", "second" and "verdict"."""
+    shown = [[row[name] for name in ("prompt", "first", "second", "verdict")] for row in samples[:MAX_PAIRS]]
+    table = _table("samples", ("prompt", first, second, "P(first is better)"), shown)
+    sentence = html.escape(f"{found.sentence(first, second)}, judged by {judge}.")
+    _write_page(path, f"{first} against {second}", f"{first} against {second}", f"<p>{sentence}</p>{table}")

@@ -5,41 +5,12 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from valence.data.collate import EncodedGroup
 from valence.evaluation import language as measures
 from valence.policies.language import LanguagePolicy
 from valence.protocols import Reference
-
-
-@runtime_checkable
-class RunEvaluation(Protocol):
-    """What a run evaluates its policy with.
-
-    Attributes:
-        policy: the policy that is evaluated.
-        card: the library that loads the saved model, for the model card: "transformers" or "diffusers".
-    """
-
-    policy: Any
-    card: str
-
-    def __call__(self, step: int) -> dict[str, float]:
-        """Figures of the policy after `step` optimizer steps."""
-        ...
-
-    def kl(self, step: int) -> float:
-        """KL(pi || pi_ref) on fresh samples, nats per sample; a KL budget is compared with it."""
-        ...
-
-    def samples(self) -> list[dict[str, str]]:
-        """The last samples as text, `{"prompt", "before", "after"}`; empty where samples are no text."""
-        ...
-
-    def section(self, last_step: int) -> str:
-        """A part of the report, as HTML, about steps up to `last_step`; "" where there is none."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -90,15 +61,12 @@ class Evaluation:
         self.prompts = [prompts[place] for place in self.prompt_index]
         self.seed = seed + 7919
         self.prose = measures.ordinary_text()
-        with self.reference.active() as initial:
-            self.initial_texts, self.initial_chunks = measures.sample_texts(
-                initial, self.prompts, seed=self.seed, pad=policy.pad_token_id
-            )
+        with reference.active() as initial:
+            self.initial_texts, self.initial_chunks = measures.sample_texts(initial, self.prompts, seed=self.seed)
         self.texts = self.initial_texts
 
     def __call__(self, step: int) -> dict[str, float]:
-        pad = self.policy.pad_token_id
-        self.texts, chunks = measures.sample_texts(self.policy, self.prompts, seed=self.seed, pad=pad)
+        self.texts, chunks = measures.sample_texts(self.policy, self.prompts, seed=self.seed)
         kl = measures.sample_kls(self.policy, self.reference, chunks, "policy_kl")
         figures = {
             "kl_policy_ref": float(kl.mean()),
@@ -109,7 +77,7 @@ class Evaluation:
             "truncated": measures.truncated_share(chunks, self.policy.end_token_ids),
         }
         if self.rows:
-            accuracy = measures.implicit_reward_accuracy(self.policy, self.reference, self.rows, pad=pad)
+            accuracy = measures.implicit_reward_accuracy(self.policy, self.reference, self.rows)
             if accuracy is not None:
                 figures["implicit_reward_accuracy"] = accuracy
         if self.judge is not None:
@@ -119,9 +87,7 @@ class Evaluation:
 
     def kl(self, step: int) -> float:
         """KL(pi || pi_ref) on fresh samples, nats per sample."""
-        _, chunks = measures.sample_texts(
-            self.policy, self.prompts, seed=self.seed + step, pad=self.policy.pad_token_id
-        )
+        _, chunks = measures.sample_texts(self.policy, self.prompts, seed=self.seed + step)
         return measures.sampled_kl(self.policy, self.reference, chunks, "policy_kl")
 
     def samples(self) -> list[dict[str, str]]:
@@ -134,5 +100,5 @@ class Evaluation:
         ]
 
     def section(self, last_step: int) -> str:
-        """Nothing: the report shows `samples()`."""
+        """More of the report as HTML: nothing, since the report shows `samples()`."""
         return ""

@@ -51,31 +51,24 @@ class Watch:
             point for point in self.evaluations
             if point.step < samples.step and list(point.prompt_index) == list(samples.prompt_index)
         ]  # fmt: skip
-        before = self.audit()
         self.evaluations.append(EvaluationPoint(samples.step, samples.kl, proxy, gold, samples.prompt_index))
         (self.out / FILE).write_text(json.dumps([asdict(point) for point in self.evaluations]))
-        figures = _figures("reward", proxy)
-        if gold is None:
-            return figures
         now = self.audit()
-        if now is not None and now.best.step == samples.step and (before is None or before.best is not now.best):
+        if now is not None and now.best.step == samples.step:
             self.policy.save(self.out / BEST)
-        return figures | _figures("gold", gold) | self._win_rate(rows, samples)
+        figures = _figures("reward", proxy) | _figures("gold", gold or ())
+        # A pairwise gold is a win rate against the initial policy already.
+        if self.gold is None or isinstance(self.gold, SelfPlay):
+            return figures
+        return figures | _figures("gold_win_rate", verdicts(self.gold, rows, samples.outputs, samples.initial_outputs))
 
     def _judge(self, judge: RewardFn, rows: Sequence[EncodedPrompt], samples: Samples) -> Sequence[float | None]:
         if isinstance(judge, SelfPlay):
             return verdicts(judge, rows, samples.outputs, samples.initial_outputs)
         return ask(judge, rows, samples.outputs)
 
-    def _win_rate(self, rows: Sequence[EncodedPrompt], samples: Samples) -> dict[str, float]:
-        """How often gold finds a sample better than the initial policy's for the same prompt."""
-        if isinstance(self.gold, SelfPlay):
-            return {}
-        rate, half = mean_interval(verdicts(self.gold, rows, samples.outputs, samples.initial_outputs))
-        return {} if math.isnan(rate) else {"gold_win_rate": rate, "gold_win_rate_95_half_width": half}
-
     def audit(self) -> overoptimization.Audit | None:
-        """Did reward and gold diverge? None without gold."""
+        """Whether reward and gold diverged; None without gold."""
         return audit(self.evaluations)
 
     def section(self) -> str:
@@ -83,11 +76,8 @@ class Watch:
         return overoptimization.section(self.evaluations)
 
     def warnings(self, unit: str) -> list[str]:
-        """Lines that a person should read before using the model: gold's course, and failures of the reward.
-
-        Args:
-            unit: what the reward judges: "completions" or "images".
-        """
+        """Lines to read before the model is used: gold's course, and how often the reward of `unit` ("completions" or
+        "images") failed."""
         lines = []
         result = self.audit()
         if result is not None:

@@ -1,10 +1,8 @@
 """How often one model's completions beat another's, with an interval, and corrected for length.
 
-A tie is half a win. The interval is Wilson's for the mean verdict: right for verdicts of 0 and 1, too wide with ties.
-The length-controlled rate is the value at equal lengths of a logistic fit of the verdicts on the length difference.
-
-Source: Wilson 1927; the length control follows Dubois et al. 2024, "Length-controlled AlpacaEval", with the length term
-alone.
+The interval is Wilson's (1927) for the mean verdict: right for verdicts of 0 and 1, too wide with ties. The corrected
+rate is the value at equal lengths of a logistic fit of the verdicts on the length difference, as in Dubois et al. 2024,
+"Length-controlled AlpacaEval", with the length term alone.
 """
 
 from __future__ import annotations
@@ -35,6 +33,12 @@ class WinRate:
     length_controlled: float | None
     judged: int
 
+    def sentence(self, first: str, second: str) -> str:
+        """The win rate in words."""
+        control = "" if self.length_controlled is None else f", {self.length_controlled:.1%} at equal length"
+        interval = f"[{self.low:.1%}, {self.high:.1%}]"
+        return f"{first} beats {second}: {self.rate:.1%} {interval} of {self.judged:,}, ties {self.ties:.1%}{control}"
+
 
 def wilson(rate: float, count: int, *, z: float = 1.96) -> tuple[float, float]:
     """Wilson's interval of a share `rate` of `count`."""
@@ -44,11 +48,11 @@ def wilson(rate: float, count: int, *, z: float = 1.96) -> tuple[float, float]:
 
 
 def win_rate(verdicts: Sequence[float], lengths: Sequence[tuple[int, int]]) -> WinRate:
-    """Summarise the verdicts of all comparisons.
+    """Summarise comparisons.
 
     Args:
-        verdicts: P(first is better) of each comparison.
-        lengths: (first, second) completion's length in words, of each comparison.
+        verdicts: P(first is better) of each.
+        lengths: the lengths of the first and the second completion of each, in words.
     Raises:
         ValueError: there is no verdict, or another number of lengths.
     """
@@ -61,10 +65,8 @@ def win_rate(verdicts: Sequence[float], lengths: Sequence[tuple[int, int]]) -> W
 
 
 def _at_equal_length(verdicts: Sequence[float], lengths: Sequence[tuple[int, int]]) -> float | None:
-    """sigmoid(a) of the fit sigmoid(a + b d) by Newton's method, d the scaled length difference.
-
-    A small ridge penalty keeps the fit finite.
-    """
+    """sigmoid(a) of the fit sigmoid(a + b d) by Newton's method, d the scaled length difference; a small ridge penalty
+    keeps the fit finite."""
     gap = np.asarray([one - two for one, two in lengths], dtype=np.float64)
     if not gap.std() > 0:
         return None

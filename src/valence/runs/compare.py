@@ -9,13 +9,11 @@ from typing import Any, ClassVar, Literal
 
 import torch
 import tyro
-from jinja2 import TemplateError
 
-from valence.data.collate import Encoder
 from valence.data.records import Record
 from valence.errors import UserError
-from valence.evaluation.comparison import page, sentence
-from valence.evaluation.language import sample_texts
+from valence.evaluation.language import complete_records
+from valence.evaluation.report import write_comparison
 from valence.evaluation.win_rate import WinRate, win_rate
 from valence.rewards import load_reward
 from valence.runs.data import load_rows
@@ -122,8 +120,8 @@ def run_comparison(config: CompareConfig, *, log: Log = print, show: bool = True
     write_settings(out, settings)
     (out / "results.json").write_text(json.dumps({"config": settings, "result": asdict(found)}, indent=1) + "\n")
     (out / "samples.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in samples))
-    (out / "compare.html").write_text(page(*config.models, config.judge, found, samples), encoding="utf-8")
-    log(f"{sentence(*config.models, found)}\nwritten: {out}/compare.html, results.json, samples.jsonl")
+    write_comparison(out / "compare.html", *config.models, config.judge, found, samples)
+    log(f"{found.sentence(*config.models)}\nwritten: {out}/compare.html, results.json, samples.jsonl")
     return found
 
 
@@ -138,17 +136,15 @@ def _completions(config: CompareConfig, records: list[Record], log: Log) -> tupl
         network = ModelOptions(device=options.device, dtype=options.dtype)
         policy = load_policy(model, network, temperature=options.temperature)
         policy.max_new_tokens = options.max_new_tokens
-        encoder = Encoder(policy.tokenizer, encoder_decoder=policy.encoder_decoder, max_length=options.max_length)
-        ids = [_prompt(encoder, record) for record in records]
         positions = positions_of(policy, options.max_length)
         room = min(options.max_length, positions - (0 if policy.encoder_decoder else options.max_new_tokens))
         if room < 1:
             raise UserError(
                 f"`max_new_tokens={options.max_new_tokens}` leaves {model} no room: it has {positions} positions"
             )
-        fitting &= {place for place, row in enumerate(ids) if row is not None and len(row) <= room}
-        short = [(row or [policy.pad_token_id])[:room] for row in ids]
-        texts.append(sample_texts(policy, short, seed=options.seed, pad=policy.pad_token_id)[0])
+        found, fits = complete_records(policy, records, max_length=options.max_length, room=room, seed=options.seed)
+        texts.append(found)
+        fitting &= fits
         log(f"{model}: {len(records)} completions")
     if len(fitting) < len(records):
         log(f"{len(records) - len(fitting):,} prompts were dropped: too long, or refused by a chat template")
@@ -157,11 +153,3 @@ def _completions(config: CompareConfig, records: list[Record], log: Log) -> tupl
             f"none of the {len(records):,} prompts can be given to both models: shorten them, or `max_new_tokens`"
         )
     return texts, fitting
-
-
-def _prompt(encoder: Encoder, record: Record) -> list[int] | None:
-    """Its token ids; None where the model's template refuses it."""
-    try:
-        return encoder.prompt(record.prompt)
-    except TemplateError:
-        return None

@@ -66,10 +66,10 @@ def demo(config: DemoConfig, *, log: Log = print, show: bool = True) -> dict[str
     torch.manual_seed(0)
     before = load_language_policy("small-lm", max_new_tokens=64)
     after = load_language_policy(str(result.model), max_new_tokens=64)
-    pad, prompts = before.pad_token_id, [[before.tokenizer.bos_token_id]] * config.samples
+    prompts = [[before.tokenizer.bos_token_id]] * config.samples
     texts, figures = {}, {}
     for name, policy in (("before", before), ("after", after)):
-        texts[name], chunks = measures.sample_texts(policy, prompts, seed=11, pad=pad)
+        texts[name], chunks = measures.sample_texts(policy, prompts, seed=11)
         figures[name] = {
             "judged positive, %": 100 * judge.positive(texts[name]),
             "KL(π‖π_ref), nats": measures.sampled_kl(policy, FrozenCopy(before), chunks, "policy_kl"),

@@ -21,15 +21,14 @@ from torch import Tensor
 
 from valence.data.episodes import read_episodes
 from valence.errors import UserError
-from valence.feedback.advantages import label_advantage
 from valence.objectives.pmpo import pmpo_beta
 from valence.policies.runner import save_actor
 from valence.runs.methods import OFFLINE_CONTROL
 from valence.runs.options import check, check_numbers
 from valence.runs.run import Log, RunResult, begin, claim, settings_of, write_settings
 from valence.runs.settings import NoOptions, RunConfig, configure, to_words
-from valence.sources.episodes import EpisodeTable, Rows, mixture, tabulate, unscale
-from valence.training.episodes import advantages, fit_value, train_policy
+from valence.sources.episodes import Rows, mixture, tabulate, unscale
+from valence.training.episodes import make_labels, train_policy
 from valence.training.progress import TRAINING, Progress
 
 VALUE_STEPS = 150
@@ -120,7 +119,10 @@ def run_offline_control(config: OfflineControlConfig, *, log: Log = print, show:
     table = tabulate(found)
     scaled = (table.action - torch.tensor((high + low) / 2)) / torch.tensor((high - low) / 2)
     table = replace(table, action=scaled.float())
-    sign = make_labels(table, options)
+    sign = make_labels(
+        table, options.labels, seed=options.seed, steps=VALUE_STEPS, discount=options.discount,
+        gae_lambda=options.gae_lambda, expectile=options.expectile, hidden=options.hidden,
+    )  # fmt: skip
     rows = mixture(table, sign, **{loss: loss in options.use for loss in LOSSES})
     alpha, beta = class_weights(rows, sign, config)
     write_settings(out, settings)
@@ -148,25 +150,6 @@ def run_offline_control(config: OfflineControlConfig, *, log: Log = print, show:
         f"written: {out} (valence.PolicyRunner.load({str(out)!r}).act(observation) acts)"
     )
     return RunResult(out, config.method, options.steps, None, after=figures, details=details)
-
-
-def make_labels(table: EpisodeTable, options: OfflineOptions) -> Int[Tensor, "E S"]:
-    """The labels given with the data, or the sign of the advantage of every action.
-
-    Raises:
-        UserError: given labels are asked for, and there are none.
-    """
-    given = bool((table.label != 0).any())
-    if options.labels == "given" and not given:
-        raise UserError("the episodes carry no labels (infos/label, +1 or -1): use `labels=advantage`")
-    if options.labels != "advantage" and given:
-        return table.label
-    value = fit_value(
-        table, seed=options.seed, steps=VALUE_STEPS, discount=options.discount, gae_lambda=options.gae_lambda,
-        expectile=options.expectile, hidden=options.hidden,
-    )  # fmt: skip
-    ahead = advantages(table, value, discount=options.discount, gae_lambda=options.gae_lambda)
-    return label_advantage(ahead, table.present)
 
 
 def class_weights(rows: Rows, sign: Int[Tensor, "E S"], config: OfflineControlConfig) -> tuple[float, float]:

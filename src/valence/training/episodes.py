@@ -6,12 +6,14 @@ Shape legend: see `valence.sources.episodes`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from valence.feedback.advantages import episode_advantages
+from valence.errors import UserError
+from valence.feedback.advantages import episode_advantages, label_advantage
 from valence.objectives.pmpo import PMPO
 from valence.policies.actor import torso
 from valence.policies.gaussian import GaussianPolicy
@@ -70,6 +72,24 @@ def advantages(
     """The advantage of every action in the data."""
     parts = (table.reward, value, table.present, table.terminated)
     return episode_advantages(*parts, discount=discount, gae_lambda=gae_lambda)
+
+
+def make_labels(table: EpisodeTable, source: str, **value: Any) -> Int[Tensor, "E S"]:
+    """The labels given with the data ("given"), the sign of every action's advantage ("advantage"), or "auto": given if
+    there are any.
+
+    Args:
+        value: arguments of `fit_value`.
+    Raises:
+        UserError: given labels are asked for, and there are none.
+    """
+    given = bool((table.label != 0).any())
+    if source == "given" and not given:
+        raise UserError("the episodes carry no labels (infos/label, +1 or -1): use `labels=advantage`")
+    if source != "advantage" and given:
+        return table.label
+    ahead = advantages(table, fit_value(table, **value), discount=value["discount"], gae_lambda=value["gae_lambda"])
+    return label_advantage(ahead, table.present)
 
 
 def train_policy(
