@@ -10,7 +10,7 @@ import numpy as np
 
 from experiments.common.pictures import new_figure, save_figure
 from experiments.common.results import Claim, by_name
-from valence.evaluation.statistics import bootstrap_interval, iqm
+from experiments.common.statistics import bootstrap_interval, iqm
 
 Rows = Sequence[Mapping[str, Any]]
 Returns = Mapping[tuple[str, str], Sequence[float]]

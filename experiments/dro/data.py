@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 from experiments.common.experiment import SILENT, fast_dtype
 from experiments.common.results import read_lines, write_lines
 from experiments.dro.new_t5 import write_new_t5
+from experiments.language.task import fitted_judge
 from valence.errors import UserError
-from valence.rewards.sentences import SentenceJudge, read_sentences, split_sentences
+from valence.rewards.sentences import read_sentences, split_sentences
 
 WORDS = 4
 """Words of a prompt."""
@@ -94,7 +95,7 @@ class Judge(Scorer):
     """The judge of a run: logistic regression on words of the sentences that the scorer has not seen."""
 
     def __init__(self) -> None:
-        self.model = SentenceJudge(split_sentences(read_sentences()).judge).model
+        self.model = fitted_judge().model
 
     @staticmethod
     def verdicts(first: Sequence[float], second: Sequence[float]) -> list[float]:
@@ -144,7 +145,7 @@ def make_rows(path: Path, model: Path, scorer: Scorer, prompts: Sequence[str], c
     for start in range(0, len(prompts), 256):
         part = prompts[start : start + 256]
         ids = [encoder.prompt(prompt) for prompt in part]
-        texts, chunks = sample_texts(policy, ids, seed=start, pad=policy.pad_token_id)
+        texts, chunks = sample_texts(policy, ids, seed=start)
         ends = torch.tensor(policy.end_token_ids)
         ended = torch.cat([torch.isin(action.steps, ends).any(-1)[:, 0] for _, action in chunks]).tolist()
         found = zip(part, texts, scorer(part, texts), ended, strict=True)

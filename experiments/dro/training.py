@@ -186,7 +186,7 @@ def _sample(policy: Any, prompts: Sequence[str], seed: int) -> tuple[list[str], 
     from valence.evaluation.language import sample_texts
 
     encoder = Encoder(policy.tokenizer, encoder_decoder=True)
-    return sample_texts(policy, [encoder.prompt(prompt) for prompt in prompts], seed=seed, pad=policy.pad_token_id)
+    return sample_texts(policy, [encoder.prompt(prompt) for prompt in prompts], seed=seed)
 
 
 def _evaluate(policy: Any, sft: Any, bench: Bench, setting: Setting, *, base: Mapping[str, Any] | None) -> Row:

@@ -160,7 +160,7 @@ def draw(model: str, prompts: Sequence[str], each: int, *, seed: int) -> tuple[l
     policy = load_language_policy(model, max_new_tokens=TOKENS)
     many = [prompt for prompt in prompts for _ in range(each)]
     ids = [policy.tokenizer(prompt)["input_ids"] for prompt in many]
-    texts, _ = sample_texts(policy, ids, seed=seed, pad=policy.pad_token_id)
+    texts, _ = sample_texts(policy, ids, seed=seed)
     return many, texts
 
 

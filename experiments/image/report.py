@@ -8,7 +8,7 @@ from typing import Any
 
 from experiments.common.pictures import new_figure, save_figure
 from experiments.common.results import Claim, mean
-from valence.evaluation.statistics import bootstrap_interval, iqm
+from experiments.common.statistics import bootstrap_interval, iqm
 
 Rows = Sequence[Mapping[str, Any]]
 BATCH, SAMPLES = 8, 4

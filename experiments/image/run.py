@@ -23,6 +23,7 @@ from typing import Any
 from experiments.common import experiment as common
 from experiments.common.experiment import SILENT, TUNING_SEED, Experiment, Row, key
 from experiments.common.results import by_name, print_table
+from experiments.common.statistics import iqm
 from experiments.image.report import (
     BATCH,
     ENOUGH,
@@ -36,7 +37,7 @@ from experiments.image.report import (
     table,
     verdict,
 )
-from valence.evaluation.statistics import iqm, mean_interval
+from valence.evaluation.statistics import mean_interval
 
 METHODS: dict[str, dict[str, Any]] = {
     "REBEL": {"method": "rebel", "preset": "paper", "num_epochs": 1},

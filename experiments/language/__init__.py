@@ -1,1 +1,1 @@
-"""The text task that `summarize`, `best-worst` and `pmpo-language` share: its data, its runs and its tables."""
+"""The text task of `summarize`, `best-worst` and `pmpo-language`: its data and judge, its runs and its tables."""

@@ -16,8 +16,9 @@ from typing import Any
 from experiments.common import experiment as common
 from experiments.common.experiment import SILENT, TUNING_SEED, Experiment, Row, fast_dtype, key
 from experiments.common.results import by_name, print_table, write_lines
+from experiments.language.task import fitted_judge
 from experiments.thumbs.report import KL_LIMIT, average, check_claims, plot
-from valence.rewards.sentences import SentenceJudge, read_sentences, split_sentences
+from valence.rewards.sentences import read_sentences, split_sentences
 
 KL_TUNED = KL_LIMIT - 0.5
 """Nats per sentence that tuning allows: a margin for other seeds."""
@@ -75,20 +76,19 @@ def run_setting(setting: Setting, size: Size, folder: Path) -> Row:
     from valence.policies.loading import load_language_policy
     from valence.training.reference import FrozenCopy
 
-    halves = split_sentences(read_sentences())
     policy = load_language_policy("small-lm", max_new_tokens=64)
     reference = FrozenCopy(policy)
     if setting.options:
-        policy = _aligned(setting, halves.feedback, size.steps)
-    pad, prompts = policy.pad_token_id, [[policy.tokenizer.bos_token_id]] * size.samples
-    texts, chunks = measures.sample_texts(policy, prompts, seed=1000 + setting.seed, pad=pad)
+        policy = _aligned(setting, split_sentences(read_sentences()).feedback, size.steps)
+    prompts = [[policy.tokenizer.bos_token_id]] * size.samples
+    texts, chunks = measures.sample_texts(policy, prompts, seed=1000 + setting.seed)
     with reference.active() as base:
-        _, ref_chunks = measures.sample_texts(base, prompts[:REF_SAMPLES], seed=2000 + setting.seed, pad=pad)
+        _, ref_chunks = measures.sample_texts(base, prompts[:REF_SAMPLES], seed=2000 + setting.seed)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{key(setting, size)}.txt").write_text("\n".join(texts) + "\n", encoding="utf-8")
     return {
         "options": dict(setting.options), "rows": setting.rows,
-        "positive": 100 * SentenceJudge(halves.judge).positive(texts),
+        "positive": 100 * fitted_judge().positive(texts),
         "kl_policy_ref": measures.sampled_kl(policy, reference, chunks, "policy_kl"),
         "kl_ref_policy": measures.sampled_kl(policy, reference, ref_chunks, "ref_kl"),
         "distinct_2": measures.distinct_n(texts), "words": measures.mean_words(texts),
@@ -171,7 +171,7 @@ def run(experiment: Experiment[Size]) -> Path:
     """The experiment; prints its tables and writes `results.json`, a picture, a page and the sampled sentences."""
     size, out = experiment.size, experiment.out
     halves = split_sentences(read_sentences())
-    accuracy = SentenceJudge(halves.judge).accuracy(halves.heldout)
+    accuracy = fitted_judge().accuracy(halves.heldout)
     print(f"judge: {100 * accuracy:.1f}% of held-out sentences right; {len(halves.feedback)} sentences of feedback")
     chosen, tuned = tune(experiment)
     print("runs:")

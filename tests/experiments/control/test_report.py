@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from experiments.common.statistics import bootstrap_interval
 from experiments.control.report import check_claims, plot_curves, plot_sweep, summarize
-from valence.evaluation.statistics import bootstrap_interval
 
 CARTPOLE = "dm_control/cartpole-swingup-v0"
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from experiments.common.statistics import bootstrap_interval
 from experiments.image.report import (
     check_claims,
     early,
@@ -21,7 +22,6 @@ from experiments.image.report import (
     verdict,
 )  # fmt: skip
 from experiments.image.run import Setting
-from valence.evaluation.statistics import bootstrap_interval
 
 
 @pytest.fixture(autouse=True)

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from experiments.common.experiment import TUNING_SEED, Experiment
+from experiments.common.statistics import bootstrap_interval
 from experiments.image import run as image
 from experiments.image.run import METHODS, RATES, SIZES, Setting, best_rate
-from valence.evaluation.statistics import bootstrap_interval
 from valence.runs.improve import steps_per_batch
 
 
