@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from valence.data.groups import Group, groups_for, split_groups
 from valence.data.records import Record
 from valence.errors import UserError
-from valence.feedback import label_halves
+from valence.feedback.labelling import label_halves
 from valence.types import Rewards
 
 

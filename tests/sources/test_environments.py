@@ -13,7 +13,7 @@ import pytest
 
 import worlds
 from valence.errors import UserError
-from valence.sources.environments import Crew, Environment, Repeated, Step, flatten, make_environment, scale
+from valence.sources.environments import Crew, Environment, Step, flatten, make_environment, scale
 
 os.environ.setdefault("MUJOCO_GL", "disable")
 SUITE = "dm_control/cartpole-swingup-v0"
@@ -122,7 +122,7 @@ def test_the_control_suite_is_cut_off_and_not_ended() -> None:
 
 def test_repeats_sum_their_rewards_and_stop_at_the_end() -> None:
     plain, repeated = make_environment("worlds:Point-v0"), make_environment("worlds:Point-v0", repeat=3)
-    assert isinstance(repeated, Repeated) and np.array_equal(plain.reset(4), repeated.reset(4))
+    assert np.array_equal(plain.reset(4), repeated.reset(4))
     action = np.array([0.1], dtype=np.float32)
     for number in [3] * 6 + [2]:
         slow = [plain.step(action) for _ in range(number)]

@@ -10,7 +10,8 @@ import torch
 
 from image_helpers import tiny_pipeline
 from valence.errors import UserError
-from valence.feedback import RunningStandard, label_halves
+from valence.feedback.labelling import label_halves
+from valence.feedback.running import RunningStandard
 from valence.policies.denoiser import Denoiser
 from valence.policies.image_pipelines import SamplerSettings, make_denoiser
 from valence.rewards import RewardFunction

@@ -10,7 +10,7 @@ import torch
 import helpers
 from helpers import PAD
 from valence.errors import UserError
-from valence.feedback import label_halves
+from valence.feedback.labelling import label_halves
 from valence.sources.modality import OnlineSettings
 from valence.sources.online import OnlineSource
 from valence.sources.prompts import EncodedPrompt

@@ -3,8 +3,8 @@
 Both are fitted in memory, at their first call, on scikit-learn's 1797 scans of handwritten digits (8 x 8), drawn
 32 x 32 in many colours. The reward is a small neural network on a map of the ink, fitted on the even rows. The judge
 is a support vector machine on the directions of the edges, fitted on the odd rows, so that an image that fools the
-reward need not fool the judge. Both have an eleventh class, no digit, for flat, noisy and scrambled images. A digit that
-fades away falls into it; a classifier with ten classes would still choose one of them.
+reward need not fool the judge. Both have an eleventh class, no digit, for flat, noisy and scrambled images. A digit
+that fades away falls into it; a classifier with ten classes would still choose one of them.
 
 Legend: M images, S = `SIDE` pixels.
 """

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from valence.feedback import preferences_to_self_play
+from valence.feedback.conversions import preferences_to_self_play
 from valence.rewards.ensemble import NO_FAILURES, Reported
 from valence.rewards.functions import RewardFunction, name_of
 from valence.types import Preferences

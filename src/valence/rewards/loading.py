@@ -146,14 +146,14 @@ def load_function(name: str, others: str) -> Any:
             f"{name!r} is {others}, module:function, file.py:function, or one of these two behind pairwise:"
         )
     try:
-        found: Any = getattr(_module(place), function)
+        value: Any = getattr(_module(place), function)
     except UserError:
         raise
     except Exception as error:  # importing a user's file may fail in any way
         raise UserError(f"{name} cannot be loaded: {type(error).__name__}: {error}") from error
-    if not callable(found):
-        raise UserError(f"{name} is a {type(found).__name__}, and must be a function")
-    return found
+    if not callable(value):
+        raise UserError(f"{name} is a {type(value).__name__}, and must be a function")
+    return value
 
 
 def _module(place: str) -> Any:

@@ -42,7 +42,7 @@ def preference_score(first: Float[Tensor, "P E"], second: Float[Tensor, "P E"]) 
 
 
 class PreferenceModel:
-    """A folder of `valence reward-model --kind preference` as a pairwise judge.
+    """A folder that reward-model wrote with `kind="preference"`, as a pairwise judge.
 
     Args:
         path: the folder.

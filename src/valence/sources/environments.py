@@ -58,10 +58,29 @@ def scale(action: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
     return np.clip((high + low) / 2 + (high - low) / 2 * action, low, high)
 
 
-class ControlSuite:
+class _Repeating:
+    """Repeats each action for `repeat` steps, fewer at the end of an episode, and adds up the rewards."""
+
+    def __init__(self, repeat: int) -> None:
+        self.repeat = repeat
+
+    def _step(self, action: np.ndarray) -> Step:
+        raise NotImplementedError
+
+    def step(self, action: np.ndarray) -> Step:
+        after = self._step(action)
+        total, taken = after.reward, 1
+        while taken < self.repeat and not (after.terminated or after.truncated):
+            after = self._step(action)
+            total, taken = total + after.reward, taken + 1
+        return after._replace(reward=total, steps=taken)
+
+
+class ControlSuite(_Repeating):
     """A task of the DeepMind Control Suite. Its episodes are truncated, not terminated, after 1000 steps."""
 
-    def __init__(self, domain: str, task: str) -> None:
+    def __init__(self, domain: str, task: str, *, repeat: int = 1) -> None:
+        super().__init__(repeat)
         suite = _control_suite()
         if (domain, task) not in suite.ALL_TASKS:
             tasks = ", ".join(sorted(name for owner, name in suite.ALL_TASKS if owner == domain))
@@ -79,7 +98,7 @@ class ControlSuite:
         self._environment.task._random = np.random.RandomState(seed)
         return flatten(self._environment.reset().observation)
 
-    def step(self, action: np.ndarray) -> Step:
+    def _step(self, action: np.ndarray) -> Step:
         after = self._environment.step(scale(action, self.low, self.high))
         terminated = after.last() and after.discount == 0
         return Step(flatten(after.observation), float(after.reward), terminated, after.last() and not terminated)
@@ -91,10 +110,11 @@ class ControlSuite:
         self._environment.close()
 
 
-class Gymnasium:
+class Gymnasium(_Repeating):
     """An environment of gymnasium, by id (`package:Name-v0` imports the package first)."""
 
-    def __init__(self, name: str, *, pictures: bool = False) -> None:
+    def __init__(self, name: str, *, repeat: int = 1, pictures: bool = False) -> None:
+        super().__init__(repeat)
         import gymnasium
 
         try:
@@ -117,44 +137,13 @@ class Gymnasium:
     def reset(self, seed: int) -> np.ndarray:
         return flatten(self._environment.reset(seed=seed)[0])
 
-    def step(self, action: np.ndarray) -> Step:
+    def _step(self, action: np.ndarray) -> Step:
         scaled = scale(action, self.low, self.high).reshape(self._shape).astype(self._type)
         observation, reward, terminated, truncated, _ = self._environment.step(scaled)
         return Step(flatten(observation), float(reward), bool(terminated), bool(truncated and not terminated))
 
     def render(self) -> np.ndarray:
         return np.asarray(self._environment.render())
-
-    def close(self) -> None:
-        self._environment.close()
-
-
-class Repeated:
-    """An environment that repeats each action and adds up its rewards.
-
-    Args:
-        environment: the environment itself.
-        times: steps that each action is repeated for, fewer at the end of an episode.
-    """
-
-    def __init__(self, environment: Environment, times: int) -> None:
-        self._environment, self._times = environment, times
-        self.observation_size, self.action_size = environment.observation_size, environment.action_size
-        self.low, self.high = environment.low, environment.high
-
-    def reset(self, seed: int) -> np.ndarray:
-        return self._environment.reset(seed)
-
-    def step(self, action: np.ndarray) -> Step:
-        after = self._environment.step(action)
-        total, taken = after.reward, 1
-        while taken < self._times and not (after.terminated or after.truncated):
-            after = self._environment.step(action)
-            total, taken = total + after.reward, taken + 1
-        return after._replace(reward=total, steps=taken)
-
-    def render(self) -> np.ndarray:
-        return self._environment.render()
 
     def close(self) -> None:
         self._environment.close()
@@ -171,22 +160,20 @@ def make_environment(name: str, *, repeat: int = 1, pictures: bool = False) -> E
     """
     if name.startswith(CONTROL_SUITE):
         domain, _, task = name.removeprefix(CONTROL_SUITE).removesuffix("-v0").partition("-")
-        environment: Environment = ControlSuite(domain, task)
-    else:
-        environment = Gymnasium(name, pictures=pictures)
-    return environment if repeat == 1 else Repeated(environment, repeat)
+        return ControlSuite(domain, task, repeat=repeat)
+    return Gymnasium(name, repeat=repeat, pictures=pictures)
 
 
 def _control_suite() -> Any:
-    found = {}
+    installed = {}
     for package in TESTED:
         try:
-            found[package] = version(package)
+            installed[package] = version(package)
         except PackageNotFoundError:
-            found[package] = "none"
+            installed[package] = "none"
     right = " with ".join(f"{package}=={number}" for package, number in TESTED.items())
-    if "none" in found.values() or int(found["mujoco"].split(".")[0]) >= 4:
-        have = ", ".join(f"{package} {number}" for package, number in found.items())
+    if "none" in installed.values() or int(installed["mujoco"].split(".")[0]) >= 4:
+        have = ", ".join(f"{package} {number}" for package, number in installed.items())
         raise UserError(f"the control suite needs {right} (found {have}): pip install 'valence-learn[control]'")
     # dm-control opens EGL when it is imported; Triton imported after that ends in a segmentation fault, and torch
     # imports it where it is installed.

@@ -76,8 +76,8 @@ class OfflineSource:
             return [next(other for other in others if other.prompt != row.prompt) for row, others in following]
         if self._one_prompt:
             return [*chosen[1:], chosen[0]] if size > 1 else [next(self._later())]
-        found = list(islice((row for row in self._later() if row.prompt != chosen[0].prompt), size))
-        return list(islice(cycle(found), size))
+        others = list(islice((row for row in self._later() if row.prompt != chosen[0].prompt), size))
+        return list(islice(cycle(others), size))
 
     def _later(self) -> Iterator[EncodedGroup]:
         """The rows that follow the current batch in the epoch's order, cyclically; the batch's own come last."""

@@ -27,7 +27,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from valence.errors import UserError
-from valence.feedback import has_spread, on_last_step, reward_statistics
+from valence.feedback.advantages import on_last_step
+from valence.feedback.conversions import has_spread, reward_statistics
 from valence.feedback.running import RunningStandard
 from valence.protocols import Reference
 from valence.rewards.ensemble import RewardFn

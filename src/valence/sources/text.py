@@ -61,12 +61,12 @@ class TextModality:
 
 def merged(records: Sequence[Record]) -> list[Record]:
     """One row for each prompt and its columns, with the completions of all its rows."""
-    found: dict[Any, Record] = {}
+    rows: dict[Any, Record] = {}
     for record in records:
         name = (record.prompt, repr(sorted(record.columns.items())))
-        known = found.get(name)
-        found[name] = record if known is None else replace(known, completions=known.completions + record.completions)
-    return list(found.values())
+        known = rows.get(name)
+        rows[name] = record if known is None else replace(known, completions=known.completions + record.completions)
+    return list(rows.values())
 
 
 def encode_prompts(

@@ -74,18 +74,18 @@ def contexts(records: Sequence[Record], max_actions: int, notes: Notes) -> list[
     by_prompt: defaultdict[tuple[Text, str | None], list[Record]] = defaultdict(list)
     for record in records:
         by_prompt[record.prompt, record.split].append(record)
-    found: list[list[Record]] = []
+    groups: list[list[Record]] = []
     for same in by_prompt.values():
-        found.append([])
+        groups.append([])
         size = 0
         for record in same:
-            if found[-1] and size + len(record.completions) > max_actions:
+            if groups[-1] and size + len(record.completions) > max_actions:
                 notes.add(_EXCEEDED.replace("{max}", str(max_actions)))
-                found.append([])
+                groups.append([])
                 size = 0
-            found[-1].append(record)
+            groups[-1].append(record)
             size += len(record.completions)
-    return found
+    return groups
 
 
 _EXCEEDED = "{n} contexts were added for prompts with more than {max} completions (contexts are not compared)"

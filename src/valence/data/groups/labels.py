@@ -9,7 +9,7 @@ from statistics import median
 from valence.data.groups.group import PAIRS_TIED, RANKINGS_TIED, Group, Notes
 from valence.data.groups.stacked import signs
 from valence.data.records import Record, Text
-from valence.feedback import label_group_mean, label_threshold
+from valence.feedback.labelling import label_group_mean, label_threshold
 
 Signs = tuple[int, ...] | None
 """+1, -1 or 0 for each completion of a record; None if the record is dropped."""
@@ -30,13 +30,13 @@ def to_labels(records: Sequence[Record], notes: Notes) -> list[Group]:
     for record in records:
         match record.shape:
             case "label":
-                found: Signs = (int(record.values[0]),)
+                verdict: Signs = (int(record.values[0]),)
             case "score":
-                found = next(scored)
+                verdict = next(scored)
             case _:
-                found = next(compared)
-                _note_halves(record, found, notes)
-        signed = zip(record.completions, found, strict=True) if found else ()
+                verdict = next(compared)
+                _note_halves(record, verdict, notes)
+        signed = zip(record.completions, verdict, strict=True) if verdict else ()
         groups += [Group.of(record, (completion,), sign=(sign,)) for completion, sign in signed]
     return groups
 
@@ -56,11 +56,11 @@ def _order(record: Record) -> tuple[float, ...]:
 
 def _of_scores(scores: Sequence[Record], notes: Notes) -> list[Signs]:
     """The sign of each score by the mean of its prompt or the median of the data set."""
-    found: list[Signs] = [None] * len(scores)
+    verdicts: list[Signs] = [None] * len(scores)
     everything = [record.values[0] for record in scores]
     if len(set(everything)) < 2:
         notes.add("{n} scores were dropped: they are all equal", len(scores))
-        return found
+        return verdicts
     by_prompt: defaultdict[Text, list[int]] = defaultdict(list)
     for place, record in enumerate(scores):
         by_prompt[record.prompt].append(place)
@@ -71,20 +71,20 @@ def _of_scores(scores: Sequence[Record], notes: Notes) -> list[Signs]:
     by_median = signs([[value] for value in everything], lambda rewards: label_threshold(rewards, middle))
     for places, row in zip(prompts, own, strict=True):
         for index, place in enumerate(places):
-            found[place] = by_median[place] if row is None else (row[index],)
+            verdicts[place] = by_median[place] if row is None else (row[index],)
     for sign, place in ((row, place) for places, row in zip(prompts, own, strict=True) for place in places):
-        verdict = "accepted" if found[place] == (1,) else "rejected"
+        word = "accepted" if verdicts[place] == (1,) else "rejected"
         whose = "the data set's median" if sign is None else "its prompt's mean"
-        notes.add(f"{{n}} scores became {verdict} by {whose} (the size of the score is lost)")
-    return found
+        notes.add(f"{{n}} scores became {word} by {whose} (the size of the score is lost)")
+    return verdicts
 
 
-def _note_halves(record: Record, found: Signs, notes: Notes) -> None:
-    if record.shape == "pair" and found is None:
+def _note_halves(record: Record, verdict: Signs, notes: Notes) -> None:
+    if record.shape == "pair" and verdict is None:
         notes.add(PAIRS_TIED)
     elif record.shape == "pair":
         notes.add("{n} pairs became {n} accepted and {n} rejected completions (which two form a pair is lost)")
-    elif found is None:
+    elif verdict is None:
         notes.add(RANKINGS_TIED)
     else:
         notes.add("{n} rankings became accepted (the better half) and rejected completions (the order is lost)")

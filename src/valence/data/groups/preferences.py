@@ -43,11 +43,11 @@ def to_preferences(records: Sequence[Record], notes: Notes, max_actions: int) ->
     """
     _refuse_labels_across_prompts(records)
     groups: list[Group] = []
-    found = contexts(_alternated(records), max_actions, notes)
-    judged = [list(_judged(context, notes)) for context in found]
+    grouped = contexts(_alternated(records), max_actions, notes)
+    judged = [list(_judged(context, notes)) for context in grouped]
     # One call of torch for each context would take most of the time.
     pairs = iter(ordered([one.values for several in judged for one in several]))
-    for context, several in zip(found, judged, strict=True):
+    for context, several in zip(grouped, judged, strict=True):
         comparisons = [*_of_pairs(context, notes), *chain.from_iterable(_compared(one, next(pairs)) for one in several)]
         merged = _merged(comparisons, notes)
         # Texts without a prompt have no common context: one context of them all would have too many pairs.
@@ -75,8 +75,8 @@ def _alternated(records: Sequence[Record]) -> list[Record]:
     rejected = [record for record in records if record.shape == "label" and record.values[0] < 0]
     others = [record for record in records if record.shape != "label" or not record.values[0]]
     by_prompt: defaultdict[tuple[Text, str | None], tuple[list[Record], list[Record]]] = defaultdict(lambda: ([], []))
-    for side, found in enumerate((accepted, rejected)):
-        for record in found:
+    for side, labelled in enumerate((accepted, rejected)):
+        for record in labelled:
             by_prompt[record.prompt, record.split][side].append(record)
     turns = chain.from_iterable(zip_longest(*sides) for sides in by_prompt.values())
     labels = [record for turn in turns for record in turn if record is not None]

@@ -7,13 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
-from valence.feedback import (
-    label_halves,
-    preferences_to_win_rates,
-    rewards_to_pairs,
-    rewards_to_preferences,
-    win_rates_to_rewards,
-)
+from valence.feedback.conversions import preferences_to_win_rates, rewards_to_preferences, win_rates_to_rewards
+from valence.feedback.labelling import label_halves
+from valence.feedback.pairs import rewards_to_pairs
 from valence.types import Labels, Rewards
 
 NUMBERS = 2**20
@@ -36,29 +32,29 @@ def signs(
     rows: Sequence[Sequence[float]], rule: Callable[[Rewards], Labels] = label_halves
 ) -> list[tuple[int, ...] | None]:
     """The signs of each row by `rule`; None for a row that the rule drops."""
-    found: dict[int, tuple[int, ...] | None] = {}
+    converted: dict[int, tuple[int, ...] | None] = {}
     for places, rewards in stacked(rows):
         labels = rule(rewards)
         both = zip(labels.sign.tolist(), labels.present.all(-1).tolist(), strict=True)
-        found |= dict(zip(places, (tuple(row) if keep else None for row, keep in both), strict=True))
-    return [found[place] for place in range(len(rows))]
+        converted |= dict(zip(places, (tuple(row) if keep else None for row, keep in both), strict=True))
+    return [converted[place] for place in range(len(rows))]
 
 
 def spread(rows: Sequence[Sequence[float]]) -> list[tuple[float, ...]]:
     """Evenly spaced rewards in [-1, 1] in the order of each row; equal numbers get the mean of their rewards."""
-    found: dict[int, tuple[float, ...]] = {}
+    converted: dict[int, tuple[float, ...]] = {}
     for places, rewards in stacked(rows):
         even = win_rates_to_rewards(preferences_to_win_rates(rewards_to_preferences(rewards)))
-        found |= dict(zip(places, map(tuple, even.value.tolist()), strict=True))
-    return [found[place] for place in range(len(rows))]
+        converted |= dict(zip(places, map(tuple, even.value.tolist()), strict=True))
+    return [converted[place] for place in range(len(rows))]
 
 
 def ordered(rows: Sequence[Sequence[float]]) -> list[list[tuple[int, int, float]]]:
     """The pairs of distinct numbers of each row as (index of the higher, index of the lower, their gap)."""
-    found: list[list[tuple[int, int, float]]] = [[] for _ in rows]
+    converted: list[list[tuple[int, int, float]]] = [[] for _ in rows]
     for places, rewards in stacked(rows):
         size = rewards.value.shape[-1]
         pairs = rewards_to_pairs(rewards)
         for (better, worse), gap in zip(pairs.index.tolist(), pairs.gap.tolist(), strict=True):
-            found[places[better // size]].append((better % size, worse % size, gap))
-    return found
+            converted[places[better // size]].append((better % size, worse % size, gap))
+    return converted
