@@ -59,7 +59,7 @@ def row(tokens: Sequence[int], **feedback: Any) -> EncodedGroup:
 
 
 def accuracy(*rows: EncodedGroup) -> float | None:
-    return measures.implicit_reward_accuracy(Drifted(), Unused(), rows, pad=PAD)
+    return measures.implicit_reward_accuracy(Drifted(), Unused(), rows)
 
 
 class TestImplicitRewardAccuracy:
@@ -122,7 +122,7 @@ class TestImplicitRewardAccuracy:
             EncodedGroup([4, n + 5], [[5, 6, END], [7, 8, END]], Group("p", ("a", "b"), wins=((0, 1, 1.0, None),)))
             for n in range(4)
         ]
-        assert measures.implicit_reward_accuracy(policy, reference, rows, pad=PAD) == 0.5
+        assert measures.implicit_reward_accuracy(policy, reference, rows) == 0.5
         optimizer = torch.optim.SGD(policy.parameters(), lr=0.05)
         from valence.data.collate import collate
 
@@ -132,7 +132,7 @@ class TestImplicitRewardAccuracy:
             (total[:, 1] - total[:, 0]).mean().backward()
             optimizer.step()
             optimizer.zero_grad()
-        assert measures.implicit_reward_accuracy(policy, reference, rows, pad=PAD) == 1.0
+        assert measures.implicit_reward_accuracy(policy, reference, rows) == 1.0
 
 
 class TestSampledKl:
@@ -140,7 +140,7 @@ class TestSampledKl:
     def test_policy_and_reference_alike_have_none(self, kind: str) -> None:
         policy = helpers.policy(kind)
         reference = FrozenCopy(policy)
-        _, chunks = measures.sample_texts(policy, [[4], [5, 6, 7], [8, 9]], seed=0, pad=PAD)
+        _, chunks = measures.sample_texts(policy, [[4], [5, 6, 7], [8, 9]], seed=0)
         for name in ("policy_kl", "ref_kl"):
             assert abs(measures.sampled_kl(policy, reference, chunks, name)) < 1e-5
 
@@ -162,14 +162,14 @@ class TestSampledKl:
         assert min(exact.values()) > 0.02 and abs(exact["policy_kl"] - exact["ref_kl"]) > 1e-3
         with reference.active() as base:
             for name, drawer in (("policy_kl", policy), ("ref_kl", base)):
-                _, chunks = measures.sample_texts(drawer, [prompt] * 1200, seed=1, pad=PAD)
+                _, chunks = measures.sample_texts(drawer, [prompt] * 1200, seed=1)
                 assert measures.sampled_kl(policy, reference, chunks, name) == pytest.approx(exact[name], rel=0.1)
 
     def test_adapters_switched_off_are_a_reference_too(self) -> None:
         policy = helpers.policy("llama", lora=True)
         helpers.shake(policy, size=0.5)
         reference = AdaptersOff(policy)
-        _, chunks = measures.sample_texts(policy, [[4], [5, 6]], seed=0, pad=PAD)
+        _, chunks = measures.sample_texts(policy, [[4], [5, 6]], seed=0)
         assert measures.sampled_kl(policy, reference, chunks, "policy_kl") > 1e-4
 
 
@@ -177,12 +177,12 @@ class TestSamples:
     def test_one_completion_a_prompt_in_order_by_seed(self, monkeypatch: pytest.MonkeyPatch) -> None:
         policy = helpers.policy("llama")
         prompts = [[4 + n % 5] * (1 + n % 3) for n in range(7)]
-        texts, chunks = measures.sample_texts(policy, prompts, seed=3, pad=PAD)
+        texts, chunks = measures.sample_texts(policy, prompts, seed=3)
         assert len(texts) == 7 and len(chunks) == 1
-        assert measures.sample_texts(policy, prompts, seed=3, pad=PAD)[0] == texts
-        assert measures.sample_texts(policy, prompts, seed=4, pad=PAD)[0] != texts
+        assert measures.sample_texts(policy, prompts, seed=3)[0] == texts
+        assert measures.sample_texts(policy, prompts, seed=4)[0] != texts
         monkeypatch.setattr(measures, "CHUNK", 3)
-        texts, chunks = measures.sample_texts(policy, prompts, seed=3, pad=PAD)
+        texts, chunks = measures.sample_texts(policy, prompts, seed=3)
         assert len(texts) == 7 and [len(context.ids) for context, _ in chunks] == [3, 3, 1]
         drawn = [
             policy.decode(steps[mask])

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from valence.evaluation.overoptimization import EvaluationPoint, audit, by_decile, figure, plot, section
+from valence.evaluation.overoptimization import EvaluationPoint, audit, by_decile, figure, section
 from valence.evaluation.statistics import mean_interval
 
 
@@ -69,7 +69,7 @@ def test_more_evaluations_need_stronger_evidence() -> None:
 def test_without_gold_there_is_no_audit_but_a_picture() -> None:
     points = [point(0, 0.0, None), point(10, 1.0, None)]
     assert audit(points) is None
-    assert "no gold reward was given" in section(points) and plot(points).startswith(b"\x89PNG")
+    assert "no gold reward was given" in section(points) and 'src="data:image/png;base64,iVBORw0KGgo' in section(points)
     assert len(figure(points).axes) == 2
 
 

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from valence.evaluation.card import write_model_card
-from valence.evaluation.report import CURVES, curves_figure, plot_curves, write_report
+from valence.evaluation.pictures import png
+from valence.evaluation.report import CURVES, curves_figure, write_comparison, write_report
+from valence.evaluation.win_rate import win_rate
+from valence.evaluation.write import write_model_card
 
 EVIL = "<script>alert('x')</script><img src=x onerror=alert(1)> & \"quoted\""
 ROWS = [
@@ -91,7 +93,6 @@ def test_only_so_many_samples_are_shown(tmp_path: Path) -> None:
     samples = [{"prompt": f"prompt-{n}", "before": "b", "after": "a"} for n in range(30)]
     text = write(tmp_path / "report.html", samples=samples)
     assert "prompt-23" in text and "prompt-24" not in text
-    assert "prompt-2<" in write(tmp_path / "report.html", samples=samples, most_samples=3)
 
 
 def test_other_alphabets(tmp_path: Path) -> None:
@@ -101,7 +102,7 @@ def test_other_alphabets(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("rows", [[], [{"step": 1}], ROWS[:1], [{"step": 1, "loss": float("nan")}]])
 def test_curves_of_little_or_nothing(rows: list[dict[str, float]]) -> None:
-    assert plot_curves(rows).startswith(b"\x89PNG")
+    assert png(curves_figure(rows)).startswith(b"\x89PNG")
 
 
 def test_each_plot_shows_its_metrics_by_step() -> None:
@@ -127,6 +128,19 @@ def test_each_plot_shows_its_metrics_by_step() -> None:
     assert [axis.get_title() for axis in plots if axis.get_legend()] == [titles["eval/kl_policy_ref"]]
 
 
+def test_a_comparison_shows_the_win_rate_and_the_first_hundred_pairs_escaped(tmp_path: Path) -> None:
+    found = win_rate([1.0, 1.0, 0.5, 0.0], [(3, 1), (1, 3), (2, 2), (1, 1)])
+    samples = [{"prompt": EVIL, "first": f"one-{n}.", "second": f"two-{n}.", "verdict": 0.5} for n in range(101)]
+    write_comparison(tmp_path / "compare.html", EVIL, "other", "judge", found, samples)
+    page = Page((tmp_path / "compare.html").read_text(encoding="utf-8"))
+    tags, text = [tag for tag, _ in page.tags], "".join(page.words)
+    assert tags.count("script") == tags.count("img") == 0 and tags.count("tr") == 101
+    # The name of the first model stands in the title, the heading, the sentence and the table; the prompt in each row.
+    assert text.count(EVIL) == 4 + 100
+    assert f"{EVIL} beats other: 62.5% [" in text and "ties 25.0%" in text and "judged by judge." in text
+    assert "one-99." in text and "two-99." in text and "one-100." not in text
+
+
 def test_the_model_card(tmp_path: Path) -> None:
     write_model_card(
         tmp_path, {"method": "dro", "model": "small-lm"}, {"mean_words": 2.0}, {"mean_words": 3.25, "distinct_2": 0.5}
@@ -135,9 +149,9 @@ def test_the_model_card(tmp_path: Path) -> None:
     head, body = text.split("---\n")[1:3]
     assert "library_name: transformers" in head
     assert "- **method**: dro" in body and "- **model**: small-lm" in body
-    assert "| mean_words | 2.0000 | 3.2500 |" in body
-    assert "| distinct_2 | nan | 0.5000 |" in body
-    assert "nats per sequence" in body and "diffusers" not in text
+    assert "| mean_words | 2.0000 | 3.2500 | words per sample |" in body
+    assert "| distinct_2 | nan | 0.5000 | share of distinct word pairs in the samples |" in body
+    assert "diffusers" not in text
 
 
 def test_the_model_card_of_a_pipeline_says_how_to_draw(tmp_path: Path) -> None:
@@ -145,7 +159,7 @@ def test_the_model_card_of_a_pipeline_says_how_to_draw(tmp_path: Path) -> None:
     for learned, folder, adapters in (("adapters", "base/pipeline", True), ("the whole network", ".", False)):
         write_model_card(tmp_path, facts | {"learned": learned}, {}, {"reward": 1.0}, library="diffusers")
         text = (tmp_path / "README.md").read_text(encoding="utf-8")
-        assert "library_name: diffusers" in text and "nats per image" in text
+        assert "library_name: diffusers" in text and "| reward | nan | 1.0000 | mean reward of the samples |" in text
         code = text.split("```python\n")[1].split("```")[0]
         compile(code, "card", "exec")
         assert f'from_pretrained("{folder}"' in code and 'pipeline(["a cat"], guidance_scale=1)' in code

@@ -13,7 +13,7 @@ from helpers import END
 from valence.data.collate import EncodedGroup
 from valence.data.groups import Group
 from valence.evaluation.images import ImageEvaluation
-from valence.evaluation.samples import Evaluation, RunEvaluation, Samples
+from valence.evaluation.samples import Evaluation, Samples
 from valence.training.reference import FrozenCopy
 
 PROMPTS = [[4 + n] for n in range(5)]
@@ -28,7 +28,6 @@ def evaluation(**options: Any) -> Evaluation:
 
 def test_samples_and_rows_are_a_random_part_and_prompts_are_used_again_in_turn() -> None:
     ours = evaluation(rows=ROWS[:4])
-    assert isinstance(ours, RunEvaluation)
     # All five prompts in a shuffled order, then the first three of them again.
     assert sorted(ours.prompt_index[:5]) == [0, 1, 2, 3, 4] != ours.prompt_index[:5]
     assert ours.prompt_index[5:] == ours.prompt_index[:3] and ours.prompts == [PROMPTS[n] for n in ours.prompt_index]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -49,27 +50,22 @@ class Evaluation:
         Raises:
             UserError: an episode does not end.
         """
-        environments = iter(self._environments)
-        crew = Crew(lambda: next(environments), len(self._environments), self._seed)
-        returns: dict[int, float] = {}
-        totals = [0.0] * len(crew.environments)
+        environments, count = iter(self._environments), len(self._environments)
+        crew = Crew(lambda: next(environments), count, self._seed)
+        returns, totals = dict[int, float](), [0.0] * count
         for _ in range(LONGEST):
             actions = policy.mode(torch.from_numpy(np.stack(crew.observations))).numpy()
             for place, (_, _, after) in enumerate(crew.step(list(actions))):
                 totals[place] += after.reward
                 if (after.terminated or after.truncated) and place not in returns:
                     returns[place] = totals[place]
-            if len(returns) == len(totals):
-                return [returns[place] for place in sorted(returns)]
+            if len(returns) == count:
+                return [returns[place] for place in range(count)]
         raise UserError(f"an episode has not ended after {LONGEST} actions: give the environment a time limit")
 
 
 def film(policy: Actor, environment: Environment, path: Path, *, seed: int = SEED, every: int = 8) -> Path:
-    """Play one episode and save it as a GIF; returns its path.
-
-    Args:
-        every: environment steps from one frame to the next, at least.
-    """
+    """Play one episode and save it as a GIF with a frame every `every` environment steps; returns its path."""
     from PIL import Image
 
     observation, frames, steps = environment.reset(seed), [Image.fromarray(environment.render())], 0
@@ -79,20 +75,17 @@ def film(policy: Actor, environment: Environment, path: Path, *, seed: int = SEE
         if steps >= every * len(frames):
             frames.append(Image.fromarray(environment.render()))
         if after.terminated or after.truncated:
-            break
-    frames[0].save(path, save_all=True, append_images=frames[1:], duration=60, loop=0)
-    return path
+            frames[0].save(path, save_all=True, append_images=frames[1:], duration=60, loop=0)
+            return path
 
 
 class LearningCurve:
     """Evaluates a policy along a run, and writes the curve to a JSON file.
 
     Args:
-        evaluation: gives the returns.
-        source: the run's source; its environment steps are the curve's abscissa.
+        source: the run's source, which counts environment steps.
         path: the file; a resumed run continues its curve.
         start: the update that the run starts from.
-
     Attributes:
         results: "curve" ([environment steps, mean return] of each evaluation), "updates" (after which update each was
             made), "returns" (of the last evaluation's episodes), "settings".
@@ -105,21 +98,17 @@ class LearningCurve:
         self.results: dict[str, Any] = {"curve": [], "updates": [], "returns": [], "settings": settings}
         if start and path.is_file():
             known = json.loads(path.read_text(encoding="utf-8"))
-            for point, update in zip(known["curve"], known["updates"], strict=True):
-                if update <= start:
-                    self.results["curve"].append(tuple(point))
-                    self.results["updates"].append(update)
+            count = bisect_right(known["updates"], start)
+            self.results["curve"] = [tuple(point) for point in known["curve"][:count]]
+            self.results["updates"] = known["updates"][:count]
 
     def __call__(self, step: int) -> dict[str, float]:
         """The figures after update `step`."""
-        returns, updates = self.evaluation.returns(self.policy), self.results["updates"]
+        curve, updates, returns = self.results["curve"], self.results["updates"], self.evaluation.returns(self.policy)
         mean, env_steps = statistics.fmean(returns), self.source.env_steps
-        if step in updates:
-            # The run was finished already.
-            place = updates.index(step)
-            del self.results["curve"][place:], updates[place:]
-        self.results["curve"].append((env_steps, mean))
-        updates.append(step)
+        # A finished run that is resumed evaluates its last update again.
+        place = bisect_left(updates, step)
+        curve[place:], updates[place:] = [(env_steps, mean)], [step]
         self.results["returns"] = returns
         draft = self.path.with_suffix(".draft")
         draft.write_text(json.dumps(self.results, indent=1) + "\n", encoding="utf-8")

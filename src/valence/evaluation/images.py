@@ -25,9 +25,8 @@ class ImageEvaluation:
     """Evaluates an image policy; its figures and images can be compared along a run.
 
     Args:
-        prompts: the prompts, used in turn.
+        prompts: used in turn.
         num_samples: images per evaluation.
-        seed: seed of sampling.
         out: the run's folder; grids are written to `out/grids`.
         judge: samples -> figures.
     """
@@ -83,8 +82,7 @@ class ImageEvaluation:
         paths = sorted((self.out / "grids").glob("step-*.png"))
         grids = [(step, path) for path in paths if (step := int(path.stem.removeprefix("step-"))) <= last_step]
         if len(grids) > MAX_GRIDS:
-            last = MAX_GRIDS - 1
-            grids = [grids[round(place * (len(grids) - 1) / last)] for place in range(MAX_GRIDS)]
+            grids = [grids[round(place * (len(grids) - 1) / (MAX_GRIDS - 1))] for place in range(MAX_GRIDS)]
         titles = [(f"step {step}" if step else "before (step 0)", path) for step, path in grids]
         # Prompts are used in turn: up to ten have a column each, more continue in the next row.
         if max(self.prompt_index) < self.columns:

@@ -76,10 +76,10 @@ class Evaluation:
             "mean_words": measures.mean_words(self.texts),
             "truncated": measures.truncated_share(chunks, self.policy.end_token_ids),
         }
-        if self.rows:
-            accuracy = measures.implicit_reward_accuracy(self.policy, self.reference, self.rows)
-            if accuracy is not None:
-                figures["implicit_reward_accuracy"] = accuracy
+        rows = self.rows
+        accuracy = measures.implicit_reward_accuracy(self.policy, self.reference, rows) if rows else None
+        if accuracy is not None:
+            figures["implicit_reward_accuracy"] = accuracy
         if self.judge is not None:
             samples = Samples(step, self.prompt_index, self.texts, self.initial_texts, kl.tolist())
             figures = self.judge(samples) | figures
@@ -94,10 +94,8 @@ class Evaluation:
         """Each prompt with its completion before training and at the last evaluation."""
         tokenizer = self.policy.tokenizer
         prompts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in self.prompts]
-        return [
-            {"prompt": prompt, "before": before, "after": after}
-            for prompt, before, after in zip(prompts, self.initial_texts, self.texts, strict=True)
-        ]
+        rows = zip(prompts, self.initial_texts, self.texts, strict=True)
+        return [dict(zip(("prompt", "before", "after"), row, strict=True)) for row in rows]
 
     def section(self, last_step: int) -> str:
         """More of the report as HTML: nothing, since the report shows `samples()`."""
