@@ -8,9 +8,9 @@ K may be ragged offline: absent actions are masked by `present [N, K]`. Log-prob
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, Self, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -40,7 +40,15 @@ def sum_steps(value: Float[Tensor, "*shape T"]) -> Float[Tensor, "*shape"]:
 
 
 @dataclass(frozen=True)
-class Action:
+class Rows:
+    """A dataclass whose fields have one row for each context, or are None."""
+
+    def select(self, rows: slice) -> Self:
+        return replace(self, **{item.name: select_rows(getattr(self, item.name), rows) for item in fields(self)})
+
+
+@dataclass(frozen=True)
+class Action(Rows):
     """What the policy did in each context.
 
     Args:
@@ -55,13 +63,9 @@ class Action:
     initial_latent: Tensor | None = None
     output: Sequence[Sequence[Any]] | None = None
 
-    def select(self, rows: slice) -> Action:
-        latent, output = select_rows(self.initial_latent, rows), select_rows(self.output, rows)
-        return Action(self.steps[rows], self.mask[rows], latent, output)
-
 
 @dataclass(frozen=True)
-class TokenContext:
+class TokenContext(Rows):
     """Prompts as token ids, padded on the left.
 
     Args:
@@ -79,23 +83,17 @@ class TokenContext:
         if self.mask.device.type == "cpu" and bool((self.mask[:, :-1] & ~self.mask[:, 1:]).any()):
             raise ValueError("`mask` has padding behind real tokens: pad prompts on the left")
 
-    def select(self, rows: slice) -> TokenContext:
-        return TokenContext(self.ids[rows], self.mask[rows])
-
 
 @dataclass(frozen=True)
-class Rewards:
+class Rewards(Rows):
     """Scalar feedback: `value [N, K]`, in the unit of its source."""
 
     value: Float[Tensor, "N K"]
     present: Bool[Tensor, "N K"]
 
-    def select(self, rows: slice) -> Rewards:
-        return Rewards(self.value[rows], self.present[rows])
-
 
 @dataclass(frozen=True)
-class Labels:
+class Labels(Rows):
     """Accept / reject feedback: `sign [N, K]` is +1 accepted, -1 rejected, 0 unlabelled.
 
     Unlabelled actions still count in KL terms and in behaviour cloning.
@@ -104,12 +102,9 @@ class Labels:
     sign: Int[Tensor, "N K"]
     present: Bool[Tensor, "N K"]
 
-    def select(self, rows: slice) -> Labels:
-        return Labels(self.sign[rows], self.present[rows])
-
 
 @dataclass(frozen=True)
-class Preferences:
+class Preferences(Rows):
     """Comparisons: `win[n, i, j]` is the probability that action i beats j, known where `observed[n, i, j]`.
 
     `margin [N, K, K]`, where the annotator gave one, is score i minus score j.
@@ -120,15 +115,12 @@ class Preferences:
     present: Bool[Tensor, "N K"]
     margin: Float[Tensor, "N K K"] | None = None
 
-    def select(self, rows: slice) -> Preferences:
-        return Preferences(self.win[rows], self.observed[rows], self.present[rows], select_rows(self.margin, rows))
-
 
 Feedback = Rewards | Labels | Preferences
 
 
 @dataclass(frozen=True)
-class Batch:
+class Batch(Rows):
     """Contexts, actions and the feedback on them.
 
     Args:
@@ -157,9 +149,6 @@ class Batch:
     @property
     def num_contexts(self) -> int:
         return self.present.shape[0]
-
-    def select(self, rows: slice) -> Batch:
-        return Batch(**{item.name: select_rows(getattr(self, item.name), rows) for item in fields(self)})
 
 
 DECOUPLED = frozenset({"log_prob_mean", "log_prob_covariance", "ref_kl_mean", "ref_kl_covariance"})
@@ -200,13 +189,15 @@ class Likelihood:
 
     def total(self) -> Likelihood:
         """Sum every per-step quantity over steps: log pi(y|x) and KL of the whole action, nats, float32 at least."""
-        parts = {name: getattr(self, name) for name in PER_STEP}
-        summed = {name: sum_steps(part) for name, part in parts.items() if part is not None}
-        return replace(self, **summed)
+        return self.map(sum_steps, PER_STEP)
 
     def detach(self) -> Likelihood:
-        parts: dict[str, Any] = {item.name: getattr(self, item.name) for item in fields(self)}
-        return replace(self, **{name: part.detach() for name, part in parts.items() if part is not None})
+        return self.map(Tensor.detach, [item.name for item in fields(self)])
+
+    def map(self, change: Callable[[Tensor], Tensor], names: Iterable[str]) -> Likelihood:
+        """`change` applied to the quantities `names`, those that are None aside."""
+        parts: dict[str, Any] = {name: getattr(self, name) for name in names}
+        return replace(self, **{name: change(part) for name, part in parts.items() if part is not None})
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from valence.feedback import (
+from valence.feedback.conversions import (
     keep_best_worst,
     labels_to_preferences,
     labels_to_rewards,

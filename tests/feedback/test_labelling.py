@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from valence.feedback import (
+from valence.feedback.labelling import (
     label_batch_mean,
     label_best_worst,
     label_group_mean,

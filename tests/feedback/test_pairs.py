@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from valence.feedback import preferences_to_pairs, rewards_to_pairs
+from valence.feedback.pairs import preferences_to_pairs, rewards_to_pairs
 from valence.types import Pairs, Preferences, Rewards
 
 NAN = math.nan

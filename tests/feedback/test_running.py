@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from valence.feedback import RunningStandard
+from valence.feedback.running import RunningStandard
 
 
 def there(value: Tensor) -> Tensor:

@@ -229,10 +229,12 @@ def test_it_is_an_objective(objective):
 
 @every_objective
 def test_every_field_has_a_help_text_of_its_own(objective):
-    """The entries of the docstring's `Args:` become the help of the options."""
-    arguments = (type(objective).__doc__ or "").partition("Args:")[2].partition("Raises:")[0]
-    described = re.findall(r"^        (\w+): \S.{20}", arguments, re.MULTILINE)
-    assert described == [field.name for field in dataclasses.fields(objective) if field.init]
+    """The entries of the docstring's `Args:`, and of its bases', become the help of the options."""
+    described = set()
+    for kind in type(objective).__mro__:
+        arguments = (vars(kind).get("__doc__") or "").partition("Args:")[2].partition("Raises:")[0]
+        described |= set(re.findall(r"^        (\w+): \S.{20}", arguments, re.MULTILINE))
+    assert described == {field.name for field in dataclasses.fields(objective) if field.init}
 
 
 @every_objective

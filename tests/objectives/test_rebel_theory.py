@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from valence.feedback import preferences_to_self_play
+from valence.feedback.conversions import preferences_to_self_play
 from valence.objectives import rebel_loss
 from valence.types import Preferences
 

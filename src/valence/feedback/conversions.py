@@ -37,7 +37,7 @@ def rewards_to_preferences(rewards: Rewards, *, temperature: float | None = None
     value = torch.where(rewards.present, rewards.value, 0)
     margin = value[:, :, None] - value[:, None, :]
     win = (margin.sign() + 1) / 2 if temperature is None else torch.sigmoid(margin / temperature)
-    return Preferences(win, _both_present(rewards.present), rewards.present, margin)
+    return Preferences(win, both_present(rewards.present), rewards.present, margin)
 
 
 def labels_to_preferences(labels: Labels) -> Preferences:
@@ -66,7 +66,7 @@ def preferences_to_win_rates(preferences: Preferences) -> Rewards:
     A comparison counts for both sides, whichever direction was recorded; where both were, they are averaged. Actions
     never compared are dropped.
     """
-    win, known = _reciprocal(preferences)
+    win, known = reciprocal(preferences.win, preferences.observed, preferences.present, total=1.0)
     count = known.sum(-1)
     value = torch.where(known, win, 0).sum(-1) / count.clamp(min=1)
     return Rewards(value, preferences.present & (count > 0))
@@ -101,7 +101,7 @@ def preferences_to_self_play(preferences: Preferences) -> Rewards:
 
     Source: REBEL paper, appendix D.2, with the factor 2 and the shift that its text drops for binary votes.
     """
-    win, known = _reciprocal(preferences)
+    win, known = reciprocal(preferences.win, preferences.observed, preferences.present, total=1.0)
     edge = torch.where(known, 2 * win - 1, 0).sum(-1)
     return Rewards(edge / (1 + known.sum(-1)), preferences.present & known.any(-1))
 
@@ -169,15 +169,20 @@ def standardize(rewards: Rewards, *, mean: float | None = None, std: float | Non
     return replace(rewards, value=torch.where(rewards.present, scaled, 0))
 
 
-def _both_present(present: Bool[Tensor, "N K"]) -> Bool[Tensor, "N K K"]:
+def both_present(present: Bool[Tensor, "N K"]) -> Bool[Tensor, "N K K"]:
     """Pairs of two different present actions."""
     different = ~torch.eye(present.shape[-1], dtype=torch.bool, device=present.device)
     return present[:, :, None] & present[:, None, :] & different
 
 
-def _reciprocal(preferences: Preferences) -> tuple[Float[Tensor, "N K K"], Bool[Tensor, "N K K"]]:
-    """`win` and `observed` made to agree in both directions: win[i, j] = 1 - win[j, i]."""
-    seen = preferences.observed & _both_present(preferences.present)
+def reciprocal(
+    value: Float[Tensor, "N K K"], observed: Bool[Tensor, "N K K"], present: Bool[Tensor, "N K"], *, total: float
+) -> tuple[Float[Tensor, "N K K"], Bool[Tensor, "N K K"]]:
+    """A value of each comparison, so that v[i, j] + v[j, i] = `total`, and where it is known.
+
+    Where both directions were recorded, they are averaged.
+    """
+    seen = observed & both_present(present)
     count = seen.long() + seen.mT.long()
-    win = torch.where(seen, preferences.win, 0) + torch.where(seen.mT, 1 - preferences.win.mT, 0)
-    return win / count.clamp(min=1), count > 0
+    summed = torch.where(seen, value, 0) + torch.where(seen.mT, total - value.mT, 0)
+    return summed / count.clamp(min=1), count > 0

@@ -11,20 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
-from valence.feedback.conversions import (
-    keep_best_worst,
-    labels_to_preferences,
-    preferences_to_self_play,
-    rewards_to_preferences,
-)
-from valence.feedback.labelling import (
-    label_batch_mean,
-    label_best_worst,
-    label_group_mean,
-    label_halves,
-    label_ranked,
-    label_threshold,
-)
+from valence.feedback import conversions, labelling
 from valence.types import Feedback, Rewards
 
 Converter = Callable[[Rewards], Feedback]
@@ -41,24 +28,20 @@ class Pairing:
     pairs: Literal["all", "best-worst"] = "all"
 
     def converter(self, compared: bool) -> Converter | None:
-        return keep_best_worst if self.pairs == "best-worst" else None
+        return conversions.keep_best_worst if self.pairs == "best-worst" else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class SelfPlay(Pairing):
-    """Win rates among the samples themselves (REBEL paper, appendix D.2).
-
-    Args:
-        pairs: all pairs of a prompt's samples, or its best against its worst.
-    """
+    """Win rates among the samples themselves (REBEL paper, appendix D.2)."""
 
     def converter(self, compared: bool) -> Converter | None:
         # A pairwise judge's win rates are taken as they are: their order alone would lose every cycle.
         return super().converter(compared) if compared else self._self_play
 
     def _self_play(self, rewards: Rewards) -> Feedback:
-        won = preferences_to_self_play(rewards_to_preferences(rewards))
-        return keep_best_worst(won) if self.pairs == "best-worst" else won
+        won = conversions.preferences_to_self_play(conversions.rewards_to_preferences(rewards))
+        return conversions.keep_best_worst(won) if self.pairs == "best-worst" else won
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,9 +63,12 @@ class Labelling:
 
     def converter(self, compared: bool) -> Converter | None:
         rules: dict[str, Converter] = {
-            "halves": label_halves, "best-worst": label_best_worst, "group-mean": label_group_mean,
-            "batch-mean": label_batch_mean, "threshold": partial(label_threshold, threshold=self.threshold),
-        }  # fmt: skip
+            "halves": labelling.label_halves,
+            "best-worst": labelling.label_best_worst,
+            "group-mean": labelling.label_group_mean,
+            "batch-mean": labelling.label_batch_mean,
+            "threshold": partial(labelling.label_threshold, threshold=self.threshold),
+        }
         return rules[self.labels]
 
 
@@ -99,9 +85,9 @@ class ValueLabelling:
     def converter(self, num_actions: int) -> Converter:
         half = num_actions // 2
         rules: dict[str, Converter] = {
-            "halves": partial(label_ranked, top=half, bottom=half),
-            "best-worst": label_best_worst,
-            "mean": label_group_mean,
+            "halves": partial(labelling.label_ranked, top=half, bottom=half),
+            "best-worst": labelling.label_best_worst,
+            "mean": labelling.label_group_mean,
         }
         return rules[self.labels]
 
@@ -115,11 +101,7 @@ class BestOverWorst:
     """A context's best action is preferred to its worst."""
 
     def converter(self, num_actions: int) -> Converter:
-        return _best_over_worst
-
-
-def _best_over_worst(values: Rewards) -> Feedback:
-    return labels_to_preferences(label_best_worst(values))
+        return lambda values: conversions.labels_to_preferences(labelling.label_best_worst(values))
 
 
 @dataclass(frozen=True, kw_only=True)

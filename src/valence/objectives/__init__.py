@@ -12,10 +12,11 @@ from typing import Any
 
 def __getattr__(name: str) -> Any:
     """The class or function `name`, from the file that defines it."""
-    if not name.startswith("_"):
-        for module in iter_modules(__path__, f"{__name__}."):
-            found = vars(import_module(module.name)).get(name)
-            # What a file only imports has another file's `__module__`.
-            if getattr(found, "__module__", None) == module.name:
-                return found
+    files = [] if name.startswith("_") else [module.name for module in iter_modules(__path__)]
+    # A name of a file: Python asks here first, and then imports the file itself.
+    for file in files if name not in files else []:
+        found = vars(import_module(f"{__name__}.{file}")).get(name)
+        # What a file only imports has another file's `__module__`.
+        if getattr(found, "__module__", None) == f"{__name__}.{file}":
+            return found
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -17,19 +17,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from valence.objectives.common import (
-    Defaults,
-    log_ratio,
-    means,
-    part,
-    require_feedback,
-    require_fraction,
-    require_non_negative,
-    require_positive,
-    step_mask,
-)
-from valence.objectives.ppo import StepTarget, step_advantages
-from valence.types import Batch, Likelihood, Loss, Rewards, sum_steps
+from valence.objectives import common
+from valence.objectives.ppo import StepObjective, StepTarget
+from valence.types import Batch, Likelihood, Loss
 
 
 def apa_loss(
@@ -40,45 +30,30 @@ def apa_loss(
 
 
 @dataclass(frozen=True, kw_only=True)
-class APA(Defaults):
+class APA(StepObjective):
     """APA as a frozen dataclass, with terms "policy" and "value". Accepts `Rewards`.
 
     Args:
         advantage_temperature: The advantage that may move a step's log-ratio by one nat (lambda), in the reward's unit,
             above 0. A larger value stays closer to the reference.
-        value_weight: Weight of the value loss against the policy loss, at least 0.
-        discount: Discount factor of the rewards of later steps (gamma), from 0 to 1.
-        gae_lambda: Lambda of the advantage estimate, from 0 to 1: 0 trusts the value of the next step, 1 the rewards
-            alone.
     """
 
     advantage_temperature: float = 0.1
-    value_weight: float = 0.1
-    discount: float = 1.0
-    gae_lambda: float = 0.95
     needs: ClassVar[frozenset[str]] = frozenset({"log_prob", "ref_log_prob", "value"})
-    frozen_needs: ClassVar[frozenset[str]] = frozenset({"value"})
-    accepts: ClassVar[tuple[type, ...]] = (Rewards,)
 
     def __post_init__(self) -> None:
-        require_positive(advantage_temperature=self.advantage_temperature)
-        require_non_negative(value_weight=self.value_weight)
-        require_fraction(discount=self.discount, gae_lambda=self.gae_lambda)
+        super().__post_init__()
+        common.require_positive(advantage_temperature=self.advantage_temperature)
 
     def prepare(self, batch: Batch, frozen: Likelihood | None) -> StepTarget:
-        require_feedback(self, batch.feedback)
-        value = part(frozen, "value", "APA").detach()
-        advantage, returns, mask = step_advantages(batch, value, discount=self.discount, gae_lambda=self.gae_lambda)
+        advantage, value, mask = self.advantages(batch, frozen)
+        returns = torch.where(mask, advantage + value, 0.0)
         return StepTarget(present=batch.present, advantage=advantage, returns=returns, steps=mask.sum(-1))
 
     def __call__(self, likelihood: Likelihood, target: StepTarget, state: Any = None) -> Loss:
-        mask = step_mask(likelihood, "APA") & target.present[..., None]
-        ratio = torch.where(mask, log_ratio(likelihood, "APA"), 0.0)
-        value = torch.where(mask, part(likelihood, "value", "APA"), 0.0)
+        mask = common.step_mask(likelihood, "APA") & target.present[..., None]
+        ratio = torch.where(mask, common.log_ratio(likelihood, "APA"), 0.0)
+        value = torch.where(mask, common.part(likelihood, "value", "APA"), 0.0)
         policy = apa_loss(ratio, target.advantage, temperature=self.advantage_temperature)
         critic = (value - target.returns).square() / 2
-        terms = {
-            "policy": sum_steps(torch.where(mask, policy, 0.0)),
-            "value": self.value_weight * sum_steps(torch.where(mask, critic, 0.0)),
-        }
-        return Loss(terms, means({"value": (value, mask), "returns": (target.returns, mask)}))
+        return self.loss(policy, critic, mask, {"value": (value, mask), "returns": (target.returns, mask)})

@@ -6,7 +6,7 @@ Shape legend: see `valence.types`.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -62,12 +62,8 @@ class PairTarget(Target):
 
 
 def pair_target(objective: Any, batch: Batch, *, keep_ties: bool, anchor: str = "reference") -> PairTarget:
-    """All pairs of each context's actions, from `Rewards` or `Preferences`.
+    """All pairs of each context's actions, from `Rewards` or `Preferences`; with log pi_t if `anchor` is "old".
 
-    Args:
-        objective: whose `accepts` is checked, and whose name errors give.
-        keep_ties: keep pairs of equal reward.
-        anchor: "old" puts the batch's log pi_t into the target.
     Raises:
         ValueError: the objective does not accept this feedback, or log pi_t is asked for and the batch has none.
     """
@@ -81,25 +77,55 @@ def pair_target(objective: Any, batch: Batch, *, keep_ties: bool, anchor: str = 
     return PairTarget(present=batch.present, pairs=pairs, old_log_prob=old)
 
 
-def require_positive(**fields: float) -> None:
-    """Raise ValueError unless every field is finite and > 0."""
-    for name, value in fields.items():
-        if not (math.isfinite(value) and value > 0):
-            raise ValueError(f"`{name}` must be finite and > 0, got {value}")
+class PairObjective(Defaults):
+    """An objective that compares all pairs of each context's actions, from `Rewards` or `Preferences`."""
+
+    anchor: Any = "reference"
+    """The policy that log-ratios are to, one of `ANCHORS`."""
+    keep_ties: ClassVar[bool] = True
+    """Whether pairs of equal reward are compared."""
+    accepts: ClassVar[tuple[type, ...]] = (Rewards, Preferences)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        # log pi_t comes with the batch, log pi_ref is measured.
+        return frozenset({"log_prob"} if self.anchor == "old" else {"log_prob", "ref_log_prob"})
+
+    def prepare(self, batch: Batch, frozen: Likelihood | None) -> PairTarget:
+        return pair_target(self, batch, keep_ties=self.keep_ties, anchor=self.anchor)
+
+    def pair_log_ratios(
+        self, total: Likelihood, target: PairTarget
+    ) -> tuple[Float[Tensor, " P"], Float[Tensor, " P"], Bool[Tensor, " P"]]:
+        """log-ratio to the anchor of the better and of the worse action of each pair, nats; and True for each pair."""
+        if target.old_log_prob is None:
+            ratio = log_ratio(total, type(self).__name__)
+        else:
+            ratio = total.log_prob - sum_steps(target.old_log_prob)
+        ratio = zero_absent(ratio, target.present).flatten()
+        better, worse = target.pairs.index.unbind(-1)
+        return ratio[better], ratio[worse], torch.ones_like(better, dtype=torch.bool)
 
 
-def require_non_negative(**fields: float) -> None:
-    """Raise ValueError unless every field is finite and >= 0."""
-    for name, value in fields.items():
-        if not (math.isfinite(value) and value >= 0):
-            raise ValueError(f"`{name}` must be finite and >= 0, got {value}")
+def require_positive(**fields: float | None) -> None:
+    """Raise ValueError unless every field is None, or finite and > 0."""
+    _require("finite and > 0", lambda value: math.isfinite(value) and value > 0, fields)
+
+
+def require_non_negative(**fields: float | None) -> None:
+    """Raise ValueError unless every field is None, or finite and >= 0."""
+    _require("finite and >= 0", lambda value: math.isfinite(value) and value >= 0, fields)
 
 
 def require_fraction(**fields: float | None) -> None:
     """Raise ValueError unless every field is None or in [0, 1]."""
+    _require("in [0, 1]", lambda value: 0 <= value <= 1, fields)
+
+
+def _require(what: str, holds: Callable[[float], bool], fields: Mapping[str, float | None]) -> None:
     for name, value in fields.items():
-        if value is not None and not 0 <= value <= 1:
-            raise ValueError(f"`{name}` must be in [0, 1], got {value}")
+        if value is not None and not holds(value):
+            raise ValueError(f"`{name}` must be {what}, got {value}")
 
 
 def require_choice(choices: tuple[str, ...], **fields: str) -> None:
@@ -117,11 +143,7 @@ def require_feedback(objective: Any, feedback: Feedback) -> None:
 
 
 def part(likelihood: Likelihood | None, name: str, who: str) -> Tensor:
-    """One quantity of a likelihood.
-
-    Raises:
-        ValueError: it is None; the message names the quantity and `who` needs it.
-    """
+    """One quantity of a likelihood; ValueError if it is None, with the quantity and `who` needs it."""
     value = None if likelihood is None else getattr(likelihood, name)
     if value is None:
         raise ValueError(f"{who} needs {name}, and the likelihood does not have it")
@@ -139,35 +161,15 @@ def log_ratio(likelihood: Likelihood, who: str) -> Float[Tensor, "N K *T"]:
     return likelihood.log_prob - part(likelihood, "ref_log_prob", who).detach()
 
 
-def anchored_needs(anchor: str) -> frozenset[str]:
-    """What a log-ratio reads of a likelihood: log pi_t comes with the batch, log pi_ref is measured."""
-    return frozenset({"log_prob"} if anchor == "old" else {"log_prob", "ref_log_prob"})
-
-
 def old_log_prob(batch: Batch, who: str) -> Float[Tensor, "N K T"]:
-    """log pi_t of a collected batch.
-
-    Raises:
-        ValueError: the batch has none, because no policy collected it.
-    """
+    """log pi_t of a collected batch; ValueError if it has none, because no policy collected it."""
     if batch.old_log_prob is None:
         raise ValueError(f"{who} needs `Batch.old_log_prob`: log pi_t under the policy that drew the actions")
     return batch.old_log_prob
 
 
-def anchored_log_ratio(total: Likelihood, target: PairTarget, who: str) -> Float[Tensor, "N K"]:
-    """log(pi / pi_t) of each action where the target has log pi_t, else log(pi / pi_ref), nats."""
-    if target.old_log_prob is None:
-        return log_ratio(total, who)
-    return total.log_prob - sum_steps(target.old_log_prob)
-
-
 def step_mask(likelihood: Likelihood, who: str) -> Bool[Tensor, "N K T"]:
-    """Which steps exist, from a per-step likelihood. A likelihood of one step needs no mask.
-
-    Raises:
-        ValueError: the likelihood has several steps and no mask.
-    """
+    """Which steps exist, from a per-step likelihood; ValueError if it has several steps and no mask."""
     if likelihood.mask is not None:
         return likelihood.mask
     if likelihood.log_prob.shape[-1] != 1:
@@ -189,10 +191,7 @@ def standard_scores(value: Float[Tensor, "N K"], present: Bool[Tensor, "N K"], *
     """Each row's present values to mean 0 and sample deviation 1; 0 where absent, and where a row has no spread.
 
     The mean is taken of differences to the row's smallest value, which are exact for values close together: equal
-    values give exactly 0, and a small spread at a large offset keeps its digits.
-
-    Args:
-        eps: added to the deviation.
+    values give exactly 0, and a small spread at a large offset keeps its digits. `eps` is added to the deviation.
     """
     away = above_smallest(value, present)
     number = present.sum(-1, keepdim=True)

@@ -35,26 +35,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from valence.objectives.common import (
-    ANCHORS,
-    Defaults,
-    PairTarget,
-    anchored_log_ratio,
-    anchored_needs,
-    means,
-    pair_target,
-    require_choice,
-    require_non_negative,
-    require_positive,
-    step_mask,
-    zero_absent,
-)
-from valence.types import Batch, Likelihood, Loss, Preferences, Rewards
+from valence.objectives import common
+from valence.objectives.common import PairTarget
+from valence.types import Likelihood, Loss
 
 
 def dpo_loss(gap: Float[Tensor, " P"], *, beta: float, label_smoothing: float = 0.0) -> Float[Tensor, " P"]:
@@ -74,11 +61,7 @@ def ipo_loss(gap: Float[Tensor, " P"], *, beta: float) -> Float[Tensor, " P"]:
 
 
 def ipo_appendix_e_loss(
-    better_log_prob: Float[Tensor, " P"],
-    worse_log_prob: Float[Tensor, " P"],
-    gap: Float[Tensor, " P"],
-    *,
-    beta: float,
+    better_log_prob: Float[Tensor, " P"], worse_log_prob: Float[Tensor, " P"], gap: Float[Tensor, " P"], *, beta: float
 ) -> Float[Tensor, " P"]:
     """-log pi(y_w) + log pi(y_l) + beta h^2, in nats: IPO written as PMPO's terms with a variance for its KL."""
     return worse_log_prob - better_log_prob + beta * gap.square()
@@ -102,38 +85,34 @@ def rpo_loss(
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Pairwise(Defaults):
-    """Everything but the loss of a pair. Accepts `Preferences`, and `Rewards`, of which the higher is better."""
+class _Pairwise(common.PairObjective):
+    """Everything but the loss of a pair. Accepts `Preferences`, and `Rewards`, of which the higher is better.
+
+    Args:
+        beta: KL weight: how strongly the policy is held to the anchor, above 0. A smaller value lets it move further.
+        anchor: The policy that log-ratios are to: "reference", or "old" for the policy that collected the batch.
+    """
 
     beta: float = 0.1
     anchor: Literal["reference", "old"] = "reference"
-    accepts: ClassVar[tuple[type, ...]] = (Preferences, Rewards)
+    keep_ties: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        require_positive(beta=self.beta)
-        require_choice(ANCHORS, anchor=self.anchor)
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return anchored_needs(self.anchor)
-
-    def prepare(self, batch: Batch, frozen: Likelihood | None) -> PairTarget:
-        return pair_target(self, batch, keep_ties=False, anchor=self.anchor)
+        common.require_positive(beta=self.beta)
+        common.require_choice(common.ANCHORS, anchor=self.anchor)
 
     def __call__(self, likelihood: Likelihood, target: PairTarget, state: Any = None) -> Loss:
         total = likelihood.total()
-        better, worse = target.pairs.index.unbind(-1)
-        ratio = zero_absent(anchored_log_ratio(total, target, type(self).__name__), target.present).flatten()
-        gap = ratio[better] - ratio[worse]
-        loss = self._pair_loss(gap, zero_absent(total.log_prob, target.present).flatten(), target, likelihood)
-        every = torch.ones_like(gap, dtype=torch.bool)
+        better, worse, every = self.pair_log_ratios(total, target)
+        gap = better - worse
+        loss = self._pair_loss(gap, common.zero_absent(total.log_prob, target.present).flatten(), target, likelihood)
         values = {
-            "accepted_log_ratio": (ratio[better], every),
-            "rejected_log_ratio": (ratio[worse], every),
+            "accepted_log_ratio": (better, every),
+            "rejected_log_ratio": (worse, every),
             "reward_accuracy": ((gap > 0).to(gap.dtype), every),
             "reward_margin": (self.beta * gap, every),
         }
-        return Loss({"policy": loss}, means(values))
+        return Loss({"policy": loss}, common.means(values))
 
     def _pair_loss(
         self, gap: Float[Tensor, " P"], log_prob: Float[Tensor, " NK"], target: PairTarget, likelihood: Likelihood
@@ -147,8 +126,6 @@ class DPO(_Pairwise):
     """Direct preference optimization. Accepts `Preferences`, and `Rewards`, of which the higher is better.
 
     Args:
-        beta: KL weight: how strongly the policy is held to the anchor, above 0. A smaller value lets it move further.
-        anchor: The policy that log-ratios are to: "reference", or "old" for the policy that collected the batch.
         label_smoothing: Assumed probability that a pair is labelled the wrong way round, at least 0 and below 0.5.
     """
 
@@ -170,7 +147,6 @@ class IPO(_Pairwise):
     Args:
         beta: KL weight, above 0: the log-ratio gap of a pair is regressed on 1 / (2 beta) nats. TRL's beta is on means
             over tokens, and is not this one.
-        anchor: The policy that log-ratios are to: "reference", or "old" for the policy that collected the batch.
     """
 
     def _pair_loss(self, gap: Tensor, log_prob: Tensor, target: PairTarget, likelihood: Likelihood) -> Tensor:
@@ -183,7 +159,6 @@ class IPOAppendixE(_Pairwise):
 
     Args:
         beta: KL weight, above 0: the log-ratio gap of a pair is regressed on 1 / (2 beta) nats.
-        anchor: The policy that log-ratios are to: "reference", or "old" for the policy that collected the batch.
     """
 
     def _pair_loss(self, gap: Tensor, log_prob: Tensor, target: PairTarget, likelihood: Likelihood) -> Tensor:
@@ -198,8 +173,6 @@ class RPO(_Pairwise):
     Needs `likelihood.mask` where actions have several steps.
 
     Args:
-        beta: KL weight: how strongly the policy is held to the anchor, above 0. A smaller value lets it move further.
-        anchor: The policy that log-ratios are to: "reference", or "old" for the policy that collected the batch.
         sft_weight: Weight of the better action's negative log-likelihood per step, at least 0.
     """
 
@@ -207,9 +180,9 @@ class RPO(_Pairwise):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_non_negative(sft_weight=self.sft_weight)
+        common.require_non_negative(sft_weight=self.sft_weight)
 
     def _pair_loss(self, gap: Tensor, log_prob: Tensor, target: PairTarget, likelihood: Likelihood) -> Tensor:
-        steps = step_mask(likelihood, "RPO").sum(-1).clamp(min=1).to(gap.dtype).flatten()
+        steps = common.step_mask(likelihood, "RPO").sum(-1).clamp(min=1).to(gap.dtype).flatten()
         better = target.pairs.index[:, 0]
         return rpo_loss(gap, log_prob[better], steps[better], beta=self.beta, sft_weight=self.sft_weight)

@@ -27,37 +27,24 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from valence.feedback.conversions import labels_to_rewards
-from valence.objectives.common import (
-    Defaults,
-    log_ratio,
-    means,
-    part,
-    require_choice,
-    require_feedback,
-    require_positive,
-    step_mask,
-    zero_absent,
-)
+from valence.objectives import common
 from valence.types import PER_CONTEXT, Batch, Labels, Likelihood, Loss, Rewards, Target, sum_steps
 
+Each = Float[Tensor, "*#shape"]
+"""One number for each action or step; shapes broadcast."""
 
-def dro_residual(
-    reward: Float[Tensor, "*#shape"], value: Float[Tensor, "*#shape"], ratio: Float[Tensor, "*#shape"], *, tau: float
-) -> Float[Tensor, "*shape"]:
+
+def dro_residual(reward: Each, value: Each, ratio: Each, *, tau: float) -> Float[Tensor, "*shape"]:
     """delta = r - V - tau log(pi / pi_ref), in the reward's unit."""
     return reward - value - tau * ratio
 
 
-def dro_value_loss(
-    reward: Float[Tensor, "*#shape"], value: Float[Tensor, "*#shape"], ratio: Float[Tensor, "*#shape"], *, tau: float
-) -> Float[Tensor, "*shape"]:
+def dro_value_loss(reward: Each, value: Each, ratio: Each, *, tau: float) -> Float[Tensor, "*shape"]:
     """delta^2 / 2 with log-ratios constant: its gradient in V is Eq. 7."""
     return dro_residual(reward, value, ratio.detach(), tau=tau).square() / 2
 
 
-def dro_policy_loss(
-    reward: Float[Tensor, "*#shape"], value: Float[Tensor, "*#shape"], ratio: Float[Tensor, "*#shape"], *, tau: float
-) -> Float[Tensor, "*shape"]:
+def dro_policy_loss(reward: Each, value: Each, ratio: Each, *, tau: float) -> Float[Tensor, "*shape"]:
     """delta^2 / (2 tau) with V constant: its gradient in the policy is Eq. 8 times 1 / tau."""
     return dro_residual(reward, value.detach(), ratio, tau=tau).square() / (2 * tau)
 
@@ -75,7 +62,7 @@ def dro_best_value(
     Returns:
         `[N, 1]`, each prompt's own mean, or `[]`, the best constant.
     """
-    left = zero_absent(reward - tau * ratio, present)
+    left = common.zero_absent(reward - tau * ratio, present)
     if per_prompt:
         return left.sum(-1, keepdim=True) / present.sum(-1, keepdim=True).clamp(min=1)
     return left.sum() / present.sum().clamp(min=1)
@@ -84,11 +71,12 @@ def dro_best_value(
 LEARNED = ("token", "prompt", "batch")
 """The values that a critic learns; the others are solved in closed form."""
 SOLVED = ("prompt-mean", "batch-mean")
+RATIO = frozenset({"log_prob", "ref_log_prob"})
 
 
 @dataclass(frozen=True, kw_only=True)
 class DROTarget(Target):
-    """Each action's reward, and V where it is solved in closed form.
+    """What DRO makes of feedback.
 
     Args:
         reward: r, 0 where absent, `[N, K]`.
@@ -100,7 +88,7 @@ class DROTarget(Target):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DRO(Defaults):
+class DRO(common.Defaults):
     """DRO as a frozen dataclass, with the term "policy" and, where V is learned, "value" for an optimizer of its own.
 
     Accepts `Rewards` (standardise them over the data set first, as the paper does), and `Labels` as rewards +1 and -1.
@@ -117,69 +105,60 @@ class DRO(Defaults):
     accepts: ClassVar[tuple[type, ...]] = (Rewards, Labels)
 
     def __post_init__(self) -> None:
-        require_positive(tau=self.tau)
-        require_choice((*LEARNED, *SOLVED), value=self.value)
+        common.require_positive(tau=self.tau)
+        common.require_choice((*LEARNED, *SOLVED), value=self.value)
 
     @property
     def needs(self) -> frozenset[str]:
-        both = frozenset({"log_prob", "ref_log_prob"})
-        return both | {"value"} if self.value in LEARNED else both
+        return RATIO | {"value"} if self.value in LEARNED else RATIO
 
     @property
     def frozen_needs(self) -> frozenset[str]:
-        return frozenset() if self.value in LEARNED else frozenset({"log_prob", "ref_log_prob"})
+        return frozenset() if self.value in LEARNED else RATIO
 
     def prepare(self, batch: Batch, frozen: Likelihood | None) -> DROTarget:
-        """Rewards, and V where it is solved in closed form.
-
-        Raises:
-            ValueError: `value="prompt-mean"` and no prompt has two rewards. V would then make every delta 0.
-        """
-        require_feedback(self, batch.feedback)
+        common.require_feedback(self, batch.feedback)
         rewards = labels_to_rewards(batch.feedback) if isinstance(batch.feedback, Labels) else batch.feedback
         assert isinstance(rewards, Rewards)
-        reward, present = zero_absent(rewards.value, rewards.present), rewards.present
+        reward, present = common.zero_absent(rewards.value, rewards.present), rewards.present
         if self.value in LEARNED:
             return DROTarget(present=present, reward=reward)
         per_prompt = self.value == "prompt-mean"
+        # V would make every delta 0.
         if per_prompt and int(present.sum(-1).amax()) < 2:
             raise ValueError('`value="prompt-mean"` needs a prompt with two rewards: use "batch-mean" or "token"')
-        part(frozen, "log_prob", f'DRO with `value="{self.value}"`')
+        common.part(frozen, "log_prob", f'DRO with `value="{self.value}"`')
         assert frozen is not None
-        ratio = zero_absent(log_ratio(frozen.total(), "DRO").detach(), present)
+        ratio = common.zero_absent(common.log_ratio(frozen.total(), "DRO").detach(), present)
         best = dro_best_value(reward.to(ratio.dtype), ratio, present, tau=self.tau, per_prompt=per_prompt)
         return DROTarget(present=present, reward=reward, value=best.expand(len(present), 1))
 
     def __call__(self, likelihood: Likelihood, target: DROTarget, state: Any = None) -> Loss:
         present = target.present
-        total_ratio = zero_absent(log_ratio(likelihood.total(), "DRO"), present)
+        total_ratio = common.zero_absent(common.log_ratio(likelihood.total(), "DRO"), present)
         reward = target.reward.to(total_ratio.dtype)
         values = {"implicit_reward": (self.tau * total_ratio, present), "reward": (reward, present)}
         if target.value is not None:
             loss = dro_policy_loss(reward, target.value.to(total_ratio.dtype), total_ratio, tau=self.tau)
-            return Loss({"policy": zero_absent(loss, present)}, means(values))
-        value = part(likelihood, "value", "DRO")
+            return Loss({"policy": common.zero_absent(loss, present)}, common.means(values))
+        value = common.part(likelihood, "value", "DRO")
         if value.ndim == 3:
             terms, value = self._per_step(likelihood, value, reward, present)
         else:
-            value = zero_absent(value.expand_as(reward), present)
+            value = common.zero_absent(value.expand_as(reward), present)
             terms = {
-                "policy": zero_absent(dro_policy_loss(reward, value, total_ratio, tau=self.tau), present),
-                "value": zero_absent(dro_value_loss(reward, value, total_ratio, tau=self.tau), present),
+                "policy": common.zero_absent(dro_policy_loss(reward, value, total_ratio, tau=self.tau), present),
+                "value": common.zero_absent(dro_value_loss(reward, value, total_ratio, tau=self.tau), present),
             }
-        return Loss(terms, means(values | {"value": (value, present)}))
+        return Loss(terms, common.means(values | {"value": (value, present)}))
 
     def _per_step(
-        self,
-        likelihood: Likelihood,
-        value: Float[Tensor, "N K T"],
-        reward: Float[Tensor, "N K"],
-        present: Bool[Tensor, "N K"],
+        self, likelihood: Likelihood, value: Tensor, reward: Float[Tensor, "N K"], present: Bool[Tensor, "N K"]
     ) -> tuple[dict[str, Tensor], Float[Tensor, "N K"]]:
         """Both terms as means over each action's steps, and the mean value of each action."""
-        mask = step_mask(likelihood, "DRO with a value per step") & present[..., None]
+        mask = common.step_mask(likelihood, "DRO with a value per step") & present[..., None]
         steps = mask.sum(-1).clamp(min=1)
-        ratio = torch.where(mask, log_ratio(likelihood, "DRO"), 0)
+        ratio = torch.where(mask, common.log_ratio(likelihood, "DRO"), 0)
         to_come = ratio.flip(-1).cumsum(-1, dtype=torch.promote_types(ratio.dtype, torch.float32)).flip(-1)
         value = torch.where(mask, value, 0)
         each = reward[..., None]

@@ -22,27 +22,14 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from valence.objectives.common import (
-    LARGEST_LOG_RATIO,
-    Defaults,
-    bounded_exp,
-    log_ratio,
-    means,
-    old_log_prob,
-    require_feedback,
-    require_non_negative,
-    require_positive,
-    standard_scores,
-    step_mask,
-    zero_absent,
-)
-from valence.objectives.ppo import clipped_loss
+from valence.objectives import common
+from valence.objectives.ppo import clipped_loss, clipped_ratio
 from valence.types import PER_CONTEXT, Batch, Likelihood, Loss, Rewards, Target, sum_steps
 
 
 def group_advantages(reward: Float[Tensor, "N K"], present: Bool[Tensor, "N K"]) -> Float[Tensor, "N K"]:
     """Rewards to mean 0 and sample deviation 1 within each context; exactly 0 where a context has no spread."""
-    return standard_scores(reward, present, eps=1e-6)
+    return common.standard_scores(reward, present, eps=1e-6)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +48,7 @@ class GRPOTarget(Target):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GRPO(Defaults):
+class GRPO(common.Defaults):
     """GRPO as a frozen dataclass. Accepts `Rewards`; needs `Batch.old_log_prob`.
 
     Args:
@@ -74,8 +61,8 @@ class GRPO(Defaults):
     accepts: ClassVar[tuple[type, ...]] = (Rewards,)
 
     def __post_init__(self) -> None:
-        require_positive(clip=self.clip)
-        require_non_negative(beta=self.beta)
+        common.require_positive(clip=self.clip)
+        common.require_non_negative(beta=self.beta)
 
     @property
     def needs(self) -> frozenset[str]:
@@ -86,25 +73,22 @@ class GRPO(Defaults):
         return group_advantages(reward, present)
 
     def prepare(self, batch: Batch, frozen: Likelihood | None) -> GRPOTarget:
-        require_feedback(self, batch.feedback)
+        common.require_feedback(self, batch.feedback)
         assert isinstance(batch.feedback, Rewards)
-        present, old = batch.present, old_log_prob(batch, type(self).__name__)
+        present, old = batch.present, common.old_log_prob(batch, type(self).__name__)
         advantage = self.advantages(batch.feedback.value, present)[..., None] * batch.action.mask
-        reward = zero_absent(batch.feedback.value, present)
+        reward = common.zero_absent(batch.feedback.value, present)
         return GRPOTarget(present=present, reward=reward, advantage=advantage, old_log_prob=old)
 
     def __call__(self, likelihood: Likelihood, target: GRPOTarget, state: Any = None) -> Loss:
-        mask = step_mask(likelihood, type(self).__name__) & target.present[..., None]
-        ratio = bounded_exp(torch.where(mask, likelihood.log_prob - target.old_log_prob, 0.0))
+        mask = common.step_mask(likelihood, type(self).__name__) & target.present[..., None]
+        ratio, values = clipped_ratio(likelihood.log_prob - target.old_log_prob, mask, clip=self.clip)
         loss = clipped_loss(ratio, target.advantage.to(ratio.dtype), clip=self.clip)
-        values = {
-            "clipped": (((ratio - 1).abs() > self.clip).to(ratio.dtype), mask),
-            "reward": (target.reward, target.present),
-        }
+        values["reward"] = (target.reward, target.present)
         if self.beta:
-            gap = torch.where(mask, log_ratio(likelihood, "GRPO"), 0.0).clamp(min=-LARGEST_LOG_RATIO)
+            gap = torch.where(mask, common.log_ratio(likelihood, "GRPO"), 0.0).clamp(min=-common.LARGEST_LOG_RATIO)
             penalty = (-gap).exp() + gap - 1
             loss = loss + self.beta * penalty
             values["kl_policy_ref_estimate"] = (penalty, mask)
         steps = mask.sum(-1).clamp(min=1)
-        return Loss({"policy": sum_steps(torch.where(mask, loss, 0.0)) / steps}, means(values))
+        return Loss({"policy": sum_steps(torch.where(mask, loss, 0.0)) / steps}, common.means(values))

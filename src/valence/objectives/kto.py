@@ -32,16 +32,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import sigmoid
 
-from valence.objectives.common import (
-    Defaults,
-    log_ratio,
-    means,
-    require_choice,
-    require_feedback,
-    require_non_negative,
-    require_positive,
-    zero_absent,
-)
+from valence.objectives import common
 from valence.types import PER_BATCH, PER_CONTEXT, Batch, Labels, Likelihood, Loss, Target
 
 
@@ -61,7 +52,7 @@ def kto_loss(
 
 def kto_baseline(ratio: Float[Tensor, "N M"], present: Bool[Tensor, "N M"]) -> Float[Tensor, ""]:
     """z0 = max(0, mean log-ratio of the mismatched completions); 0 where there are none."""
-    mean = zero_absent(ratio, present).sum() / present.sum().clamp(min=1)
+    mean = common.zero_absent(ratio, present).sum() / present.sum().clamp(min=1)
     return mean.clamp(min=0).detach()
 
 
@@ -79,7 +70,7 @@ class KTOTarget(Target):
 
 
 @dataclass(frozen=True, kw_only=True)
-class KTO(Defaults):
+class KTO(common.Defaults):
     """KTO as a frozen dataclass. Accepts `Labels`.
 
     Args:
@@ -100,45 +91,39 @@ class KTO(Defaults):
     accepts: ClassVar[tuple[type, ...]] = (Labels,)
 
     def __post_init__(self) -> None:
-        require_positive(beta=self.beta)
-        require_non_negative(desirable_weight=self.desirable_weight, undesirable_weight=self.undesirable_weight)
+        common.require_positive(beta=self.beta)
+        common.require_non_negative(desirable_weight=self.desirable_weight, undesirable_weight=self.undesirable_weight)
         if self.desirable_weight == self.undesirable_weight == 0:
             raise ValueError("`desirable_weight` and `undesirable_weight` must not both be 0")
-        require_choice(("mismatched", "none"), baseline=self.baseline)
+        common.require_choice(("mismatched", "none"), baseline=self.baseline)
 
     @property
     def frozen_needs(self) -> frozenset[str]:
         return frozenset({"mismatched"}) if self.baseline == "mismatched" else frozenset()
 
     def prepare(self, batch: Batch, frozen: Likelihood | None) -> KTOTarget:
-        """Signed class weights, and z0 from `frozen`: the likelihood of `batch.mismatched`, without gradient.
-
-        Raises:
-            ValueError: `baseline="mismatched"` and `frozen` is None.
-        """
-        require_feedback(self, batch.feedback)
+        """`frozen` is the likelihood of `batch.mismatched`; ValueError if it is None and the baseline needs it."""
+        common.require_feedback(self, batch.feedback)
         assert isinstance(batch.feedback, Labels)
         sign = batch.feedback.sign
         present = batch.present & (sign != 0)
         scale = torch.where(sign > 0, self.desirable_weight, self.undesirable_weight)
-        weight = zero_absent(sign * scale, present)
-        zero = torch.zeros((), dtype=weight.dtype, device=weight.device)
-        baseline = zero if self.baseline == "none" else self._baseline(batch, frozen)
-        return KTOTarget(present=present, weight=weight, baseline=baseline)
-
-    def _baseline(self, batch: Batch, frozen: Likelihood | None) -> Float[Tensor, ""]:
+        weight = common.zero_absent(sign * scale, present)
+        if self.baseline == "none":
+            return KTOTarget(present=present, weight=weight, baseline=weight.new_zeros(()))
         if frozen is None:
             raise ValueError(
                 'KTO with `baseline="mismatched"` needs the likelihood of `Batch.mismatched`, completions of other '
                 'prompts: use `baseline="none"` where there is only one prompt'
             )
         mask = frozen.mask if batch.mismatched is None else batch.mismatched.mask
-        ratio = log_ratio(frozen.total(), "KTO")
-        return kto_baseline(ratio, torch.ones_like(ratio, dtype=torch.bool) if mask is None else mask.any(-1))
+        ratio = common.log_ratio(frozen.total(), "KTO")
+        drawn = torch.ones_like(ratio, dtype=torch.bool) if mask is None else mask.any(-1)
+        return KTOTarget(present=present, weight=weight, baseline=kto_baseline(ratio, drawn))
 
     def __call__(self, likelihood: Likelihood, target: KTOTarget, state: Any = None) -> Loss:
         present = target.present
-        ratio = zero_absent(log_ratio(likelihood.total(), "KTO"), present)
+        ratio = common.zero_absent(common.log_ratio(likelihood.total(), "KTO"), present)
         weight, baseline = target.weight.to(ratio.dtype), target.baseline.to(ratio.dtype)
         accepted, rejected = present & (weight > 0), present & (weight < 0)
         right = (weight * (ratio - baseline) > 0).to(ratio.dtype)
@@ -147,5 +132,5 @@ class KTO(Defaults):
             "rejected_log_ratio": (ratio, rejected),
             "reward_accuracy": (right, accepted | rejected),
         }
-        loss = zero_absent(kto_loss(ratio, baseline, weight, beta=self.beta), present)
-        return Loss({"policy": loss}, means(values) | {"kl_baseline": baseline})
+        loss = common.zero_absent(kto_loss(ratio, baseline, weight, beta=self.beta), present)
+        return Loss({"policy": loss}, common.means(values) | {"kl_baseline": baseline})

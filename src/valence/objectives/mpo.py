@@ -27,20 +27,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from valence.objectives.common import (
-    Defaults,
-    part,
-    require_feedback,
-    require_non_negative,
-    require_positive,
-    zero_absent,
-)
+from valence.objectives import common
 from valence.types import DECOUPLED, PER_CONTEXT, Batch, Likelihood, Loss, Rewards, Target
 
 
 def mpo_weights(reward: Float[Tensor, "N K"], present: Tensor, temperature: Tensor | float) -> Float[Tensor, "N K"]:
     """The E-step: softmax of reward / temperature over each context's present actions; sums to 1, or to 0 if none."""
-    scaled = (zero_absent(reward, present) / temperature).masked_fill(~present, -torch.inf)
+    scaled = (common.zero_absent(reward, present) / temperature).masked_fill(~present, -torch.inf)
     return torch.where(present.any(-1, keepdim=True), torch.softmax(scaled, -1), 0.0).nan_to_num()
 
 
@@ -56,7 +49,7 @@ def mpo_temperature_loss(
         eta epsilon + eta log mean_k e^{r_k / eta}, zero where a context has no action.
     """
     number = present.sum(-1, keepdim=True)
-    scaled = (zero_absent(reward, present) / temperature).masked_fill(~present & (number > 0), -torch.inf)
+    scaled = (common.zero_absent(reward, present) / temperature).masked_fill(~present & (number > 0), -torch.inf)
     mean = torch.logsumexp(scaled, -1, keepdim=True) - number.clamp(min=1).to(scaled.dtype).log()
     return torch.where(number > 0, temperature * (epsilon + mean), 0.0)
 
@@ -72,14 +65,11 @@ class Duals(nn.Module):
 
     def __init__(self, **initial: float) -> None:
         super().__init__()
-        self.raw = nn.ParameterDict({name: nn.Parameter(_inverse_softplus(value)) for name, value in initial.items()})
+        inverse = {name: value + math.log(-math.expm1(-value)) for name, value in initial.items()}
+        self.raw = nn.ParameterDict({name: nn.Parameter(torch.tensor(value)) for name, value in inverse.items()})
 
     def __getitem__(self, name: str) -> Float[Tensor, ""]:
         return softplus(self.raw[name]) + self.FLOOR
-
-
-def _inverse_softplus(value: float) -> Tensor:
-    return torch.tensor(value + math.log(-math.expm1(-value)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +89,7 @@ class MPOTarget(Target):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MPO(Defaults):
+class MPO(common.Defaults):
     """MPO as a frozen dataclass. Accepts `Rewards`: Q-values of actions that the reference drew.
 
     `state()` holds the temperature and the multipliers. They belong to the instance: make one for each run, and give
@@ -132,12 +122,12 @@ class MPO(Defaults):
     accepts: ClassVar[tuple[type, ...]] = (Rewards,)
 
     def __post_init__(self) -> None:
-        require_positive(
+        common.require_positive(
             epsilon=self.epsilon, epsilon_mean=self.epsilon_mean, epsilon_covariance=self.epsilon_covariance,
             init_temperature=self.init_temperature, init_multiplier=self.init_multiplier,
             init_multiplier_covariance=self.init_multiplier_covariance,
         )  # fmt: skip
-        require_non_negative(epsilon_penalty=self.epsilon_penalty)
+        common.require_non_negative(epsilon_penalty=self.epsilon_penalty)
         initial = {"temperature": self.init_temperature, "mean": self.init_multiplier}
         if self.decoupled:
             initial["covariance"] = self.init_multiplier_covariance
@@ -155,14 +145,12 @@ class MPO(Defaults):
         return self._duals
 
     def prepare(self, batch: Batch, frozen: Likelihood | None) -> MPOTarget:
-        require_feedback(self, batch.feedback)
+        common.require_feedback(self, batch.feedback)
         assert isinstance(batch.feedback, Rewards)
-        penalty = None
-        steps = batch.action.steps
+        penalty, steps = None, batch.action.steps
         # Only numbers can lie outside bounds: bins and tokens are indices.
         if self.epsilon_penalty and steps.is_floating_point():
-            outside = (steps - steps.clamp(-1.0, 1.0)).flatten(2)
-            penalty = outside.norm(dim=-1)
+            penalty = (steps - steps.clamp(-1.0, 1.0)).flatten(2).norm(dim=-1)
         return MPOTarget(present=batch.present, reward=batch.feedback.value, penalty=penalty)
 
     def __call__(self, likelihood: Likelihood, target: MPOTarget, state: Any = None) -> Loss:
@@ -183,8 +171,8 @@ class MPO(Defaults):
         policy = torch.zeros_like(share)
         for half, log_prob, kl, epsilon in self._halves(total):
             multiplier = duals[half]
-            kl = zero_absent(kl, present)
-            policy = policy - weight * zero_absent(log_prob, present) + multiplier.detach() * share * kl
+            kl = common.zero_absent(kl, present)
+            policy = policy - weight * common.zero_absent(log_prob, present) + multiplier.detach() * share * kl
             dual = dual + multiplier * (share * (epsilon - kl.detach())).sum(-1, keepdim=True)
             metrics[f"kl_ref_policy_{half}"] = (share * kl.detach()).sum() / contexts
             metrics[f"multiplier_{half}"] = multiplier.detach()
@@ -193,13 +181,9 @@ class MPO(Defaults):
     def _halves(self, total: Likelihood) -> list[tuple[str, Tensor, Tensor, float]]:
         """(name, log pi, KL, bound) of each part that has a bound of its own."""
         if not self.decoupled:
-            return [("mean", total.log_prob, part(total, "ref_kl", "MPO"), self.epsilon_mean)]
-        return [
-            (
-                half,
-                part(total, f"log_prob_{half}", "MPO"),
-                part(total, f"ref_kl_{half}", "MPO"),
-                {"mean": self.epsilon_mean, "covariance": self.epsilon_covariance}[half],
-            )
-            for half in ("mean", "covariance")
-        ]
+            return [("mean", total.log_prob, common.part(total, "ref_kl", "MPO"), self.epsilon_mean)]
+        halves = {"mean": self.epsilon_mean, "covariance": self.epsilon_covariance}
+        parts = {
+            half: [common.part(total, f"{name}_{half}", "MPO") for name in ("log_prob", "ref_kl")] for half in halves
+        }
+        return [(half, *parts[half], epsilon) for half, epsilon in halves.items()]

@@ -31,24 +31,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from valence.objectives.common import (
-    Defaults,
-    count,
-    means,
-    part,
-    require_choice,
-    require_feedback,
-    require_fraction,
-    require_non_negative,
-    require_positive,
-    zero_absent,
-)
+from valence.objectives import common
 from valence.types import DECOUPLED, PER_BATCH, PER_CONTEXT, Batch, Feedback, Labels, Likelihood, Loss, Rewards, Target
 
 
 def class_fractions(sign: Int[Tensor, "N K"], present: Bool[Tensor, "N K"]) -> tuple[float, float]:
     """Fractions of accepted and of rejected among all present rows, unlabelled ones included."""
-    size = count(present)
+    size = common.count(present)
     return int((present & (sign > 0)).sum()) / size, int((present & (sign < 0)).sum()) / size
 
 
@@ -59,9 +48,7 @@ def pmpo_beta(*, alpha: float, accepted: float, rejected: float) -> float:
     Without rejections every beta is bounded: 0.
 
     Args:
-        alpha: weight of accepted against rejected, in [0, 1].
-        accepted: fraction (or count) of accepted rows.
-        rejected: fraction (or count) of rejected rows.
+        accepted: fraction (or count) of accepted rows, like `rejected`.
     """
     if rejected == 0:
         return 0.0
@@ -84,9 +71,7 @@ def pmpo_weights(
 
     Args:
         sign: +1 accepted, -1 rejected, 0 unlabelled. Anything where absent.
-        alpha: weight of accepted against rejected, in [0, 1].
-        accepted_fraction: of accepted rows among all rows of the data set; None: among this batch's.
-        rejected_fraction: of rejected rows among all rows of the data set; None: among this batch's.
+        accepted_fraction: of accepted rows among those of the data set, like `rejected_fraction`; None: this batch's.
         unlabelled_weight: beta of the BC form.
     Raises:
         ValueError: the batch has rows of a class whose fraction is 0.
@@ -120,13 +105,12 @@ def pmpo_score_weights(
 
     Args:
         reward: anything where absent.
-        alpha: weight of accepted against rejected, in [0, 1].
         temperature: eta, in the reward's unit.
     """
     number = present.sum(-1, keepdim=True)
     # A context without any action would be a softmax of -inf only.
     open_row = present | (number == 0)
-    scaled = zero_absent(reward, present) / temperature
+    scaled = common.zero_absent(reward, present) / temperature
     accepted = torch.softmax(scaled.masked_fill(~open_row, -torch.inf), dim=-1)
     rejected = torch.softmax((-scaled).masked_fill(~open_row, -torch.inf), dim=-1)
     weight = number * (alpha * accepted - (1 - alpha) * rejected)
@@ -156,7 +140,7 @@ def pmpo_loss(
 
 @dataclass(frozen=True, kw_only=True)
 class PMPOTarget(Target):
-    """Each action's weight and class, and the KL weight.
+    """What PMPO makes of feedback.
 
     Args:
         weight: signed weight of log pi, `[N, K]`.
@@ -170,7 +154,7 @@ class PMPOTarget(Target):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PMPO(Defaults):
+class PMPO(common.Defaults):
     """PMPO as a frozen dataclass. Accepts `Labels`; accepts `Rewards` if `score_temperature` is set.
 
     Args:
@@ -204,18 +188,15 @@ class PMPO(Defaults):
     linear: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if isinstance(self.alpha, str):
-            require_choice(("auto",), alpha=self.alpha)
-        else:
-            require_fraction(alpha=self.alpha)
-        require_fraction(accepted_fraction=self.accepted_fraction, rejected_fraction=self.rejected_fraction)
-        require_choice(("kl", "bc"), regularizer=self.regularizer)
-        if isinstance(self.beta, str):
-            require_choice(("auto",), beta=self.beta)
-        else:
-            require_non_negative(beta=self.beta)
-        if self.score_temperature is not None:
-            require_positive(score_temperature=self.score_temperature)
+        for name, check in (("alpha", common.require_fraction), ("beta", common.require_non_negative)):
+            value = getattr(self, name)
+            if isinstance(value, str):
+                common.require_choice(("auto",), **{name: value})
+            else:
+                check(**{name: value})
+        common.require_fraction(accepted_fraction=self.accepted_fraction, rejected_fraction=self.rejected_fraction)
+        common.require_choice(("kl", "bc"), regularizer=self.regularizer)
+        common.require_positive(score_temperature=self.score_temperature)
         if self.covariance_beta is not None and not self.covariance_beta >= 0:
             raise ValueError(f"`covariance_beta` must be >= 0, got {self.covariance_beta}")
         if self.covariance_beta is not None and self.regularizer == "bc":
@@ -247,11 +228,8 @@ class PMPO(Defaults):
         return (Labels,) if self.score_temperature is None else (Labels, Rewards)
 
     def bound(self, *, accepted: float | None = None, rejected: float | None = None) -> float:
-        """The smallest beta at which the objective on labels is bounded.
+        """The smallest beta at which the objective on labels is bounded; class fractions that are None are the fields'.
 
-        Args:
-            accepted: fraction of accepted rows; None: the field's.
-            rejected: fraction of rejected rows; None: the field's.
         Raises:
             ValueError: a fraction is neither passed nor a field.
         """
@@ -280,15 +258,11 @@ class PMPO(Defaults):
         )
 
     def prepare(self, batch: Batch, frozen: Likelihood | None) -> PMPOTarget:
-        require_feedback(self, batch.feedback)
+        common.require_feedback(self, batch.feedback)
         weight, beta = self._weigh(batch.feedback)
         sign = batch.feedback.sign if isinstance(batch.feedback, Labels) else weight.sign()
-        return PMPOTarget(
-            present=batch.present,
-            weight=weight,
-            sign=zero_absent(sign.to(weight.dtype), batch.present),
-            beta=torch.tensor(beta, dtype=weight.dtype, device=weight.device),
-        )
+        sign = common.zero_absent(sign.to(weight.dtype), batch.present)
+        return PMPOTarget(present=batch.present, weight=weight, sign=sign, beta=weight.new_tensor(beta))
 
     def _weigh(self, feedback: Feedback) -> tuple[Float[Tensor, "N K"], float]:
         if isinstance(feedback, Rewards):
@@ -306,32 +280,28 @@ class PMPO(Defaults):
             accepted, rejected = class_fractions(feedback.sign, feedback.present)
         alpha = self.accepted_weight
         beta = pmpo_beta(alpha=alpha, accepted=accepted, rejected=rejected) if self.beta == "auto" else self.beta
-        weight = pmpo_weights(
-            feedback.sign,
-            feedback.present,
-            alpha=alpha,
-            accepted_fraction=accepted,
-            rejected_fraction=rejected,
-            unlabelled_weight=beta if self.regularizer == "bc" else 0.0,
-        )
-        return weight, beta
+        unlabelled = beta if self.regularizer == "bc" else 0.0
+        return pmpo_weights(
+            feedback.sign, feedback.present, alpha=alpha, accepted_fraction=accepted, rejected_fraction=rejected,
+            unlabelled_weight=unlabelled,
+        ), beta  # fmt: skip
 
     def __call__(self, likelihood: Likelihood, target: PMPOTarget, state: Any = None) -> Loss:
         total, present = likelihood.total(), target.present
-        log_prob = zero_absent(total.log_prob, present)
+        log_prob = common.zero_absent(total.log_prob, present)
         weight, beta = target.weight.to(log_prob.dtype), target.beta.to(log_prob.dtype)
         values = {
             "accepted_log_prob": (log_prob, present & (target.sign > 0)),
             "rejected_log_prob": (log_prob, present & (target.sign < 0)),
         }
         if self.covariance_beta is not None:
-            return self._decoupled(total, target, weight, beta, means(values))
+            return self._decoupled(total, target, weight, beta, common.means(values))
         ref_kl = None
         if "ref_kl" in self.needs:
-            ref_kl = zero_absent(part(total, "ref_kl", "PMPO"), present)
+            ref_kl = common.zero_absent(common.part(total, "ref_kl", "PMPO"), present)
             values["kl_ref_policy"] = (ref_kl, present)
         loss = pmpo_loss(log_prob, ref_kl, weight, beta=beta)
-        return Loss({"policy": loss}, means(values) | {"beta": beta})
+        return Loss({"policy": loss}, common.means(values) | {"beta": beta})
 
     def _decoupled(
         self, total: Likelihood, target: PMPOTarget, weight: Tensor, beta: Tensor, metrics: dict[str, Tensor]
@@ -340,11 +310,11 @@ class PMPO(Defaults):
         assert self.covariance_beta is not None
         loss = torch.zeros_like(weight)
         for half, strength in {"mean": beta, "covariance": self.covariance_beta}.items():
-            log_prob = zero_absent(part(total, f"log_prob_{half}", "PMPO"), target.present)
-            ref_kl = zero_absent(part(total, f"ref_kl_{half}", "PMPO"), target.present)
+            log_prob = common.zero_absent(common.part(total, f"log_prob_{half}", "PMPO"), target.present)
+            ref_kl = common.zero_absent(common.part(total, f"ref_kl_{half}", "PMPO"), target.present)
             if not math.isinf(float(strength)):
                 loss = loss + pmpo_loss(log_prob, ref_kl, weight, beta=strength)
-            metrics |= means({f"kl_ref_policy_{half}": (ref_kl, target.present)})
+            metrics |= common.means({f"kl_ref_policy_{half}": (ref_kl, target.present)})
         return Loss({"policy": loss}, metrics | {"beta": beta})
 
 

@@ -24,18 +24,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from valence.objectives.common import (
-    Defaults,
-    PairTarget,
-    above_smallest,
-    log_ratio,
-    means,
-    pair_target,
-    require_choice,
-    require_feedback,
-    require_positive,
-    zero_absent,
-)
+from valence.objectives import common
+from valence.objectives.common import PairTarget
 from valence.types import PER_CONTEXT, Batch, Likelihood, Loss, Rewards, Target
 
 
@@ -44,10 +34,10 @@ def leave_one_out_advantages(reward: Float[Tensor, "N K"], present: Bool[Tensor,
 
     Sums are taken of differences to the context's smallest reward: they do not cancel at a large offset.
     """
-    above = above_smallest(reward, present)
+    above = common.above_smallest(reward, present)
     others = present.sum(-1, keepdim=True) - 1
     mean = (above.sum(-1, keepdim=True) - above) / others.clamp(min=1)
-    return zero_absent(torch.where(others > 0, above - mean, 0.0), present)
+    return common.zero_absent(torch.where(others > 0, above - mean, 0.0), present)
 
 
 def copg_loss(ratio_gap: Float[Tensor, " P"], reward_gap: Float[Tensor, " P"], *, beta: float) -> Float[Tensor, " P"]:
@@ -75,7 +65,7 @@ class AdvantageTarget(Target):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _PolicyGradient(Defaults):
+class _PolicyGradient(common.Defaults):
     """-advantage log pi, averaged over actions."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"log_prob"})
@@ -83,21 +73,21 @@ class _PolicyGradient(Defaults):
     linear: ClassVar[bool] = True
 
     def _advantages(self, reward: Float[Tensor, "N K"], present: Bool[Tensor, "N K"]) -> Float[Tensor, "N K"]:
-        """Each reward minus its baseline; `reward` is 0 where absent."""
-        raise NotImplementedError
+        """Each reward minus its baseline, here the mean reward of the context's other actions; 0 where absent."""
+        return leave_one_out_advantages(reward, present)
 
     def prepare(self, batch: Batch, frozen: Likelihood | None) -> AdvantageTarget:
-        require_feedback(self, batch.feedback)
+        common.require_feedback(self, batch.feedback)
         assert isinstance(batch.feedback, Rewards)
         present = batch.feedback.present
-        reward = zero_absent(batch.feedback.value, present)
+        reward = common.zero_absent(batch.feedback.value, present)
         return AdvantageTarget(present=present, reward=reward, advantage=self._advantages(reward, present))
 
     def __call__(self, likelihood: Likelihood, target: AdvantageTarget, state: Any = None) -> Loss:
-        log_prob = zero_absent(likelihood.total().log_prob, target.present)
+        log_prob = common.zero_absent(likelihood.total().log_prob, target.present)
         advantage = target.advantage.to(log_prob.dtype)
         values = {"reward": (target.reward, target.present), "advantage_size": (advantage.abs(), target.present)}
-        return Loss({"policy": -advantage * log_prob}, means(values))
+        return Loss({"policy": -advantage * log_prob}, common.means(values))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,24 +102,21 @@ class REINFORCE(_PolicyGradient):
     baseline: Literal["mean", "none"] = "mean"
 
     def __post_init__(self) -> None:
-        require_choice(("mean", "none"), baseline=self.baseline)
+        common.require_choice(("mean", "none"), baseline=self.baseline)
 
     def _advantages(self, reward: Float[Tensor, "N K"], present: Bool[Tensor, "N K"]) -> Float[Tensor, "N K"]:
         if self.baseline == "none":
             return reward
-        return leave_one_out_advantages(reward.reshape(1, -1), present.reshape(1, -1)).view_as(reward)
+        return super()._advantages(reward.reshape(1, -1), present.reshape(1, -1)).view_as(reward)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RLOO(_PolicyGradient):
     """REINFORCE whose baseline is the mean reward of the context's other actions. Accepts `Rewards`; needs K >= 2."""
 
-    def _advantages(self, reward: Float[Tensor, "N K"], present: Bool[Tensor, "N K"]) -> Float[Tensor, "N K"]:
-        return leave_one_out_advantages(reward, present)
-
 
 @dataclass(frozen=True, kw_only=True)
-class CoPG(Defaults):
+class CoPG(common.PairObjective):
     """Contrastive policy gradient as a frozen dataclass. Accepts `Rewards`.
 
     Args:
@@ -137,19 +124,13 @@ class CoPG(Defaults):
     """
 
     beta: float = 0.1
-    needs: ClassVar[frozenset[str]] = frozenset({"log_prob", "ref_log_prob"})
     accepts: ClassVar[tuple[type, ...]] = (Rewards,)
 
     def __post_init__(self) -> None:
-        require_positive(beta=self.beta)
-
-    def prepare(self, batch: Batch, frozen: Likelihood | None) -> PairTarget:
-        return pair_target(self, batch, keep_ties=True)
+        common.require_positive(beta=self.beta)
 
     def __call__(self, likelihood: Likelihood, target: PairTarget, state: Any = None) -> Loss:
-        ratio = zero_absent(log_ratio(likelihood.total(), "CoPG"), target.present).flatten()
-        first, second = target.pairs.index.unbind(-1)
-        ratio_gap, reward_gap = ratio[first] - ratio[second], target.pairs.gap.to(ratio.dtype)
-        every = torch.ones_like(ratio_gap, dtype=torch.bool)
+        first, second, every = self.pair_log_ratios(likelihood.total(), target)
+        ratio_gap, reward_gap = first - second, target.pairs.gap.to(first.dtype)
         values = {"reward_gap": (reward_gap, every), "reward_margin": (self.beta * ratio_gap, every)}
-        return Loss({"policy": copg_loss(ratio_gap, reward_gap, beta=self.beta)}, means(values))
+        return Loss({"policy": copg_loss(ratio_gap, reward_gap, beta=self.beta)}, common.means(values))

@@ -23,19 +23,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from valence.feedback.advantages import episode_advantages, on_last_step
-from valence.objectives.common import (
-    Defaults,
-    bounded_exp,
-    means,
-    old_log_prob,
-    part,
-    require_feedback,
-    require_fraction,
-    require_non_negative,
-    require_positive,
-    standard_scores,
-    step_mask,
-)
+from valence.objectives import common
 from valence.types import PER_CONTEXT, Batch, Likelihood, Loss, Rewards, Target, sum_steps
 
 
@@ -68,19 +56,12 @@ def step_rewards(batch: Batch) -> Float[Tensor, "N K T"]:
     return on_last_step(batch.feedback.value, batch.action.mask)
 
 
-def step_advantages(
-    batch: Batch, value: Float[Tensor, "N K T"], *, discount: float, gae_lambda: float
-) -> tuple[Float[Tensor, "N K T"], Float[Tensor, "N K T"], Bool[Tensor, "N K T"]]:
-    """(advantages, returns, which steps exist). Every action ends, so the value after its last step is 0."""
-    mask = batch.action.mask & batch.present[..., None]
-    value = torch.where(mask, value, 0.0)
-    reward = torch.where(mask, step_rewards(batch).to(value.dtype), 0.0)
-    flat = mask.flatten(0, 1)
-    after = torch.nn.functional.pad(value.flatten(0, 1), (0, 1))
-    ended = torch.ones(len(flat), dtype=torch.bool, device=flat.device)
-    advantage = episode_advantages(reward.flatten(0, 1), after, flat, ended, discount=discount, gae_lambda=gae_lambda)
-    advantage = advantage.view_as(value)
-    return advantage, torch.where(mask, advantage + value, 0.0), mask
+def clipped_ratio(
+    log_ratio: Float[Tensor, "N K T"], mask: Bool[Tensor, "N K T"], *, clip: float
+) -> tuple[Float[Tensor, "N K T"], dict[str, tuple[Tensor, Tensor]]]:
+    """rho_t of each step, 1 where no step is, and for `common.means` the share of steps that are clipped."""
+    ratio = common.bounded_exp(torch.where(mask, log_ratio, 0.0))
+    return ratio, {"clipped": (((ratio - 1).abs() > clip).to(ratio.dtype), mask)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,59 +96,90 @@ class PPOTarget(StepTarget):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PPO(Defaults):
+class StepObjective(common.Defaults):
+    """What PPO and APA share: advantages of steps from a learned value, and its loss. Accepts `Rewards`.
+
+    Args:
+        value_weight: Weight of the value loss against the policy loss, at least 0.
+        discount: Discount factor of the rewards of later steps (gamma), from 0 to 1.
+        gae_lambda: Lambda of the advantage estimate, from 0 to 1: 0 trusts the value of the next step, 1 the rewards
+            alone.
+    """
+
+    value_weight: float = 0.1
+    discount: float = 1.0
+    gae_lambda: float = 0.95
+    frozen_needs: ClassVar[frozenset[str]] = frozenset({"value"})
+    accepts: ClassVar[tuple[type, ...]] = (Rewards,)
+
+    def __post_init__(self) -> None:
+        common.require_non_negative(value_weight=self.value_weight)
+        common.require_fraction(discount=self.discount, gae_lambda=self.gae_lambda)
+
+    def advantages(
+        self, batch: Batch, frozen: Likelihood | None
+    ) -> tuple[Float[Tensor, "N K T"], Float[Tensor, "N K T"], Bool[Tensor, "N K T"]]:
+        """(A, V before the update, which steps exist). Every action ends, so the value after its last step is 0."""
+        common.require_feedback(self, batch.feedback)
+        value = common.part(frozen, "value", type(self).__name__).detach()
+        mask = batch.action.mask & batch.present[..., None]
+        value = torch.where(mask, value, 0.0)
+        reward = torch.where(mask, step_rewards(batch).to(value.dtype), 0.0)
+        flat = mask.flatten(0, 1)
+        after = torch.nn.functional.pad(value.flatten(0, 1), (0, 1))
+        ended = torch.ones(len(flat), dtype=torch.bool, device=flat.device)
+        advantage = episode_advantages(
+            reward.flatten(0, 1), after, flat, ended, discount=self.discount, gae_lambda=self.gae_lambda
+        )
+        return advantage.view_as(value), value, mask
+
+    def loss(
+        self, policy: Tensor, critic: Tensor, mask: Bool[Tensor, "N K T"], values: dict[str, tuple[Tensor, Tensor]]
+    ) -> Loss:
+        """Both losses of each step, summed over the steps of an action; `values` for `common.means`."""
+        terms = {
+            "policy": sum_steps(torch.where(mask, policy, 0.0)),
+            "value": self.value_weight * sum_steps(torch.where(mask, critic, 0.0)),
+        }
+        return Loss(terms, common.means(values))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PPO(StepObjective):
     """PPO as a frozen dataclass, with terms "policy" and "value". Accepts `Rewards`; needs `Batch.old_log_prob`.
 
     Args:
         clip: How far the ratio pi / pi_t of a step may leave 1 before it is clipped, above 0.
         value_clip: How far a step's value may move from what it was before it is clipped, in the reward's unit, above
             0.
-        value_weight: Weight of the value loss against the policy loss, at least 0.
-        discount: Discount factor of the rewards of later steps (gamma), from 0 to 1.
-        gae_lambda: Lambda of the advantage estimate, from 0 to 1: 0 trusts the value of the next step, 1 the rewards
-            alone.
         whiten: Whether to scale advantages to mean 0 and variance 1 over the collected batch.
     """
 
     clip: float = 0.2
     value_clip: float = 0.2
-    value_weight: float = 0.1
-    discount: float = 1.0
-    gae_lambda: float = 0.95
     whiten: bool = True
     needs: ClassVar[frozenset[str]] = frozenset({"log_prob", "value"})
-    frozen_needs: ClassVar[frozenset[str]] = frozenset({"value"})
-    accepts: ClassVar[tuple[type, ...]] = (Rewards,)
 
     def __post_init__(self) -> None:
-        require_positive(clip=self.clip, value_clip=self.value_clip)
-        require_non_negative(value_weight=self.value_weight)
-        require_fraction(discount=self.discount, gae_lambda=self.gae_lambda)
+        super().__post_init__()
+        common.require_positive(clip=self.clip, value_clip=self.value_clip)
 
     def prepare(self, batch: Batch, frozen: Likelihood | None) -> PPOTarget:
-        require_feedback(self, batch.feedback)
-        old, value = old_log_prob(batch, "PPO"), part(frozen, "value", "PPO").detach()
-        advantage, returns, mask = step_advantages(batch, value, discount=self.discount, gae_lambda=self.gae_lambda)
+        advantage, value, mask = self.advantages(batch, frozen)
+        returns = torch.where(mask, advantage + value, 0.0)
         if self.whiten and int(mask.sum()) > 1:
-            advantage = standard_scores(advantage.reshape(1, -1), mask.reshape(1, -1), eps=1e-8).view_as(advantage)
+            rows = advantage.reshape(1, -1), mask.reshape(1, -1)
+            advantage = common.standard_scores(*rows, eps=1e-8).view_as(advantage)
+        old = common.old_log_prob(batch, "PPO")
         return PPOTarget(
             present=batch.present, advantage=advantage, returns=returns, steps=mask.sum(-1), old_log_prob=old,
-            old_value=torch.where(mask, value, 0.0),
+            old_value=value,
         )  # fmt: skip
 
     def __call__(self, likelihood: Likelihood, target: PPOTarget, state: Any = None) -> Loss:
-        mask = step_mask(likelihood, "PPO") & target.present[..., None]
-        ratio = bounded_exp(torch.where(mask, likelihood.log_prob - target.old_log_prob, 0.0))
-        value = torch.where(mask, part(likelihood, "value", "PPO"), 0.0)
+        mask = common.step_mask(likelihood, "PPO") & target.present[..., None]
+        ratio, values = clipped_ratio(likelihood.log_prob - target.old_log_prob, mask, clip=self.clip)
+        value = torch.where(mask, common.part(likelihood, "value", "PPO"), 0.0)
         policy = clipped_loss(ratio, target.advantage, clip=self.clip)
         critic = clipped_value_loss(value, target.old_value, target.returns, clip=self.value_clip)
-        values = {
-            "clipped": (((ratio - 1).abs() > self.clip).to(ratio.dtype), mask),
-            "value": (value, mask),
-            "returns": (target.returns, mask),
-        }
-        terms = {
-            "policy": sum_steps(torch.where(mask, policy, 0.0)),
-            "value": self.value_weight * sum_steps(torch.where(mask, critic, 0.0)),
-        }
-        return Loss(terms, means(values))
+        return self.loss(policy, critic, mask, values | {"value": (value, mask), "returns": (target.returns, mask)})

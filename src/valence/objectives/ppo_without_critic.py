@@ -25,7 +25,6 @@ class PPOWithoutCritic(GRPO):
     """PPO without a critic as a frozen dataclass. Accepts `Rewards`; needs `Batch.old_log_prob`.
 
     Args:
-        clip: How far the ratio pi / pi_t of a step may leave 1 before it is clipped, above 0.
         beta: Weight of GRPO's KL penalty of each step, at least 0. The default 0 has no penalty and needs no reference.
     """
 

@@ -22,25 +22,14 @@ Departs from the paper:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from valence.objectives.common import (
-    ANCHORS,
-    Defaults,
-    PairTarget,
-    anchored_log_ratio,
-    anchored_needs,
-    means,
-    pair_target,
-    require_choice,
-    require_positive,
-    zero_absent,
-)
-from valence.types import Batch, Likelihood, Loss, Preferences, Rewards
+from valence.objectives import common
+from valence.objectives.common import PairTarget
+from valence.types import Likelihood, Loss
 
 
 def rebel_loss(ratio_gap: Float[Tensor, " P"], reward_gap: Float[Tensor, " P"], *, eta: float) -> Float[Tensor, " P"]:
@@ -55,7 +44,7 @@ def rebel_loss(ratio_gap: Float[Tensor, " P"], reward_gap: Float[Tensor, " P"], 
 
 
 @dataclass(frozen=True, kw_only=True)
-class REBEL(Defaults):
+class REBEL(common.PairObjective):
     """REBEL as a frozen dataclass. Accepts `Rewards` and `Preferences`.
 
     Args:
@@ -66,29 +55,20 @@ class REBEL(Defaults):
 
     eta: float = 1.0
     anchor: Literal["reference", "old"] = "reference"
-    accepts: ClassVar[tuple[type, ...]] = (Rewards, Preferences)
 
     def __post_init__(self) -> None:
-        require_positive(eta=self.eta)
-        require_choice(ANCHORS, anchor=self.anchor)
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return anchored_needs(self.anchor)
-
-    def prepare(self, batch: Batch, frozen: Likelihood | None) -> PairTarget:
-        return pair_target(self, batch, keep_ties=True, anchor=self.anchor)
+        common.require_positive(eta=self.eta)
+        common.require_choice(common.ANCHORS, anchor=self.anchor)
 
     def __call__(self, likelihood: Likelihood, target: PairTarget, state: Any = None) -> Loss:
-        ratio = zero_absent(anchored_log_ratio(likelihood.total(), target, "REBEL"), target.present).flatten()
-        first, second = target.pairs.index.unbind(-1)
-        ratio_gap, reward_gap = ratio[first] - ratio[second], target.pairs.gap.to(ratio.dtype)
-        every = torch.ones_like(ratio_gap, dtype=torch.bool)
+        first, second, every = self.pair_log_ratios(likelihood.total(), target)
+        ratio_gap, reward_gap = first - second, target.pairs.gap.to(first.dtype)
+        loss = rebel_loss(ratio_gap, reward_gap, eta=self.eta)
         values = {
-            "reward_accuracy": ((ratio_gap * reward_gap > 0).to(ratio.dtype), reward_gap != 0),
+            "reward_accuracy": ((ratio_gap * reward_gap > 0).to(first.dtype), reward_gap != 0),
             "reward_margin": (ratio_gap / self.eta, every),
             "reward_gap": (reward_gap, every),
-            "regression_error": ((ratio_gap / self.eta - reward_gap).square(), every),
+            "regression_error": (loss, every),
             "reward_gap_variance": (reward_gap.square(), every),
         }
-        return Loss({"policy": rebel_loss(ratio_gap, reward_gap, eta=self.eta)}, means(values))
+        return Loss({"policy": loss}, common.means(values))

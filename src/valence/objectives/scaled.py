@@ -93,7 +93,4 @@ class ScaledLogProb:
         return Loss(loss.terms, {**loss.metrics, **nats})
 
     def _scaled(self, likelihood: Likelihood) -> Likelihood:
-        parts = {name: getattr(likelihood, name) for name in PER_STEP}
-        return replace(
-            likelihood, **{name: part * self.log_prob_scale for name, part in parts.items() if part is not None}
-        )
+        return likelihood.map(lambda part: part * self.log_prob_scale, PER_STEP)

@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from valence.objectives.common import Defaults, count, means, require_feedback, require_fraction, zero_absent
+from valence.objectives import common
 from valence.types import PER_CONTEXT, Batch, Labels, Likelihood, Loss, Target
 
 
@@ -35,17 +35,13 @@ def supervised_loss(log_prob: Float[Tensor, "N K"], weight: Float[Tensor, "N K"]
 
 @dataclass(frozen=True, kw_only=True)
 class SupervisedTarget(Target):
-    """How much each action counts.
-
-    Args:
-        weight: 1 / (accepted fraction) for accepted actions, else 0, `[N, K]`.
-    """
+    """`weight`: 1 / (accepted fraction) for accepted actions, else 0, `[N, K]`."""
 
     weight: Float[Tensor, "N K"] = field(metadata=PER_CONTEXT)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Supervised(Defaults):
+class Supervised(common.Defaults):
     """Supervised fine-tuning as a frozen dataclass. Accepts `Labels` and learns from the accepted actions.
 
     Args:
@@ -59,18 +55,20 @@ class Supervised(Defaults):
     linear: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        require_fraction(accepted_fraction=self.accepted_fraction)
+        common.require_fraction(accepted_fraction=self.accepted_fraction)
         if self.accepted_fraction == 0:
             raise ValueError("`accepted_fraction` must be above 0: without accepted rows there is nothing to imitate")
 
     def prepare(self, batch: Batch, frozen: Likelihood | None) -> SupervisedTarget:
-        require_feedback(self, batch.feedback)
+        common.require_feedback(self, batch.feedback)
         assert isinstance(batch.feedback, Labels)
         accepted = batch.present & (batch.feedback.sign > 0)
-        fraction = count(accepted) / count(batch.present) if self.accepted_fraction is None else self.accepted_fraction
+        fraction = self.accepted_fraction
+        if fraction is None:
+            fraction = common.count(accepted) / common.count(batch.present)
         return SupervisedTarget(present=batch.present, weight=accepted.to(torch.get_default_dtype()) / fraction)
 
     def __call__(self, likelihood: Likelihood, target: SupervisedTarget, state: Any = None) -> Loss:
-        log_prob = zero_absent(likelihood.total().log_prob, target.present)
+        log_prob = common.zero_absent(likelihood.total().log_prob, target.present)
         loss = supervised_loss(log_prob, target.weight.to(log_prob.dtype))
-        return Loss({"policy": loss}, means({"accepted_log_prob": (log_prob, target.weight > 0)}))
+        return Loss({"policy": loss}, common.means({"accepted_log_prob": (log_prob, target.weight > 0)}))

@@ -36,8 +36,6 @@ class Learner:
     """Updates a policy, and its critic, by an objective.
 
     Args:
-        policy: the policy that learns.
-        objective: gives the loss.
         reference: the policy that KLs are to; None if the objective needs none.
         optimizers: "policy"; "value" for a critic with parameters; "dual" for an objective with a state (MPO).
         critic: gives `Likelihood.value`; None if the objective needs none.
@@ -46,7 +44,6 @@ class Learner:
         max_grad_norm: gradients are clipped to this norm, policy and critic separately; 0 does not clip.
         micro_batch_size: contexts measured at a time; 0 measures the batch at once. The gradient is the same.
         micro_batch_tokens: tokens measured at a time (see `count_tokens`), or one context; 0 has no limit.
-        step: number of optimizer steps taken.
         base_lrs: name of an optimizer -> its full learning rate, read from the optimizers.
     Raises:
         ValueError: a number is negative, or the objective needs a part that is None.
@@ -135,10 +132,7 @@ class Learner:
                 sums[name] = sums.get(name, 0.0) + value * weight
                 weights[name] = weights.get(name, 0.0) + weight
         metrics = {"loss": loss} | {name: total / weights[name] for name, total in sums.items()}
-        if not math.isfinite(loss):
-            self._zero_grad()
-            raise FloatingPointError(f"the loss is {loss} at step {self.step + 1}: lower the learning rate")
-        return metrics | self._optimize()
+        return metrics | self._optimize(loss)
 
     def _micro_batches(self, batch: Batch) -> Iterator[slice]:
         size, most = self.micro_batch_size or batch.num_contexts, self.micro_batch_tokens or math.inf
@@ -225,16 +219,16 @@ class Learner:
         state = self.objective.state()
         return [] if state is None else list(trainable_parameters(state))
 
-    def _optimize(self) -> dict[str, float]:
+    def _optimize(self, loss: float) -> dict[str, float]:
         norms: dict[str, float] = {}
         for name, optimizer in self.optimizers.items():
             parameters = [part for group in optimizer.param_groups for part in group["params"]]
             norm = torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm or float("inf"))
             norms["grad_norm" if name == "policy" else f"{name}_grad_norm"] = float(norm)
-        for name, norm in norms.items():
-            if not math.isfinite(norm):
+        for name, value in ({"the loss": loss} | norms).items():
+            if not math.isfinite(value):
                 self._zero_grad()
-                raise FloatingPointError(f"{name} is {norm} at step {self.step + 1}: lower the learning rate")
+                raise FloatingPointError(f"{name} is {value} at step {self.step + 1}: lower the learning rate")
         for name, optimizer in self.optimizers.items():
             for group in optimizer.param_groups:
                 group["lr"] = self.base_lrs[name] * self._schedule()
