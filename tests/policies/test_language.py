@@ -15,10 +15,9 @@ from helpers import assert_close, make_batch
 from valence.errors import UserError
 from valence.policies.checks import check_head
 from valence.policies.dropout import disable_dropout
-from valence.policies.language import LanguagePolicy
+from valence.policies.language import LanguagePolicy, end_token_ids
 from valence.policies.loading import load_language_policy
 from valence.policies.rows import Rows
-from valence.policies.sampler import end_token_ids
 from valence.policies.token_head import token_likelihoods
 from valence.training.reference import FrozenCopy
 from valence.types import Action, Batch, TokenContext

@@ -9,10 +9,11 @@ Shape legend: see `valence.types`; D action dimensions, O observation dimensions
 from __future__ import annotations
 
 import copy
+import inspect
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -30,18 +31,12 @@ SETTINGS, WEIGHTS = "policy.json", "policy.safetensors"
 
 def flatten(observation: Any) -> np.ndarray:
     """An observation as one new float32 vector: arrays, numbers, and tuples and dictionaries (by name) of them."""
-    return np.concatenate(list(_parts(observation)))
-
-
-def _parts(observation: Any) -> Iterator[np.ndarray]:
     if isinstance(observation, Mapping):
         # By name, as gymnasium sorts them: episodes on disk and an environment must agree on the order.
         observation = tuple(observation[name] for name in sorted(observation))
     if isinstance(observation, tuple):
-        for part in observation:
-            yield from _parts(part)
-    else:
-        yield np.asarray(observation, dtype=np.float32).ravel()
+        return np.concatenate([flatten(part) for part in observation])
+    return np.array(observation, dtype=np.float32).ravel()
 
 
 def torso(size_in: int, hidden: Sequence[int]) -> nn.Sequential:
@@ -55,17 +50,23 @@ def torso(size_in: int, hidden: Sequence[int]) -> nn.Sequential:
 
 
 class Actor(nn.Module):
-    """The base of `GaussianPolicy` and `CategoricalPolicy`, which add the head."""
+    """The base of `GaussianPolicy` and `CategoricalPolicy`: a torso and a linear head of `outputs` units."""
 
-    def __init__(self, observation_size: int, action_size: int, hidden: Sequence[int]) -> None:
+    kind: ClassVar[str]
+    """The policy's name in `policy.json`."""
+
+    def __init__(self, observation_size: int, action_size: int, hidden: Sequence[int], outputs: int) -> None:
         super().__init__()
         for name, size in {"observation_size": observation_size, "action_size": action_size}.items():
             if size < 1:
                 raise ValueError(f"`{name}` is {size}, and must be at least 1")
         if not hidden or min(hidden) < 1:
             raise ValueError(f"`hidden` is {tuple(hidden)}, and must name at least one layer of at least one unit")
-        self.observation_size, self.action_size = observation_size, action_size
-        self.torso = torso(observation_size, hidden)
+        self.observation_size, self.action_size, self.hidden = observation_size, action_size, tuple(hidden)
+        self.torso, self.head = torso(observation_size, hidden), nn.Linear(hidden[-1], outputs)
+        with torch.no_grad():
+            self.head.weight.mul_(0.01)
+            self.head.bias.zero_()
 
     def distribution(self, context: Float[Tensor, "N O"]) -> Distribution:
         """Over the steps of one action: batch shape `[N, 1, 1]`, event shape `[D]`."""
@@ -89,8 +90,8 @@ class Actor(nn.Module):
         return Action(steps, torch.ones(steps.shape[:3], dtype=torch.bool))
 
     def likelihood(self, batch: Batch, reference: Reference | None, needs: frozenset[str]) -> Likelihood:
-        ours, theirs = self.distribution(batch.context), self._reference(batch, reference, needs)
-        return likelihood_from_distributions(ours, theirs, batch.action.steps, batch.action.mask, needs)
+        ours, theirs, action = self.distribution(batch.context), self._reference(batch, reference, needs), batch.action
+        return likelihood_from_distributions(ours, theirs, action.steps, action.mask, needs)
 
     def _reference(self, batch: Batch, reference: Reference | None, needs: frozenset[str]) -> Distribution | None:
         """The reference's distribution, constant; None where `needs` reads nothing of it."""
@@ -108,19 +109,14 @@ class Actor(nn.Module):
         return dict(self.named_parameters())
 
     def frozen_copy(self, *, dtype: torch.dtype | None = None, device: str | None = None) -> Any:
-        """A copy that does not learn, optionally in another precision or on another device."""
         return copy.deepcopy(self).to(device=device, dtype=dtype).requires_grad_(False)
 
     def settings(self) -> dict[str, Any]:
         """What `valence.policies.runner` builds the policy from: its "kind" and its constructor's arguments."""
-        raise NotImplementedError
+        return {"kind": self.kind} | {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
 
     def save(self, folder: Path, **about: Any) -> None:
-        """Write `policy.json` and `policy.safetensors`, for `valence.policies.runner.PolicyRunner`.
-
-        Args:
-            about: what `save_actor` adds of an environment; without it the bounds are -1 and 1.
-        """
+        """Write the files that `PolicyRunner` loads; without `save_actor`, the bounds are -1 and 1."""
         folder.mkdir(parents=True, exist_ok=True)
         save_file({name: part.detach().contiguous() for name, part in self.named_parameters()}, folder / WEIGHTS)
         low, high = [-1.0] * self.action_size, [1.0] * self.action_size

@@ -5,7 +5,7 @@ Shape legend: see `valence.types`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from jaxtyping import Bool
@@ -19,11 +19,7 @@ REFERENCED = frozenset({"ref_log_prob", "ref_kl", "policy_kl"})
 
 
 def referenced(needs: frozenset[str], reference: object | None) -> frozenset[str]:
-    """The members of `needs` that a reference is needed for.
-
-    Raises:
-        ValueError: there are some, and `reference` is None.
-    """
+    """The members of `needs` that need a reference; ValueError if there are some and `reference` is None."""
     asked = needs & REFERENCED
     if asked and reference is None:
         raise ValueError(f"{sorted(asked)} need a reference policy, and `reference` is None")
@@ -31,20 +27,15 @@ def referenced(needs: frozenset[str], reference: object | None) -> frozenset[str
 
 
 def likelihood_from_distributions(
-    policy: Distribution,
-    reference: Distribution | None,
-    steps: Tensor,
-    mask: Bool[Tensor, "N K T"],
+    policy: Distribution, reference: Distribution | None, steps: Tensor, mask: Bool[Tensor, "N K T"],
     needs: frozenset[str],
-) -> Likelihood:
+) -> Likelihood:  # fmt: skip
     """Measure a policy whose distributions are small enough to hold.
 
     Args:
         policy: batch shape `[N, K, T]`; differentiable.
         reference: the same under pi_ref; its parameters must not require a gradient.
         steps: the actions, `[N, K, T, ...]`.
-        mask: which steps exist.
-        needs: which of `valence.protocols.NEEDS` to compute.
     Raises:
         ValueError: a reference quantity is in `needs` and `reference` is None.
     """
@@ -64,10 +55,13 @@ def pull_back(likelihood: Likelihood, grads: Mapping[str, Tensor]) -> None:
     """Walk the graph that `likelihood` kept, accumulating into the parameters' `.grad`.
 
     Args:
-        likelihood: as measured, with its graph.
         grads: name of a per-step quantity -> gradient of the loss with respect to it, of the same shape.
     """
-    tensors = {name: getattr(likelihood, name) for name in grads if name in PER_STEP}
-    live = {name: tensor for name, tensor in tensors.items() if tensor is not None and tensor.requires_grad}
-    if live:
-        torch.autograd.backward(list(live.values()), [grads[name] for name in live])
+    backward_live((getattr(likelihood, name), grad) for name, grad in grads.items() if name in PER_STEP)
+
+
+def backward_live(pairs: Iterable[tuple[Tensor | None, Tensor | None]]) -> None:
+    """Pull back all (tensor, its gradient) at once, without those that are None or require no gradient."""
+    pairs = [(part, grad) for part, grad in pairs if part is not None and part.requires_grad and grad is not None]
+    if pairs:
+        torch.autograd.backward([part for part, _ in pairs], [grad.to(part.dtype) for part, grad in pairs])

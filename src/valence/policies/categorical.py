@@ -10,11 +10,10 @@ Shape legend: see `valence.policies.actor`; B bins.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import Categorical, Independent
 from torch.distributions.kl import register_kl
 
@@ -42,20 +41,18 @@ class CategoricalPolicy(Actor):
         ValueError: a size below 1, fewer than 2 bins, or a floor that leaves nothing to learn.
     """
 
+    kind = "categorical"
+
     def __init__(
         self, observation_size: int, action_size: int, hidden: Sequence[int] = (256, 256), *, bins: int = 11,
         min_prob: float = 1e-3,
     ) -> None:  # fmt: skip
-        super().__init__(observation_size, action_size, hidden)
         if bins < 2:
             raise ValueError(f"`bins` is {bins}, and must be at least 2")
         if not 0 <= min_prob < 1 / bins:
             raise ValueError(f"`min_prob` is {min_prob}, and must be in [0, 1 / bins)")
-        self.hidden, self.bins, self.min_prob = tuple(hidden), bins, min_prob
-        self.head = nn.Linear(hidden[-1], action_size * bins)
-        with torch.no_grad():
-            self.head.weight.mul_(0.01)
-            self.head.bias.zero_()
+        super().__init__(observation_size, action_size, hidden, action_size * bins)
+        self.bins, self.min_prob = bins, min_prob
 
     def logits(self, context: Float[Tensor, "N O"]) -> Float[Tensor, "N 1 1 D B"]:
         """Log-probabilities of the bins."""
@@ -78,9 +75,3 @@ class CategoricalPolicy(Actor):
     @torch.no_grad()
     def mode(self, context: Float[Tensor, "N O"]) -> Float[Tensor, "N D"]:
         return self.decode(self.logits(context)[:, 0, 0].argmax(-1))
-
-    def settings(self) -> dict[str, Any]:
-        return {
-            "kind": "categorical", "observation_size": self.observation_size, "action_size": self.action_size,
-            "hidden": list(self.hidden), "bins": self.bins, "min_prob": self.min_prob,
-        }  # fmt: skip

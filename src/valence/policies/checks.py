@@ -13,21 +13,17 @@ from valence.policies.fused import linear_head
 from valence.policies.language import LanguagePolicy
 from valence.policies.rows import Rows
 from valence.policies.shared_prompt import attends_everywhere, make_trees
-from valence.policies.token_head import LogitHead
+from valence.policies.token_head import model_logits
 
 
 def reason(error: BaseException) -> str:
-    """What a library's error says, on one line; its type too where the text alone says little."""
+    """A library's error message on one line, with the error's type where the text alone says little."""
     text = one_line(error)
     return one_line(f"{type(error).__name__} {text}") if isinstance(error, KeyError) or not text else text
 
 
 def check_head(policy: LanguagePolicy) -> None:
-    """Compare our logits with the model's own: where they differ, every log-prob would be silently wrong.
-
-    Raises:
-        UserError: they differ, they are not finite, or the model cannot be run.
-    """
+    """UserError if our logits are not the model's own (log-probs would be silently wrong), or it cannot be run."""
     name = type(policy.core).__name__
     try:
         with _plain_precision(policy):
@@ -57,11 +53,10 @@ def flash(policy: LanguagePolicy) -> bool:
 
 
 def can_share_prompts(policy: LanguagePolicy) -> bool:
-    """Whether the model reads several completions of a prompt as one sequence (see `valence.policies.shared_prompt`)
-    as it reads them one by one: tried on a few tokens."""
-    if not attends_everywhere(policy.core.config):
-        return False
-    return _reads_alike(policy, lambda rows: policy.tree_hidden(make_trees(rows, [[0, 1], [2, 3]])))
+    """Whether the model reads completions of one prompt as one sequence as it reads them one by one: tried on few."""
+    trees = [[0, 1], [2, 3]]
+    everywhere = attends_everywhere(policy.core.config)
+    return everywhere and _reads_alike(policy, lambda rows: policy.tree_hidden(make_trees(rows, trees)))
 
 
 def can_pack(policy: LanguagePolicy) -> bool:
@@ -75,14 +70,13 @@ def _reads_alike(policy: LanguagePolicy, read: Callable[[Rows], Tensor]) -> bool
     numbered = "position_ids" in inspect.signature(policy.core.base_model.forward).parameters
     if policy.encoder_decoder or not numbered:
         return False
-    device, size = policy.device, policy.vocabulary
     generator = torch.Generator().manual_seed(0)
-    context, steps = (torch.randint(size, (4, width), generator=generator) for width in (4, 24))
+    context, steps = (torch.randint(policy.vocabulary, (4, width), generator=generator) for width in (4, 24))
     # The first completion is long: a model that numbers or masks wrongly is then far off on the second.
     context[1], context[3] = context[0], context[2]
     context_mask = torch.tensor([[False, True, True, True]] * 2 + [[True] * 4] * 2)
     mask = torch.arange(24)[None] < torch.tensor([[24], [9], [20], [1]])
-    rows = Rows(context, context_mask, steps, mask, torch.tensor([0, 0, 1, 1])).to(device)
+    rows = Rows(context, context_mask, steps, mask, torch.tensor([0, 0, 1, 1])).to(policy.device)
     try:
         with _plain_precision(policy):
             ours, theirs = read(rows), policy.action_hidden(rows)[rows.mask]
@@ -103,12 +97,10 @@ def _plain_precision(policy: LanguagePolicy) -> torch.autocast:
 @torch.no_grad()
 def _both_logits(policy: LanguagePolicy) -> tuple[list[Tensor], Tensor]:
     """(by our paths, the model's own), float32, of a few tokens."""
-    device = policy.device
-    ids = torch.tensor([[3, 5, 4]], device=device) % policy.vocabulary
+    ids, steps = (torch.tensor([row], device=policy.device) % policy.vocabulary for row in ([3, 5, 4], [2, 6, 3]))
     mask = torch.ones_like(ids, dtype=torch.bool)
-    steps = torch.tensor([[2, 6, 3]], device=device) % policy.vocabulary
     hidden = policy.action_hidden(Rows(ids, mask, steps, mask, torch.zeros_like(ids[:, 0])))[0]
-    ours = [LogitHead(policy.core)(hidden)]
+    ours = [model_logits(policy.core, hidden)]
     if policy.fused and (head := linear_head(policy.core)) is not None:
         ours.append(head.logits(hidden, slice(0, policy.vocabulary), hidden.dtype))
     if policy.encoder_decoder:

@@ -18,20 +18,22 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from valence.policies.base import referenced
+from valence.policies.base import backward_live, referenced
 from valence.policies.denoising_steps import DenoisingStep
-from valence.policies.pipeline_parts import PipelineParts
 from valence.protocols import Reference
 from valence.types import Action, Batch, Likelihood
+
+if TYPE_CHECKING:
+    from valence.policies.image_pipelines import PipelineParts
 
 TOGETHER = 256
 """Images drawn, measured or decoded at a time."""
@@ -89,8 +91,6 @@ class Denoiser:
         self.network, self.steps, self.shape, self.pipeline = network, tuple(steps), shape, pipeline
         self.guidance, self.mixed_precision, self.adapters = guidance, mixed_precision, adapters
 
-    # Parameters, copies and files.
-
     @property
     def device(self) -> torch.device:
         return next(self.network.parameters()).device
@@ -127,10 +127,7 @@ class Denoiser:
         """Write what diffusers loads: a pipeline, or under LoRA its `pytorch_lora_weights.safetensors`."""
         self.pipeline.write(folder)
 
-    # Sample.
-
     def context(self, prompts: Sequence[str]) -> ImageContext:
-        """Prompts as the network reads them."""
         return ImageContext(tuple(prompts), self.pipeline.read(prompts))
 
     def sample(self, context: ImageContext, num_samples: int, generator: torch.Generator) -> Action:
@@ -155,12 +152,8 @@ class Denoiser:
         images = [image for part in x.flatten(0, 1).split(TOGETHER) for image in self.pipeline.decode(part)]
         output = [images[row : row + num_samples] for row in range(0, len(images), num_samples)]
         steps = torch.stack(drawn, dim=2)
-        action = Action(steps, self._mask(steps), initial_latent=noise[:, :, 0], output=output)
-        return action, torch.stack(densities, dim=-1)
-
-    def _mask(self, steps: Tensor) -> Tensor:
-        live = torch.tensor([step.scale > 0 for step in self.steps], device=steps.device)
-        return live.expand(*steps.shape[:3]).clone()
+        mask = torch.tensor([step.scale > 0 for step in self.steps], device=x.device).expand(steps.shape[:3]).clone()
+        return Action(steps, mask, initial_latent=noise[:, :, 0], output=output), torch.stack(densities, dim=-1)
 
     def mean(
         self, context: ImageContext, x: Float[Tensor, "N K C H W"], step: DenoisingStep
@@ -169,34 +162,27 @@ class Denoiser:
         rows, embedding = x.flatten(0, 1), context.embedding
         if embedding is not None:
             embedding = embedding.repeat_interleave(x.shape[1], dim=0)
-        size = len(rows) if torch.is_grad_enabled() else TOGETHER
-        parts = []
-        for start in range(0, len(rows), size):
-            part = rows[start : start + size]
-            prompt = None if embedding is None else embedding[start : start + size]
-            parts.append(step.mean(part, self._predict(part, step.time, prompt)))
-        return torch.cat(parts).view_as(x)
+        parts = rows.split(len(rows) if torch.is_grad_enabled() else TOGETHER)
+        prompts = [None] * len(parts) if embedding is None else embedding.split(len(parts[0]))
+        pairs = zip(parts, prompts, strict=True)
+        return torch.cat([step.mean(part, self._predict(part, step.time, prompt)) for part, prompt in pairs]).view_as(x)
 
     def _predict(self, x: Float[Tensor, "R C H W"], time: int, embedding: Tensor | None) -> Tensor:
         """The network's output, guided."""
-        if embedding is None:
-            with self._precision():
-                return self.network(x, time).sample
-        guidance, more = self.guidance, {}
-        if guidance.embedding is not None:
-            more["timestep_cond"] = guidance.embedding.expand(len(x), -1)
-        if guidance.unprompted is None:
-            with self._precision():
-                return self.network(x, time, encoder_hidden_states=embedding, **more).sample
-        both = torch.cat([guidance.unprompted.expand(len(x), -1, -1), embedding])
-        with self._precision():
-            unprompted, prompted = self.network(torch.cat([x, x]), time, encoder_hidden_states=both).sample.chunk(2)
+        guidance, inputs, both = self.guidance, {}, False
+        if embedding is not None:
+            if both := guidance.unprompted is not None:
+                embedding = torch.cat([guidance.unprompted.expand(len(x), -1, -1), embedding])
+                x = torch.cat([x, x])
+            elif guidance.embedding is not None:
+                inputs["timestep_cond"] = guidance.embedding.expand(len(x), -1)
+            inputs["encoder_hidden_states"] = embedding
+        with torch.autocast(self.device.type, self.mixed_precision, enabled=self.mixed_precision is not None):
+            output = self.network(x, time, **inputs).sample
+        if not both:
+            return output
+        unprompted, prompted = output.chunk(2)
         return unprompted + guidance.scale * (prompted - unprompted)
-
-    def _precision(self) -> torch.autocast:
-        return torch.autocast(self.device.type, self.mixed_precision, enabled=self.mixed_precision is not None)
-
-    # Measure and pull back.
 
     def likelihood(self, batch: Batch, reference: Reference | None, needs: frozenset[str]) -> Likelihood:
         """Per step, without a graph: `backward` builds that of each step.
@@ -204,31 +190,25 @@ class Denoiser:
         Raises:
             ValueError: a reference quantity is in `needs` and `reference` is None.
         """
-        return self._walk(batch, reference, needs, lambda place: {})
+        return self._walk(batch, reference, needs, {})
 
     def backward(
         self, batch: Batch, reference: Reference | None, likelihood: Likelihood, grads: Mapping[str, Tensor]
     ) -> None:
         """Pull back, step by step. Exact: the same gradient as through a graph of all steps."""
         live = {name: grad for name, grad in grads.items() if name in ("log_prob", "ref_kl", "policy_kl")}
-        self._walk(batch, reference, frozenset(live) | {"log_prob"}, _at_step(live), skip_flat=True)
+        self._walk(batch, reference, frozenset(live) | {"log_prob"}, live, skip_flat=True)
 
     def likelihood_and_backward(
         self, batch: Batch, reference: Reference | None, needs: frozenset[str], grads: Mapping[str, Tensor]
     ) -> Likelihood:
-        """Measure and pull back in one walk, for gradients that are known before anything is measured."""
-        return self._walk(batch, reference, needs | frozenset(grads), _at_step(grads))
+        return self._walk(batch, reference, needs | frozenset(grads), grads)
 
     def _walk(
-        self, batch: Batch, reference: Reference | None, needs: frozenset[str],
-        grads_at: Callable[[int], Mapping[str, Tensor]], *, skip_flat: bool = False,
+        self, batch: Batch, reference: Reference | None, needs: frozenset[str], all_grads: Mapping[str, Tensor], *,
+        skip_flat: bool = False,
     ) -> Likelihood:  # fmt: skip
-        """Measure every step that drew something, and pull back each step's gradient.
-
-        Args:
-            grads_at: step -> name -> `[N, K]`, the loss's gradient with respect to that step's quantities.
-            skip_flat: skip steps whose gradients are zero.
-        """
+        """Measure every step that drew something, and pull back its gradient; `skip_flat` skips gradients of zero."""
         asked = referenced(needs, reference)
         action, context, names = batch.action, batch.context, sorted(asked | {"log_prob"})
         measured = {name: action.steps.new_zeros(action.mask.shape) for name in names}
@@ -236,7 +216,7 @@ class Denoiser:
         # Each step starts where the one before it led.
         starts = [action.initial_latent, *action.steps.unbind(2)[:-1]]
         for place, (x, step) in enumerate(zip(starts, self.steps, strict=True)):
-            mask, grads = action.mask[..., place], grads_at(place)
+            mask, grads = action.mask[..., place], {name: grad[..., place] for name, grad in all_grads.items()}
             if not bool(mask.any()) or (skip_flat and not any(bool(grad.any()) for grad in grads.values())):
                 continue
             reference_mean = None
@@ -248,9 +228,7 @@ class Denoiser:
                 mean = self.mean(context, x, step)
                 parts = _measure(action.steps[:, :, place], mean, reference_mean, step.scale, names)
                 parts = {name: part.masked_fill(~mask, 0.0) for name, part in parts.items()}
-            live = [name for name in grads if parts[name].requires_grad]
-            if live:
-                torch.autograd.backward([parts[name] for name in live], [grads[name] for name in live])
+            backward_live((parts[name], grad) for name, grad in grads.items())
             for name, part in parts.items():
                 measured[name][..., place] = part.detach()
         return Likelihood(mask=action.mask, **measured)
@@ -262,24 +240,17 @@ def log_density(x: Float[Tensor, "N K C H W"], mean: Float[Tensor, "N K C H W"],
     return -distance - mean[0, 0].numel() * (math.log(scale) + math.log(2 * math.pi) / 2)
 
 
-def _at_step(grads: Mapping[str, Tensor]) -> Callable[[int], Mapping[str, Tensor]]:
-    return lambda place: {name: grad[..., place] for name, grad in grads.items()}
-
-
 def _measure(
     drawn: Tensor, mean: Tensor, reference_mean: Tensor | None, scale: float, names: Sequence[str]
 ) -> dict[str, Float[Tensor, "N K"]]:
     """The quantities of one step, nats."""
-    parts: dict[str, Tensor] = {}
-    for name in names:
-        if name == "log_prob":
-            parts[name] = log_density(drawn, mean, scale)
-            continue
-        assert reference_mean is not None
-        if name == "ref_log_prob":
-            parts[name] = log_density(drawn, reference_mean, scale)
-        else:
-            parts[name] = (mean - reference_mean).flatten(2).square().sum(-1) / (2 * scale**2)
+    parts = {"log_prob": log_density(drawn, mean, scale)}
+    if reference_mean is not None:
+        for name in names:
+            if name == "ref_log_prob":
+                parts[name] = log_density(drawn, reference_mean, scale)
+            elif name != "log_prob":
+                parts[name] = (mean - reference_mean).flatten(2).square().sum(-1) / (2 * scale**2)
     return parts
 
 
@@ -298,7 +269,7 @@ class _NetworkCopy(_Copy):
 
     def __init__(self, original: Denoiser, dtype: torch.dtype | None, device: str | None) -> None:
         super().__init__(original)
-        self._names = [name for name, _ in original.named_parameters()]
+        self._names = list(original.trainable())
         self.network = copy.deepcopy(original.network).requires_grad_(False).to(device=device, dtype=dtype)
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
@@ -312,9 +283,7 @@ class _AdapterCopy(_Copy):
     def __init__(self, original: Denoiser) -> None:
         super().__init__(original)
         self._live = original.trainable()
-        self._own = {
-            name: nn.Parameter(part.detach().clone(), requires_grad=False) for name, part in self._live.items()
-        }
+        self._own = {name: nn.Parameter(part.detach().clone(), False) for name, part in self._live.items()}
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         return iter(self._own.items())

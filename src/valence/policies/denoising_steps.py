@@ -83,16 +83,17 @@ def make_steps(scheduler: Any, num_steps: int, *, stochasticity: float = 1.0) ->
     """
     _check(scheduler)
     kind = type(scheduler).__name__
-    if kind not in MAKERS:
+    if kind not in ("LCMScheduler", "DDIMScheduler", "DDPMScheduler"):
         from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
         scheduler, kind = DDIMScheduler.from_config(scheduler.config), "DDIMScheduler"
     try:
-        times = _times(scheduler, num_steps)
+        sampler = copy.deepcopy(scheduler)
+        sampler.set_timesteps(num_steps)
     except ValueError as error:
         raise UserError(f"`num_steps` is {num_steps}, which does not fit {kind}: {error}") from error
-    make = MAKERS[kind]
-    steps = tuple(make(scheduler, times, place, stochasticity) for place in range(len(times)))
+    times = sampler.timesteps.tolist()
+    steps = tuple(_step(scheduler, times, place, stochasticity) for place in range(len(times)))
     if not any(step.scale > 0 for step in steps):
         raise UserError(f"none of the {len(steps)} steps of {kind} adds noise: there is no density to learn from")
     return steps
@@ -112,58 +113,30 @@ def _check(scheduler: Any) -> None:
         raise UserError(f"the pipeline's {kind} {wrong}: give a pipeline with an LCM, DDIM or DDPM scheduler")
 
 
-def _times(scheduler: Any, num_steps: int) -> list[int]:
-    """The times that the sampler visits, without touching the scheduler."""
-    own = copy.deepcopy(scheduler)
-    own.set_timesteps(num_steps)
-    return own.timesteps.tolist()
-
-
 def _product(scheduler: Any, time: int) -> float:
     return float(scheduler.alphas_cumprod[time]) if time >= 0 else float(getattr(scheduler, "final_alpha_cumprod", 1.0))
 
 
-def _limit(scheduler: Any) -> float | None:
-    return float(scheduler.config.get("clip_sample_range", 1.0)) if scheduler.config.get("clip_sample") else None
-
-
-def _parts(scheduler: Any, time: int) -> dict[str, Any]:
-    """The parts of a step that depend only on its time."""
-    product = _product(scheduler, time)
-    return {
-        "time": time, "alpha": math.sqrt(product), "sigma": math.sqrt(1 - product), "limit": _limit(scheduler),
-        "prediction": scheduler.config.get("prediction_type", "epsilon"),
-    }  # fmt: skip
-
-
-def _consistency(scheduler: Any, times: list[int], place: int, _: float) -> DenoisingStep:
-    skip, out = scheduler.get_scalings_for_boundary_condition_discrete(times[place])
-    last = place == len(times) - 1
-    after = 1.0 if last else _product(scheduler, times[place + 1])
-    # The last step returns its estimate of x0 without noise.
-    root = math.sqrt(after)
-    parts = _parts(scheduler, times[place])
-    return DenoisingStep(
-        **parts, keep=root * float(skip), clean=root * float(out), noise=0.0, scale=math.sqrt(1 - after)
-    )
-
-
-def _implicit(scheduler: Any, times: list[int], place: int, stochasticity: float) -> DenoisingStep:
-    gap = scheduler.config.num_train_timesteps // len(times)
-    now, after = _product(scheduler, times[place]), _product(scheduler, times[place] - gap)
-    scale = stochasticity * math.sqrt(max(0.0, (1 - after) / (1 - now) * (1 - now / after)))
-    noise = math.sqrt(max(0.0, 1 - after - scale**2))
-    return DenoisingStep(**_parts(scheduler, times[place]), keep=0.0, clean=math.sqrt(after), noise=noise, scale=scale)
-
-
-def _ancestral(scheduler: Any, times: list[int], place: int, _: float) -> DenoisingStep:
-    now = _product(scheduler, times[place])
-    last = place == len(times) - 1
-    after = 1.0 if last else _product(scheduler, times[place + 1])
-    beta = 1 - now / after
-    keep, clean = math.sqrt(now / after) * (1 - after) / (1 - now), math.sqrt(after) * beta / (1 - now)
-    scale = 0.0 if times[place] == 0 else math.sqrt(max(0.0, (1 - after) / (1 - now) * beta))
-    return DenoisingStep(**_parts(scheduler, times[place]), keep=keep, clean=clean, noise=0.0, scale=scale)
-
-
-MAKERS = {"LCMScheduler": _consistency, "DDIMScheduler": _implicit, "DDPMScheduler": _ancestral}
+def _step(scheduler: Any, times: list[int], place: int, stochasticity: float) -> DenoisingStep:
+    """The step at `times[place]`, by the equations of this module's docstring: `now` is a, `after` is a'."""
+    kind, config, time = type(scheduler).__name__, scheduler.config, times[place]
+    now = _product(scheduler, time)
+    if kind == "DDIMScheduler":
+        after = _product(scheduler, time - config.num_train_timesteps // len(times))
+    else:
+        after = 1.0 if place == len(times) - 1 else _product(scheduler, times[place + 1])
+    keep = noise = 0.0
+    if kind == "LCMScheduler":
+        # The last step returns its estimate of x0 without noise.
+        skip, out = scheduler.get_scalings_for_boundary_condition_discrete(time)
+        keep, clean, scale = math.sqrt(after) * float(skip), math.sqrt(after) * float(out), math.sqrt(1 - after)
+    elif kind == "DDIMScheduler":
+        scale = stochasticity * math.sqrt(max(0.0, (1 - after) / (1 - now) * (1 - now / after)))
+        clean, noise = math.sqrt(after), math.sqrt(max(0.0, 1 - after - scale**2))
+    else:
+        beta = 1 - now / after
+        keep, clean = math.sqrt(now / after) * (1 - after) / (1 - now), math.sqrt(after) * beta / (1 - now)
+        scale = 0.0 if time == 0 else math.sqrt(max(0.0, (1 - after) / (1 - now) * beta))
+    limit = float(config.get("clip_sample_range", 1.0)) if config.get("clip_sample") else None
+    prediction = config.get("prediction_type", "epsilon")
+    return DenoisingStep(time, math.sqrt(now), math.sqrt(1 - now), keep, clean, noise, scale, prediction, limit)

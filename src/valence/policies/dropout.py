@@ -12,8 +12,7 @@ from torch import nn
 def disable_dropout(network: nn.Module) -> None:
     """Set every dropout rate of a network to zero.
 
-    The rates that its configs held are stored as `network.original_dropout`, a list of (config, name, rate), for
-    `dropout_restored`.
+    For `dropout_restored`, `network.original_dropout` lists its configs' rates, as (config, name, rate).
     """
     original: list[tuple[Any, str, float]] = list(getattr(network, "original_dropout", ()))
     for module in network.modules():
@@ -32,10 +31,7 @@ def disable_dropout(network: nn.Module) -> None:
 
 @contextlib.contextmanager
 def dropout_restored(network: nn.Module) -> Iterator[None]:
-    """Inside, the configs of `network` (or of what peft wraps) hold their original dropout rates.
-
-    Saving then does not write our zeros into a user's config.json. The network itself stays without dropout.
-    """
+    """Inside, the configs of `network` (or of what peft wraps) hold their own rates, for saving."""
     original = getattr(network, "original_dropout", ())
     try:
         for config, name, rate in original:

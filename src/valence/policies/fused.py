@@ -25,14 +25,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-
-from valence.policies.token_head import head_settings
 
 COLUMNS = 4096
 """Columns of the vocabulary in a tile."""
@@ -65,15 +64,10 @@ class LinearHead:
     post: float = 1.0
 
     def detach(self) -> LinearHead:
-        """The same, constant."""
         return replace(self, weight=self.weight.detach(), bias=None if self.bias is None else self.bias.detach())
 
     def logits(self, hidden: Tensor, columns: slice, dtype: torch.dtype, *, out: Tensor | None = None) -> Tensor:
-        """A tile of logits in `accumulation(dtype)`; `hidden` is in `dtype` already.
-
-        Args:
-            out: where to write them.
-        """
+        """A tile of logits in `accumulation(dtype)`, written to `out` if given; `hidden` is in `dtype` already."""
         weight = self.weight[columns].to(dtype).T
         if out is None:
             logits = (hidden @ weight).to(accumulation(dtype))
@@ -102,18 +96,33 @@ def accumulation(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def head_settings(model: Any, *, temperature: float = 1.0) -> tuple[Tensor | None, float, float | None, float]:
+    """(bias, pre, cap, post) of a transformers model around its output layer, as in `LinearHead`.
+
+    `bias` is BART's, `[1, V]`. `valence.policies.checks.check_head` compares the logits with the model's own.
+    """
+    config, post = model.config, 1 / temperature
+    if isinstance(scale := getattr(config, "logit_scale", None), float):
+        post *= scale
+    if scaling := getattr(config, "logits_scaling", None):
+        post /= scaling
+    pre = config.d_model**-0.5 if getattr(config, "scale_decoder_outputs", False) else 1.0
+    cap = getattr(config, "final_logit_softcapping", None) or None
+    return getattr(model, "final_logits_bias", None), pre, cap, post
+
+
 def linear_head(model: Any, *, temperature: float = 1.0) -> LinearHead | None:
     """A transformers model's head; None where it is more than a matrix (an adapter on it, quantisation).
 
     `valence.policies.token_head` then serves instead.
     """
-    layer, settings = model.get_output_embeddings(), head_settings(model, temperature=temperature)
+    layer, (more, pre, cap, post) = model.get_output_embeddings(), head_settings(model, temperature=temperature)
     if type(layer) is not nn.Linear or layer._forward_hooks or layer._forward_pre_hooks:
         return None
     bias = layer.bias
-    if settings.bias is not None:
-        bias = settings.bias[0] if bias is None else bias + settings.bias[0]
-    return LinearHead(layer.weight, bias, settings.pre, settings.cap, settings.post)
+    if more is not None:
+        bias = more[0] if bias is None else bias + more[0]
+    return LinearHead(layer.weight, bias, pre, cap, post)
 
 
 def _tiles(count: int, size: int) -> Iterator[slice]:
@@ -139,55 +148,50 @@ class _Scratch:
         return held[:size].view(rows, width)
 
 
-class _Sums:
-    """Running sums over the tiles of a row's logits.
+class _ModelSums:
+    """Running sums over the tiles of one model's logits, for `count` tokens; `gap` sums r - z under the model."""
 
-    Args:
-        count: tokens, M.
-        wanted: which of "ref_kl" and "policy_kl" to sum for.
-    """
+    def __init__(self, count: int, scratch: _Scratch) -> None:
+        self.scratch = scratch
+        self.most = torch.full((count,), -torch.inf, device=scratch.device, dtype=scratch.dtype)
+        self.total, self.taken, self.gap = (torch.zeros_like(self.most) for _ in range(3))
 
-    def __init__(self, count: int, scratch: _Scratch, wanted: frozenset[str]) -> None:
-        def start(value: float) -> Tensor:
-            return torch.full((count,), value, device=scratch.device, dtype=scratch.dtype)
-
-        self.count, self.scratch, self.wanted = count, scratch, wanted
-        self.most, self.total, self.taken = start(-torch.inf), start(0.0), start(0.0)
-        self.ref_most, self.ref_total, self.ref_taken = start(-torch.inf), start(0.0), start(0.0)
-        self.gap, self.ref_gap = start(0.0), start(0.0)
-
-    def add(self, logits: Tensor, ref: Tensor | None, targets: Tensor, columns: slice) -> None:
-        """Add a tile of the policy's logits and of the reference's."""
+    def add(self, logits: Tensor, gap: Tensor | None, targets: Tensor, columns: slice) -> None:
         place = (targets - columns.start).clamp(0, columns.stop - columns.start - 1)[:, None]
-        here = (targets >= columns.start) & (targets < columns.stop)
-        self.taken += logits.gather(1, place)[:, 0] * here
+        self.taken += logits.gather(1, place)[:, 0] * ((targets >= columns.start) & (targets < columns.stop))
         most = torch.maximum(self.most, logits.amax(1))
-        weight = self.scratch.tile("weight", self.count, columns)
+        weight = self.scratch.tile("weight", len(targets), columns)
         fade, weight = (self.most - most).exp_(), torch.sub(logits, most[:, None], out=weight).exp_()
         self.total.mul_(fade).add_(weight.sum(1))
+        if gap is not None:
+            # The dot product of each row, without holding weight * gap.
+            self.gap.mul_(fade).add_(torch.bmm(weight[:, None], gap[:, :, None])[:, 0, 0])
         self.most = most
-        if ref is None:
-            return
+
+
+class _Sums:
+    """Running sums over the tiles of the policy's and the reference's logits; `wanted` says which KLs to sum for."""
+
+    def __init__(self, count: int, scratch: _Scratch, wanted: frozenset[str]) -> None:
+        self.scratch, self.wanted = scratch, wanted
+        self.policy, self.reference = _ModelSums(count, scratch), _ModelSums(count, scratch)
+
+    def add(self, logits: Tensor, ref: Tensor | None, targets: Tensor, columns: slice) -> None:
         gap = None
-        if self.wanted & {"ref_kl", "policy_kl"}:
-            gap = torch.sub(ref, logits, out=self.scratch.tile("gap", self.count, columns))
-        if gap is not None and "policy_kl" in self.wanted:
-            self.gap.mul_(fade).sub_(_dot(weight, gap))
-        self.ref_taken += ref.gather(1, place)[:, 0] * here
-        most = torch.maximum(self.ref_most, ref.amax(1))
-        fade, weight = (self.ref_most - most).exp_(), torch.sub(ref, most[:, None], out=weight).exp_()
-        self.ref_total.mul_(fade).add_(weight.sum(1))
-        if gap is not None and "ref_kl" in self.wanted:
-            self.ref_gap.mul_(fade).add_(_dot(weight, gap))
-        self.ref_most = most
+        if ref is not None and self.wanted & {"ref_kl", "policy_kl"}:
+            gap = torch.sub(ref, logits, out=self.scratch.tile("gap", len(targets), columns))
+        self.policy.add(logits, gap if "policy_kl" in self.wanted else None, targets, columns)
+        if ref is not None:
+            self.reference.add(ref, gap if "ref_kl" in self.wanted else None, targets, columns)
 
     def close(self, *, reference: bool) -> tuple[Parts, Tensor, Tensor]:
         """(the quantities, lse(z), lse(r))."""
-        sums = {"lse": self.most + self.total.log(), "taken": self.taken}
+        mine, other = self.policy, self.reference
+        sums = {"lse": mine.most + mine.total.log(), "taken": mine.taken}
         if reference:
             sums |= {
-                "ref_lse": self.ref_most + self.ref_total.log(), "ref_taken": self.ref_taken,
-                "gap": self.gap / self.total, "ref_gap": self.ref_gap / self.ref_total,
+                "ref_lse": other.most + other.total.log(), "ref_taken": other.taken,
+                "gap": -mine.gap / mine.total, "ref_gap": other.gap / other.total,
             }  # fmt: skip
         return _quantities(sums, self.wanted)
 
@@ -206,11 +210,6 @@ def _quantities(sums: Parts, wanted: frozenset[str]) -> tuple[Parts, Tensor, Ten
     return parts, lse, ref_lse
 
 
-def _dot(left: Tensor, right: Tensor) -> Tensor:
-    """The dot product of each row, without holding left * right."""
-    return torch.bmm(left[:, None], right[:, :, None])[:, 0, 0]
-
-
 def _logit_gradient(
     logits: Tensor, ref: Tensor | None, lse: Tensor, ref_lse: Tensor, targets: Tensor, columns: slice,
     coefficients: Parts, policy_kl: Tensor | None, head: LinearHead,
@@ -222,16 +221,11 @@ def _logit_gradient(
     of_second = None
     if second is not None:
         assert ref is not None and policy_kl is not None
-        of_second = logits - ref
-        of_second += (ref_lse - policy_kl)[:, None]
+        of_second = (logits - ref).add_((ref_lse - policy_kl)[:, None])
     grad = logits.exp_()
     if of_second is not None and second is not None:
         of_second.mul_(grad).mul_(second[:, None])
-    scale = torch.zeros_like(lse)
-    if ref_kl is not None:
-        scale = scale + ref_kl
-    if log_prob is not None:
-        scale = scale - log_prob
+    scale = (0.0 if ref_kl is None else ref_kl) - (torch.zeros_like(lse) if log_prob is None else log_prob)
     grad.mul_(scale[:, None])
     if ref_kl is not None:
         assert ref is not None
@@ -245,28 +239,22 @@ def _logit_gradient(
 
 
 class _Gradients:
-    """The gradients of the hidden states, and of the head where it learns.
-
-    Args:
-        into: the tensor that the gradient of the head's weight is added to; by default a new one.
-    """
+    """The gradients of the hidden states, and of the head where it learns; that of its weight is added to `into`."""
 
     def __init__(
         self, hidden: Tensor, head: LinearHead, dtype: torch.dtype, *, weight: bool, bias: bool,
         into: Tensor | None = None,
     ) -> None:  # fmt: skip
-        kind = accumulation(dtype)
-        self.hidden = torch.zeros(hidden.shape, device=hidden.device, dtype=kind)
-        if into is not None and (into.dtype != kind or into.shape != head.weight.shape):
-            raise ValueError(f"into is {into.dtype} {list(into.shape)}; must be {kind} {list(head.weight.shape)}")
-        self.weight = into
-        if weight and into is None:
-            self.weight = torch.zeros(head.weight.shape, device=hidden.device, dtype=kind)
-        self.bias = torch.zeros(len(head.weight), device=hidden.device, dtype=kind) if bias else None
+        kind, shape = accumulation(dtype), head.weight.shape
+        if into is not None and (into.dtype != kind or into.shape != shape):
+            raise ValueError(f"into is {into.dtype} {list(into.shape)}; must be {kind} {list(shape)}")
         self.head, self.dtype = head, dtype
+        zeros = partial(torch.zeros, device=hidden.device, dtype=kind)
+        self.hidden, self.bias = zeros(hidden.shape), zeros(shape[0]) if bias else None
+        self.weight = zeros(shape) if weight and into is None else into
 
     def add(self, grad: Tensor, hidden: Tensor, where: slice, columns: slice) -> None:
-        """Add what dz of a tile gives; `hidden` and `where` are its tokens."""
+        """Add what `grad`, dz of a tile, gives; `hidden` and `where` are its tokens."""
         if self.bias is not None:
             self.bias[columns] += grad.sum(0)
         grad = grad.to(self.dtype)
@@ -278,7 +266,6 @@ class _Gradients:
 
 
 def _accumulate(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """total += left @ right."""
     if total.dtype == left.dtype:
         total.addmm_(left, right)
     else:
@@ -307,31 +294,40 @@ class _Problem:
     wanted: frozenset[str]
     dtype: torch.dtype
 
-    def measure(self) -> tuple[Parts, Tensor, Tensor]:
-        """(the quantities, lse(z), lse(r)), tile by tile."""
-        kernels = _kernels(self.hidden, self.dtype)
-        if kernels is not None:
+    def measure(
+        self, coefficients: Parts | None = None, gradients: _Gradients | None = None
+    ) -> tuple[Parts, Tensor, Tensor]:
+        """(the quantities, lse(z), lse(r)), tile by tile; if `gradients` is given, pull back into it too."""
+        coefficients = coefficients or {}
+        if kernels := _kernels(self.hidden, self.dtype):
             sums = kernels.sums(self.hidden, self.ref_hidden, self.targets, self.head, self.ref_head, self.dtype)
-            return _quantities(sums, self.wanted)
-        pieces, lses, scratch = [], [], _Scratch(self.hidden.device, self.dtype)
-        for where in _tiles(len(self.targets), ROWS):
-            rows, running = self.rows(where), _Sums(where.stop - where.start, scratch, self.wanted)
+            parts, lse, ref_lse = _quantities(sums, self.wanted)
+            if gradients is not None:
+                self.pull_back(coefficients, lse, ref_lse, None, gradients)
+            return parts, lse, ref_lse
+        pieces, scratch = [], _Scratch(self.hidden.device, self.dtype)
+        for where in _tiles(len(self.targets), ROWS if gradients is None else max(1, HELD // len(self.head.weight))):
+            rows, held, running = self.rows(where), [], _Sums(where.stop - where.start, scratch, self.wanted)
             for columns in _tiles(len(self.head.weight), COLUMNS):
-                running.add(*rows.logits(columns, scratch), rows.targets, columns)
-            parts, *lse = running.close(reference=self.ref_head is not None)
-            pieces.append(parts)
-            lses.append(lse)
-        lse, ref_lse = (torch.cat(part) for part in zip(*lses, strict=True))
-        return {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}, lse, ref_lse
+                logits, ref = rows.logits(columns, scratch, name="" if gradients is None else str(columns.start))
+                running.add(logits, ref, rows.targets, columns)
+                held.append((logits, ref, columns))
+            parts, lse, ref_lse = running.close(reference=self.ref_head is not None)
+            pieces.append(parts | {"lse": lse, "ref_lse": ref_lse})
+            part = {name: value[where] for name, value in coefficients.items()}
+            for logits, ref, columns in held if gradients is not None else ():
+                grad = _logit_gradient(logits, ref, lse, ref_lse, rows.targets, columns, part, None, self.head)
+                gradients.add(grad, rows.hidden, where, columns)
+        parts = {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
+        return parts, parts.pop("lse"), parts.pop("ref_lse")
 
     def pull_back(
         self, coefficients: Parts, lse: Tensor, ref_lse: Tensor, policy_kl: Tensor | None, gradients: _Gradients
     ) -> None:
         """Compute each tile of logits again, and carry its gradient into `gradients`."""
-        kernels = _kernels(self.hidden, self.dtype)
-        if kernels is not None:
+        if kernels := _kernels(self.hidden, self.dtype):
             sums = {"lse": lse, "ref_lse": ref_lse} | ({} if policy_kl is None else {"policy_kl": policy_kl})
-            everything, hidden = slice(0, len(self.targets)), self.hidden.to(self.dtype)
+            everything, hidden = slice(None), self.hidden.to(self.dtype)
             for columns in _tiles(len(self.head.weight), KERNEL_COLUMNS):
                 grad = kernels.logit_gradient(
                     self.hidden, self.ref_hidden, self.targets, self.head, self.ref_head, self.dtype, columns, sums,
@@ -385,20 +381,16 @@ class _Fused(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         problem: _Problem = ctx.problem
         hidden, weight, bias, lse, ref_lse, policy_kl = ctx.saved_tensors
-        given = {name: grad for name, grad in zip(ctx.names, grads, strict=True) if grad is not None}
-        coefficients = {name: given[name] for name in ("log_prob", "ref_kl", "policy_kl") if name in given}
+        coefficients = {name: grad for name, grad in zip(ctx.names, grads, strict=True) if grad is not None}
+        coefficients.pop("ref_log_prob", None)
         if not coefficients:
             return (None,) * 4
         _, on_weight, on_bias, _ = ctx.needs_input_grad
         gradients = _Gradients(hidden, problem.head, problem.dtype, weight=on_weight, bias=on_bias)
         with torch.autocast(hidden.device.type, enabled=False):
             problem.pull_back(coefficients, lse, ref_lse, policy_kl, gradients)
-        return (
-            gradients.hidden.to(hidden.dtype),
-            None if gradients.weight is None else gradients.weight.to(weight.dtype),
-            None if gradients.bias is None or bias is None else gradients.bias.to(bias.dtype),
-            None,
-        )
+        pairs = ((gradients.hidden, hidden), (gradients.weight, weight), (gradients.bias, bias))
+        return *(None if grad is None else grad.to(of.dtype) for grad, of in pairs), None
 
 
 def _problem(
@@ -446,39 +438,14 @@ def likelihoods_and_gradients(
     Args:
         coefficients: "log_prob" and "ref_kl" -> the loss's gradient with respect to each token's, `[M]`.
         learn_weight, learn_bias: whether the head's learn.
-        into: `[V, H]` in the precision of accumulation, such as the weight's `.grad`: d weight is added to it, and
-            it is returned.
+        into: `[V, H]` in the precision of accumulation, such as the weight's `.grad`: d weight is added to it.
     Returns:
-        (quantities, d hidden `[M, H]`, d weight `[V, H]` or None, d bias `[V]` or None), the gradients in the
-        precision of accumulation.
+        (quantities, d hidden, d weight or None, d bias or None), the gradients in the precision of accumulation.
     """
     problem = _problem(hidden, ref_hidden, targets, head, ref_head, needs, dtype)
     gradients = _Gradients(
         hidden, problem.head, problem.dtype, weight=learn_weight, bias=learn_bias and head.bias is not None, into=into
     )
     with torch.autocast(hidden.device.type, enabled=False):
-        if _kernels(hidden, problem.dtype) is not None:
-            parts, lse, ref_lse = problem.measure()
-            problem.pull_back(coefficients, lse, ref_lse, None, gradients)
-        else:
-            parts = _at_once(problem, coefficients, gradients)
+        parts, _, _ = problem.measure(coefficients, gradients)
     return parts, gradients.hidden, gradients.weight, gradients.bias
-
-
-def _at_once(problem: _Problem, coefficients: Parts, gradients: _Gradients) -> Parts:
-    """Measure and pull back a few tokens at a time, their logits held in between."""
-    pieces, scratch = [], _Scratch(problem.hidden.device, problem.dtype)
-    for where in _tiles(len(problem.targets), max(1, HELD // len(problem.head.weight))):
-        rows, tiles = problem.rows(where), []
-        sums = _Sums(len(rows.targets), scratch, problem.wanted)
-        for columns in _tiles(len(problem.head.weight), COLUMNS):
-            logits, ref = rows.logits(columns, scratch, name=str(columns.start))
-            sums.add(logits, ref, rows.targets, columns)
-            tiles.append((logits, ref, columns))
-        parts, lse, ref_lse = sums.close(reference=problem.ref_head is not None)
-        pieces.append(parts)
-        part = {name: value[where] for name, value in coefficients.items()}
-        for logits, ref, columns in tiles:
-            grad = _logit_gradient(logits, ref, lse, ref_lse, rows.targets, columns, part, None, problem.head)
-            gradients.add(grad, rows.hidden, where, columns)
-    return {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}

@@ -65,14 +65,9 @@ def _sums_kernel(
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     target = tl.load(targets + rows, mask=rows < M, other=0)
     low = -float("inf")
-    most = tl.full((ROWS,), low, dtype=tl.float32)
-    ref_most = tl.full((ROWS,), low, dtype=tl.float32)
-    total = tl.zeros((ROWS,), dtype=tl.float32)
-    ref_total = tl.zeros((ROWS,), dtype=tl.float32)
-    taken = tl.zeros((ROWS,), dtype=tl.float32)
-    ref_taken = tl.zeros((ROWS,), dtype=tl.float32)
-    gap = tl.zeros((ROWS,), dtype=tl.float32)
-    ref_gap = tl.zeros((ROWS,), dtype=tl.float32)
+    lowest, zero = tl.full((ROWS,), low, dtype=tl.float32), tl.zeros((ROWS,), dtype=tl.float32)
+    most, total, taken, gap = lowest, zero, zero, zero
+    ref_most, ref_total, ref_taken, ref_gap = lowest, zero, zero, zero
     end = tl.minimum((part + 1) * per_part, V)
     for start in range(part * per_part, end, COLUMNS):
         columns = start + tl.arange(0, COLUMNS)
@@ -150,41 +145,29 @@ def _gradient_kernel(
     tl.store(out + rows[:, None] * width + local[None, :], (grad * post).to(out.dtype.element_ty), mask=inside)
 
 
-def _arguments(head: Any, ref_head: Any) -> tuple[list[float], dict[str, bool]]:
-    """(both heads' scales, which parts they have)."""
-
-    def scales(one: Any) -> list[float]:
-        return [1.0, 1.0, 1.0] if one is None else [one.pre, one.cap or 1.0, one.post]
-
-    flags = {
-        "HAS_BIAS": head.bias is not None, "HAS_CAP": head.cap is not None, "HAS_REF": ref_head is not None,
-        "REF_BIAS": ref_head is not None and ref_head.bias is not None,
-        "REF_CAP": ref_head is not None and ref_head.cap is not None,
-    }  # fmt: skip
-    return scales(head) + scales(ref_head), flags
-
-
-def _pointers(hidden: Tensor, ref_hidden: Tensor | None, head: Any, ref_head: Any, dtype: torch.dtype) -> list[Tensor]:
-    """What the kernels read, in the products' precision; a stand-in where an argument is None."""
-
-    def of(states: Tensor, one: Any) -> list[Tensor]:
+def _arguments(
+    hidden: Tensor, ref_hidden: Tensor | None, head: Any, ref_head: Any, dtype: torch.dtype
+) -> tuple[list[Tensor], list[float], dict[str, Any]]:
+    """(tensors in the products' precision, scales, the kernels' constants); the policy's stand in for no reference."""
+    models = [(hidden, head)] if ref_head is None or ref_hidden is None else [(hidden, head), (ref_hidden, ref_head)]
+    tensors, scales = [], []
+    for states, one in models:
         weight = one.weight.to(dtype).contiguous()
-        return [states.to(dtype).contiguous(), weight, weight if one.bias is None else one.bias.contiguous()]
-
-    mine = of(hidden, head)
-    return mine + (mine if ref_head is None or ref_hidden is None else of(ref_hidden, ref_head))
+        tensors += [states.to(dtype).contiguous(), weight, weight if one.bias is None else one.bias.contiguous()]
+        scales += [one.pre, one.cap or 1.0, one.post]
+    repeats, other = 3 - len(models), models[-1][1]
+    return tensors * repeats, scales * repeats, {
+        "HAS_BIAS": head.bias is not None, "HAS_CAP": head.cap is not None, "HAS_REF": len(models) == 2,
+        "REF_BIAS": other.bias is not None, "REF_CAP": other.cap is not None,
+        "ROWS": ROWS, "COLUMNS": COLUMNS, "DEPTH": DEPTH,
+    }  # fmt: skip
 
 
 def sums(
     hidden: Tensor, ref_hidden: Tensor | None, targets: Tensor, head: Any, ref_head: Any, dtype: torch.dtype
 ) -> dict[str, Tensor]:
     """Running sums over the whole vocabulary, each `[M]` float32: "lse", "taken", and with a reference "ref_lse",
-    "ref_taken", "gap" = p.(z - r) and "ref_gap" = q.(r - z).
-
-    Args:
-        hidden, ref_hidden, targets: `[M, H]`, `[M, G]` or None, `[M]`.
-        head, ref_head: `valence.policies.fused.LinearHead`.
-        dtype: of the products.
+    "ref_taken", "gap" = p.(z - r) and "ref_gap" = q.(r - z). The heads are of `valence.policies.fused.LinearHead`.
     """
     count, vocabulary = len(targets), len(head.weight)
     blocks = triton.cdiv(count, ROWS)
@@ -193,12 +176,9 @@ def sums(
     per_part = COLUMNS * triton.cdiv(triton.cdiv(vocabulary, COLUMNS), parts)
     parts = triton.cdiv(vocabulary, per_part)
     out = torch.empty(parts, 8, count, device=hidden.device, dtype=torch.float32)
-    scales, flags = _arguments(head, ref_head)
-    _sums_kernel[(blocks, parts)](
-        out, *_pointers(hidden, ref_hidden, head, ref_head, dtype), targets, count, vocabulary, hidden.shape[1],
-        hidden.shape[1] if ref_hidden is None else ref_hidden.shape[1], per_part, *scales, **flags,
-        ROWS=ROWS, COLUMNS=COLUMNS, DEPTH=DEPTH,
-    )  # fmt: skip
+    tensors, scales, constants = _arguments(hidden, ref_hidden, head, ref_head, dtype)
+    sizes = (count, vocabulary, tensors[0].shape[1], tensors[3].shape[1])
+    _sums_kernel[(blocks, parts)](out, *tensors, targets, *sizes, per_part, *scales, **constants)
 
     def join(most: Tensor, total: Tensor, *others: Tensor) -> list[Tensor]:
         top = most.amax(0)
@@ -227,14 +207,10 @@ def logit_gradient(
     count, width = len(targets), columns.stop - columns.start
     out = torch.empty(count, width, device=hidden.device, dtype=dtype)
     nothing = torch.zeros_like(sums["lse"])
-    scales, flags = _arguments(head, ref_head)
+    tensors, scales, constants = _arguments(hidden, ref_hidden, head, ref_head, dtype)
+    sizes = (count, len(head.weight), tensors[0].shape[1], tensors[3].shape[1], columns.start, width)
+    known = (sums.get(name, nothing) for name in ("lse", "ref_lse", "policy_kl"))
+    grads = (coefficients.get(name, nothing).float().contiguous() for name in ("log_prob", "ref_kl", "policy_kl"))
     grid = (triton.cdiv(count, ROWS), triton.cdiv(width, COLUMNS))
-    names = ("log_prob", "ref_kl", "policy_kl")
-    _gradient_kernel[grid](
-        out, *_pointers(hidden, ref_hidden, head, ref_head, dtype), targets, sums["lse"],
-        sums.get("ref_lse", nothing), sums.get("policy_kl", nothing),
-        *(coefficients.get(name, nothing).float().contiguous() for name in names), count, len(head.weight),
-        hidden.shape[1], hidden.shape[1] if ref_hidden is None else ref_hidden.shape[1], columns.start, width,
-        *scales, **flags, ROWS=ROWS, COLUMNS=COLUMNS, DEPTH=DEPTH,
-    )  # fmt: skip
+    _gradient_kernel[grid](out, *tensors, targets, *known, *grads, *sizes, *scales, **constants)
     return out

@@ -11,11 +11,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from functools import partial
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import Independent, Normal
 from torch.nn.functional import softplus
 
@@ -37,18 +37,16 @@ class GaussianPolicy(Actor):
         ValueError: a size below 1, or a scale out of range.
     """
 
+    kind = "gaussian"
+
     def __init__(
         self, observation_size: int, action_size: int, hidden: Sequence[int] = (256, 256), *,
         init_scale: float = 0.5, min_scale: float = 1e-3,
     ) -> None:  # fmt: skip
-        super().__init__(observation_size, action_size, hidden)
         if not 0 <= min_scale < init_scale:
             raise ValueError(f"need 0 <= `min_scale` < `init_scale`, got {min_scale} and {init_scale}")
-        self.hidden, self.init_scale, self.min_scale = tuple(hidden), init_scale, min_scale
-        self.head = nn.Linear(hidden[-1], 2 * action_size)
-        with torch.no_grad():
-            self.head.weight.mul_(0.01)
-            self.head.bias.zero_()
+        super().__init__(observation_size, action_size, hidden, 2 * action_size)
+        self.init_scale, self.min_scale = init_scale, min_scale
 
     def moments(self, context: Float[Tensor, "N O"]) -> tuple[Float[Tensor, "N 1 1 D"], Float[Tensor, "N 1 1 D"]]:
         """Mean and standard deviation of each action dimension."""
@@ -80,22 +78,13 @@ class GaussianPolicy(Actor):
             raise ValueError(f"{sorted(needs & DECOUPLED)} need a reference policy, and `reference` is None")
         assert isinstance(theirs, Independent)
         mean, scale = self.moments(batch.context)
-        steps, mask = batch.action.steps, batch.action.mask
-        parts = {}
-        for name, half in {
-            "mean": _normal(mean, theirs.base_dist.scale),
-            "covariance": _normal(theirs.base_dist.loc, scale),
-        }.items():
-            measured = likelihood_from_distributions(half, theirs, steps, mask, frozenset({"log_prob", "ref_kl"}))
+        halves = {"mean": _normal(mean, theirs.base_dist.scale), "covariance": _normal(theirs.base_dist.loc, scale)}
+        action, parts = batch.action, {}
+        measure = partial(likelihood_from_distributions, reference=theirs, steps=action.steps, mask=action.mask)
+        for name, half in halves.items():
+            measured = measure(half, needs=frozenset({"log_prob", "ref_kl"}))
             parts |= {f"log_prob_{name}": measured.log_prob, f"ref_kl_{name}": measured.ref_kl}
-        whole = likelihood_from_distributions(_normal(mean, scale), theirs, steps, mask, needs - DECOUPLED)
-        return replace(whole, **parts)
-
-    def settings(self) -> dict[str, Any]:
-        return {
-            "kind": "gaussian", "observation_size": self.observation_size, "action_size": self.action_size,
-            "hidden": list(self.hidden), "init_scale": self.init_scale, "min_scale": self.min_scale,
-        }  # fmt: skip
+        return replace(measure(_normal(mean, scale), needs=needs - DECOUPLED), **parts)
 
 
 def _normal(mean: Tensor, scale: Tensor) -> Independent:

@@ -5,14 +5,14 @@ state that predicts each token is. The context is a `TokenContext`, the action's
 The end-of-sequence token counts in log pi; a truncated completion has none. A sampling temperature other than 1 is
 part of the policy, in `likelihood` too.
 
-Shape legend: see `valence.types`; R rows, M steps of all rows, H hidden units.
+Shape legend: see `valence.types`; R rows, S prompt tokens, M steps of all rows, H hidden units.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,14 +21,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from valence.policies import token_head
 from valence.policies.base import REFERENCED, pull_back, referenced
 from valence.policies.dropout import dropout_restored
 from valence.policies.fused import LinearHead, fused_likelihoods, linear_head
-from valence.policies.heads import Steps, by_reference, measure_and_pull_back, scatter
 from valence.policies.rows import Rows, check_padding, pad_right, present_rows
-from valence.policies.sampler import end_token_ids, generate, until_end
 from valence.policies.shared_prompt import Trees, make_trees, plan
-from valence.policies.token_head import LogitHead, token_likelihoods
 from valence.protocols import HiddenCache, LogProbCache, Reference
 from valence.types import Action, Batch, Likelihood, TokenContext
 
@@ -62,13 +60,10 @@ class LanguagePolicy(nn.Module):
         if temperature <= 0:
             raise ValueError(f"`temperature` is {temperature}, and must be above 0")
         self.model: Any = model
-        self.tokenizer = tokenizer
-        self.temperature = temperature
-        self.max_new_tokens = max_new_tokens
-        self.mixed_precision = mixed_precision
-        self.fused = fused
+        self.tokenizer, self.end_token_ids = tokenizer, end_token_ids(model, tokenizer)
+        self.temperature, self.max_new_tokens = temperature, max_new_tokens
+        self.mixed_precision, self.fused = mixed_precision, fused
         self.shares_prompts = self.packs = False
-        self.end_token_ids = end_token_ids(model, tokenizer)
 
     @property
     def core(self) -> Any:
@@ -93,8 +88,6 @@ class LanguagePolicy(nn.Module):
         """Inside, matrix products run in the policy's mixed precision, if it has one."""
         return torch.autocast(self.device.type, self.mixed_precision, enabled=self.mixed_precision is not None)
 
-    # From tokens to hidden states.
-
     def action_hidden(self, rows: Rows) -> Float[Tensor, "R T H"]:
         """The backbone's last hidden state at the position that predicts each step of each row."""
         raise NotImplementedError
@@ -111,21 +104,19 @@ class LanguagePolicy(nn.Module):
         self, ids: Int[Tensor, "R S"], mask: Bool[Tensor, "R S"]
     ) -> tuple[Int[Tensor, "R S"], Bool[Tensor, "R S"]]:
         """Left-padded prompts and their mask, padded on the side that the model wants."""
-        return ids, mask
+        # BART's encoder counts positions from the left and would count the padding.
+        return pad_right(ids, mask) if self.encoder_decoder else (ids, mask)
 
     def padded_size(self, prompts: list[int], steps: list[int]) -> int:
         """The tokens, padding included, of rows that run together: here prompts and steps are padded apart."""
         return len(steps) * (max(prompts) + max(steps))
 
     def hidden_at_steps(self, rows: Rows) -> Float[Tensor, "M H"]:
-        """`action_hidden` at the M real steps of all rows, row by row.
-
-        Rows of similar length run together, so that little of the work is padding.
-        """
+        """`action_hidden` at the M real steps of all rows, row by row; rows of similar length run together."""
         number = torch.zeros_like(rows.steps)
         number[rows.mask] = torch.arange(int(rows.mask.sum()), device=number.device)
-        hidden, places, budget = [], [], TOKENS_TOGETHER[self.device.type == "cuda"]
-        groups, alone = [], None
+        hidden, places, groups, alone = [], [], [], None
+        budget = TOKENS_TOGETHER[self.device.type == "cuda"]
         if self.shares_prompts:
             positions = getattr(self.core.config.get_text_config(), "max_position_embeddings", None) or budget
             groups, alone = plan(rows, budget=budget, longest=min(positions, budget))
@@ -133,8 +124,7 @@ class LanguagePolicy(nn.Module):
             trees = make_trees(rows, group)
             with self.precision():
                 hidden.append(self.tree_hidden(trees))
-            steps = [number[row, :length] for row, length in zip(trees.rows.tolist(), trees.lengths, strict=True)]
-            places.append(torch.cat(steps))
+            places += [number[row, :length] for row, length in zip(trees.rows.tolist(), trees.lengths, strict=True)]
         for which in rows.by_length(budget, self.padded_size, alone):
             part = rows.pick(which)
             with self.precision():
@@ -146,13 +136,10 @@ class LanguagePolicy(nn.Module):
 
     def hidden_states(self, batch: Batch) -> tuple[Float[Tensor, "M H"], Bool[Tensor, "N K T"]]:
         """(the hidden states that predict the M steps of a batch, row by row; the steps' places in `[N, K, T]`)."""
-        rows = present_rows(batch.context, batch.action)
-        return self.hidden_at_steps(rows), batch.action.mask
-
-    # Measure and pull back.
+        return self.hidden_at_steps(present_rows(batch.context, batch.action)), batch.action.mask
 
     def likelihood(self, batch: Batch, reference: Reference | None, needs: frozenset[str]) -> Likelihood:
-        """Measure, per step, with exact KLs over the full vocabulary. See `valence.protocols.Policy`.
+        """Measure, per step, with exact KLs over the full vocabulary.
 
         Raises:
             ValueError: a reference quantity is in `needs` and `reference` is None; padding on the wrong side.
@@ -167,16 +154,12 @@ class LanguagePolicy(nn.Module):
     def backward(
         self, batch: Batch, reference: Reference | None, likelihood: Likelihood, grads: Mapping[str, Tensor]
     ) -> None:
-        """Pull back through the graph kept by `likelihood`."""
         pull_back(likelihood, grads)
 
     def likelihood_and_backward(
         self, batch: Batch, reference: Reference | None, needs: frozenset[str], grads: Mapping[str, Tensor]
     ) -> Likelihood:
-        """`likelihood` and `backward` in one, for gradients that are known before anything is measured.
-
-        This saves two products with the head. Returns the likelihood without its graph.
-        """
+        """`likelihood` and `backward` in one, which saves two products with the head."""
         heads = self._linear_heads(reference if needs & REFERENCED else None)
         if heads is None or grads.keys() - {"log_prob", "ref_kl"}:
             likelihood = self.likelihood(batch, reference, needs)
@@ -185,14 +168,14 @@ class LanguagePolicy(nn.Module):
         steps = self._steps(batch, reference, needs)
         if steps is None:
             return self._nothing(batch, needs)
-        return measure_and_pull_back(steps, *heads, grads, needs=needs, dtype=self.mixed_precision)
+        return token_head.measure_and_pull_back(steps, *heads, grads, needs=needs, dtype=self.mixed_precision)
 
     def step_log_probs(self, rows: Rows) -> Float[Tensor, " M"]:
         """log pi of the M real steps of all rows, row by row."""
         needs = frozenset({"log_prob"})
         return self._through_head(self.hidden_at_steps(rows), None, rows.steps[rows.mask], None, needs)["log_prob"]
 
-    def _steps(self, batch: Batch, reference: Reference | None, needs: frozenset[str]) -> Steps | None:
+    def _steps(self, batch: Batch, reference: Reference | None, needs: frozenset[str]) -> token_head.Steps | None:
         """What the head works on; None where no action has a step."""
         asked = referenced(needs, reference)
         rows = present_rows(batch.context, batch.action)
@@ -200,10 +183,10 @@ class LanguagePolicy(nn.Module):
             return None
         hidden, ref_hidden = self.hidden_at_steps(rows), None
         if asked and reference is not None:
-            measure = by_reference(reference, lambda other, new: other.hidden_at_steps(new), self.device)
+            measure = token_head.by_reference(reference, lambda other, new: other.hidden_at_steps(new), self.device)
             stored = isinstance(reference, HiddenCache)
             ref_hidden = reference.recall_hidden(rows, measure) if stored else measure(rows)
-        return Steps(hidden, ref_hidden, rows.steps[rows.mask], batch.action.mask)
+        return token_head.Steps(hidden, ref_hidden, rows.steps[rows.mask], batch.action.mask)
 
     def _with_known_reference(self, batch: Batch, reference: LogProbCache, needs: frozenset[str]) -> Likelihood:
         """log pi as always; log pi_ref from the cache, which calls `measure` for rows that it has not stored."""
@@ -211,20 +194,19 @@ class LanguagePolicy(nn.Module):
         rows = present_rows(batch.context, batch.action)
         if not len(rows.steps):
             return self._nothing(batch, needs)
-        measure = by_reference(reference, lambda other, new: other.step_log_probs(new), self.device)
-        return replace(own, ref_log_prob=scatter(reference.recall_log_probs(rows, measure), batch.action.mask))
+        measure = token_head.by_reference(reference, lambda other, new: other.step_log_probs(new), self.device)
+        log_prob = reference.recall_log_probs(rows, measure)
+        return replace(own, ref_log_prob=token_head.scatter(log_prob, batch.action.mask))
 
     def _nothing(self, batch: Batch, needs: frozenset[str]) -> Likelihood:
         """The likelihood of a batch without steps: zeros without a graph."""
         empty = torch.zeros(batch.action.mask.shape, device=self.device)
         return Likelihood(log_prob=empty, mask=batch.action.mask, **dict.fromkeys(needs & REFERENCED, empty))
 
-    # The head.
-
     def head(self, hidden: Float[Tensor, "M H"]) -> Float[Tensor, "M V"]:
         """Hidden states to logits, float32, divided by the temperature."""
         with self.precision():
-            return LogitHead(self.core, temperature=self.temperature)(hidden)
+            return token_head.model_logits(self.core, hidden, temperature=self.temperature)
 
     def _linear_heads(self, reference: Reference | None) -> tuple[LinearHead, LinearHead | None] | None:
         """The policy's head and the reference's; None where they are more than a matrix or lie on two devices."""
@@ -245,19 +227,15 @@ class LanguagePolicy(nn.Module):
             return fused_likelihoods(hidden, ref_hidden, targets, *heads, needs=needs, dtype=self.mixed_precision)
         ref_head = None
         if reference is not None:
-            ref_head = by_reference(reference, lambda other, states: other.head(states), self.device)
-        return token_likelihoods(
-            hidden, ref_hidden, targets, self.head, ref_head, vocabulary=self.vocabulary, needs=needs
-        )
-
-    # Sample, copy and save.
+            ref_head = token_head.by_reference(reference, lambda other, states: other.head(states), self.device)
+        arguments = (hidden, ref_hidden, targets, self.head, ref_head)
+        return token_head.token_likelihoods(*arguments, vocabulary=self.vocabulary, needs=needs)
 
     @torch.no_grad()
     def sample(self, context: TokenContext, num_samples: int, generator: torch.Generator) -> Action:
         """Draw completions by the model's own `generate`, plain sampling at `temperature`.
 
-        Returns steps `[N, num_samples, T]`; a completion that did not end within `max_new_tokens` has no
-        end-of-sequence token. The global random state is left as it was.
+        A completion that did not end within `max_new_tokens` has no end-of-sequence token.
 
         Raises:
             ValueError: the prompts are padded on the right.
@@ -279,15 +257,12 @@ class LanguagePolicy(nn.Module):
         return Action(tokens.unflatten(0, shape), mask.unflatten(0, shape), output=output)
 
     def decode(self, ids: Tensor) -> str:
-        """Token ids to text, special tokens left out."""
         return self.tokenizer.decode(ids, skip_special_tokens=True)
 
     def trainable(self) -> dict[str, nn.Parameter]:
-        """Name -> parameter, of those that learn (the adapters', under LoRA)."""
         return {name: part for name, part in self.model.named_parameters() if part.requires_grad}
 
     def frozen_copy(self, *, dtype: torch.dtype | None = None, device: str | None = None) -> LanguagePolicy:
-        """A copy that does not learn, optionally in another precision or on another device."""
         other = copy.deepcopy(self).requires_grad_(False).eval().to(device=device)
         if dtype is not None:
             # Buffers keep their precision: a rotary frequency in bfloat16 is radians off after some thousand positions.
@@ -349,24 +324,54 @@ class Seq2SeqLM(LanguagePolicy):
 
     encoder_decoder = True
 
-    def model_prompt(
-        self, ids: Int[Tensor, "R S"], mask: Bool[Tensor, "R S"]
-    ) -> tuple[Int[Tensor, "R S"], Bool[Tensor, "R S"]]:
-        """On the right: BART's encoder counts positions from the left and would count the padding."""
-        return pad_right(ids, mask)
-
     def action_hidden(self, rows: Rows) -> Float[Tensor, "R T H"]:
         start = torch.full_like(rows.steps[:, :1], self.core.config.decoder_start_token_id)
         inputs = torch.cat([start, rows.steps[:, :-1]], 1)
-        backbone = self.core.base_model
-        parts = backbone if hasattr(backbone, "get_encoder") else self.core
+        parts = self.core.base_model if hasattr(self.core.base_model, "get_encoder") else self.core
         prompt, prompt_mask = self.model_prompt(rows.context, rows.context_mask)
         encoded = parts.get_encoder()(input_ids=prompt, attention_mask=prompt_mask.long())
-        decoded = parts.get_decoder()(
-            input_ids=inputs,
+        return parts.get_decoder()(
+            input_ids=inputs, use_cache=False,
             attention_mask=torch.cat([torch.ones_like(rows.mask[:, :1]), rows.mask[:, :-1]], 1).long(),
-            encoder_hidden_states=encoded.last_hidden_state,
-            encoder_attention_mask=prompt_mask.long(),
-            use_cache=False,
-        )
-        return decoded.last_hidden_state
+            encoder_hidden_states=encoded.last_hidden_state, encoder_attention_mask=prompt_mask.long(),
+        ).last_hidden_state  # fmt: skip
+
+
+def end_token_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
+    """The tokens that end a completion: the tokenizer's first, then those of the model's generation settings.
+
+    Chat models end a turn with a token that only the generation settings name.
+    """
+    more = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    more = [more] if isinstance(more, int) else list(more or ())
+    return tuple(dict.fromkeys([tokenizer.eos_token_id, *more]))
+
+
+def generate(model: Any, ids: Int[Tensor, "R S"], mask: Bool[Tensor, "R S"], *, seed: int, **settings: Any) -> Tensor:
+    """Plain sampling of new tokens, `[R * num_return_sequences, T]`, by a model without adapters around it.
+
+    The model's mode and the global random state are left as they were. `settings` are of `GenerationConfig`.
+    """
+    from transformers import GenerationConfig
+
+    config = GenerationConfig(do_sample=True, top_k=0, top_p=1.0, renormalize_logits=False, **settings)
+    devices = [ids.device] if ids.device.type == "cuda" else []
+    was_training, own = model.training, model.generation_config
+    # `generate` takes what `config` leaves open (repetition penalty, forced tokens, …) from the model's own settings.
+    model.generation_config = GenerationConfig()
+    model.eval()
+    try:
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(seed)
+            out = model.generate(input_ids=ids, attention_mask=mask.long(), generation_config=config)
+    finally:
+        model.generation_config = own
+        model.train(was_training)
+    return out[:, 1:] if model.config.is_encoder_decoder else out[:, ids.shape[1] :]
+
+
+def until_end(tokens: Int[Tensor, "R T"], ends: Sequence[int]) -> Bool[Tensor, "R T"]:
+    """Which tokens belong to the completion: those up to and including the first end token."""
+    ending = torch.isin(tokens, torch.tensor(list(ends), device=tokens.device))
+    ended = ending.int().cumsum(-1)
+    return (ended == 0) | (ending & (ended == 1))

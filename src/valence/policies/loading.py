@@ -25,21 +25,11 @@ def small_lm_path() -> Path:
 
 
 def load_language_policy(
-    model: str,
-    *,
-    dtype: str = "float32",
-    device: str = "cpu",
-    lora_rank: int = 0,
-    lora_alpha: int | None = None,
-    lora_targets: str = "all-linear",
-    gradient_checkpointing: bool = False,
-    trust_remote_code: bool = False,
-    temperature: float = 1.0,
-    max_new_tokens: int = 128,
-    head: str = "fused",
-    attention: str = "",
+    model: str, *, dtype: str = "float32", device: str = "cpu", lora_rank: int = 0, lora_alpha: int | None = None,
+    lora_targets: str = "all-linear", gradient_checkpointing: bool = False, trust_remote_code: bool = False,
+    temperature: float = 1.0, max_new_tokens: int = 128, head: str = "fused", attention: str = "",
     batching: str = "auto",
-) -> LanguagePolicy:
+) -> LanguagePolicy:  # fmt: skip
     """Load a causal or encoder-decoder language model as a policy, dropout off.
 
     Args:
@@ -88,9 +78,8 @@ def load_language_policy(
         if batching == "auto":
             policy.shares_prompts, policy.packs = can_share_prompts(policy), flash(policy) and can_pack(policy)
     except torch.OutOfMemoryError as error:
-        raise UserError(
-            f'{path} does not fit into the memory of {device}: try `dtype="bfloat16"`, `lora_rank=16`'
-        ) from error
+        advice = 'try `dtype="bfloat16"`, `lora_rank=16`'
+        raise UserError(f"{path} does not fit into the memory of {device}: {advice}") from error
     return policy
 
 
@@ -111,7 +100,7 @@ def check_device(device: str) -> None:
         ) from error
 
 
-def _load(path: str, *, dtype: torch.dtype, trust_remote_code: bool, attention: str = "") -> tuple[Any, Any]:
+def _load(path: str, *, dtype: torch.dtype, trust_remote_code: bool, attention: str) -> tuple[Any, Any]:
     """(the network, its tokenizer), an adapter merged into its base."""
     import transformers
     from huggingface_hub.errors import StrictDataclassError
@@ -136,8 +125,8 @@ def _load(path: str, *, dtype: torch.dtype, trust_remote_code: bool, attention: 
 
             if not (folder / "adapter_model.safetensors").is_file():
                 raise OSError(f"{path} has no adapter_model.safetensors")
-            merged = PeftModel.from_pretrained(network, path).merge_and_unload()
-            network = merged.requires_grad_(True)  # peft froze the base
+            network = PeftModel.from_pretrained(network, path).merge_and_unload()
+            network.requires_grad_(True)  # peft froze the base
         if config.is_encoder_decoder:
             _set_start_token(network, tokenizer)
     except torch.OutOfMemoryError:
@@ -155,10 +144,7 @@ def _load(path: str, *, dtype: torch.dtype, trust_remote_code: bool, attention: 
 def _set_start_token(network: Any, tokenizer: Any) -> None:
     """Put an encoder-decoder's first decoder token into its config, where only another file of the folder names it.
 
-    A plain T5 starts with its padding token.
-
-    Raises:
-        ValueError: no file names one.
+    A plain T5 starts with its padding token. ValueError if no file names one.
     """
     config = network.config
     places = (
@@ -166,10 +152,9 @@ def _set_start_token(network: Any, tokenizer: Any) -> None:
         (config, "pad_token_id"), (tokenizer, "pad_token_id"),
     )  # fmt: skip
     tokens = [getattr(place, name, None) for place, name in places]
-    start = next((token for token in tokens if token is not None), None)
-    if start is None:
+    config.decoder_start_token_id = next((token for token in tokens if token is not None), None)
+    if config.decoder_start_token_id is None:
         raise ValueError("no file says what its decoder starts with: set decoder_start_token_id in config.json")
-    config.decoder_start_token_id = start
 
 
 def check_tokenizer(network: Any, tokenizer: Any, path: str) -> None:
@@ -178,8 +163,7 @@ def check_tokenizer(network: Any, tokenizer: Any, path: str) -> None:
         raise UserError(f"the tokenizer of {path} has no end-of-sequence token, which log pi needs: set eos_token")
     largest = max(tokenizer.get_vocab().values(), default=-1)
     tables = (network.get_input_embeddings(), network.get_output_embeddings())
-    rows = min(table.weight.shape[0] for table in tables if table is not None)
-    if largest >= rows:
+    if largest >= (rows := min(table.weight.shape[0] for table in tables if table is not None)):
         raise UserError(
             f"the tokenizer of {path} gives ids up to {largest}, and the model has {rows} embeddings: it is another "
             "model's tokenizer, or the embeddings must be resized"
@@ -204,9 +188,8 @@ def _add_lora(network: Any, rank: int, alpha: int | None, targets: str) -> Any:
     kind = "SEQ_2_SEQ_LM" if network.config.is_encoder_decoder else "CAUSAL_LM"
     transposed = any(type(module).__name__ == "Conv1D" for module in network.modules())  # GPT-2
     config = LoraConfig(
-        r=rank, lora_alpha=alpha or 2 * rank, target_modules=modules, lora_dropout=0.0, task_type=kind,
-        fan_in_fan_out=transposed,
-    )  # fmt: skip
+        r=rank, lora_alpha=alpha or 2 * rank, target_modules=modules, task_type=kind, fan_in_fan_out=transposed
+    )
     try:
         return get_peft_model(network, config)
     except ValueError as error:

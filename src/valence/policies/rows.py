@@ -5,7 +5,7 @@ Shape legend: N contexts · K actions of each · R rows · S prompt tokens · T 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -32,18 +32,15 @@ class Rows:
     owner: Int[Tensor, " R"]
 
     def to(self, device: torch.device) -> Rows:
-        """The same rows on another device."""
         return Rows(*(part.to(device) for part in vars(self).values()))
 
     def pick(self, which: Int[Tensor, " r"]) -> Rows:
         """Some of the rows, with the padding trimmed to what they need."""
         context_mask, mask = self.context_mask[which], self.mask[which]
-        width, length = int(context_mask.sum(-1).max()), int(mask.sum(-1).max())
-        start = context_mask.shape[1] - width
-        return Rows(
-            self.context[which][:, start:], context_mask[:, start:], self.steps[which][:, :length], mask[:, :length],
-            self.owner[which],
-        )  # fmt: skip
+        prompt = slice(context_mask.shape[1] - int(context_mask.sum(-1).max()), None)
+        real = slice(int(mask.sum(-1).max()))
+        context, steps = self.context[which][:, prompt], self.steps[which][:, real]
+        return Rows(context, context_mask[:, prompt], steps, mask[:, real], self.owner[which])
 
     @property
     def lengths(self) -> tuple[list[int], list[int]]:
@@ -60,14 +57,9 @@ class Rows:
             among: the rows to split; all of them by default.
         """
         prompts, steps = self.lengths
-        pieces: list[list[int]] = []
         rows = range(len(steps)) if among is None else among
-        for row in sorted(rows, key=lambda row: (prompts[row] + steps[row], prompts[row])):
-            grown = [*pieces[-1], row] if pieces else []
-            if grown and size([prompts[at] for at in grown], [steps[at] for at in grown]) <= budget:
-                pieces[-1] = grown
-            else:
-                pieces.append([row])
+        rows = sorted(rows, key=lambda row: (prompts[row] + steps[row], prompts[row]))
+        pieces = split(rows, lambda piece: size([prompts[i] for i in piece], [steps[i] for i in piece]) <= budget)
         return [torch.tensor(piece, device=self.steps.device) for piece in pieces]
 
     def joined(self) -> tuple[Int[Tensor, "R L"], Bool[Tensor, "R L"]]:
@@ -87,12 +79,19 @@ class Rows:
         return ids[None], (mask.long().cumsum(-1) - 1)[mask][None], before
 
 
-def present_rows(context: TokenContext, action: Action) -> Rows:
-    """The actions with at least one step, as rows, context by context.
+def split(items: Iterable[int], fits: Callable[[list[int]], bool]) -> list[list[int]]:
+    """Neighbours in pieces as large as fit; an item that does not fit is a piece of its own."""
+    pieces: list[list[int]] = []
+    for item in items:
+        if pieces and fits([*pieces[-1], item]):
+            pieces[-1].append(item)
+        else:
+            pieces.append([item])
+    return pieces
 
-    Raises:
-        ValueError: the prompts are not padded on the left, or the steps not on the right.
-    """
+
+def present_rows(context: TokenContext, action: Action) -> Rows:
+    """The actions with at least one step, as rows, context by context; ValueError as in `check_padding`."""
     check_padding(context, action)
     present = action.mask.any(-1)
     which = present.nonzero()[:, 0]
@@ -102,9 +101,6 @@ def present_rows(context: TokenContext, action: Action) -> Rows:
 
 def check_padding(context: TokenContext, action: Action | None = None) -> None:
     """Refuse padding on the wrong side: trimming it would drop tokens, and log pi would be wrong.
-
-    It reads one number back from the device. This is done where a policy measures or samples, and not where a
-    `TokenContext` is made, because contexts are also made by slicing and moving.
 
     Raises:
         ValueError: a prompt token stands before padding, or a step after it.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,25 +21,20 @@ from valence.policies.actor import SETTINGS, WEIGHTS, Actor, flatten
 from valence.policies.categorical import CategoricalPolicy
 from valence.policies.gaussian import GaussianPolicy
 
-KINDS: dict[str, type[Actor]] = {"gaussian": GaussianPolicy, "categorical": CategoricalPolicy}
+KINDS: dict[str, type[Actor]] = {kind.kind: kind for kind in (GaussianPolicy, CategoricalPolicy)}
 
 
 def save_actor(
     folder: Path, policy: Actor, *, low: np.ndarray, high: np.ndarray, environment: str | None = None,
     action_repeat: int = 1,
 ) -> Path:  # fmt: skip
-    """Save a policy together with what acting needs; returns `folder`.
-
-    Args:
-        low, high: the environment's own action bounds, `[D]`.
-        environment: the environment's name.
-        action_repeat: environment steps that each action lasts.
-    """
-    bounds = {"low": low.tolist(), "high": high.tolist()}
-    policy.save(folder, **bounds, environment=environment, action_repeat=action_repeat)
+    """Save a policy together with what acting needs, as in `PolicyRunner`; returns `folder`."""
+    about = {"low": low.tolist(), "high": high.tolist(), "environment": environment, "action_repeat": action_repeat}
+    policy.save(folder, **about)
     return folder
 
 
+@dataclass(eq=False)
 class PolicyRunner:
     """Acts as the policy does in evaluation: by its most likely action, or by a sample.
 
@@ -49,11 +45,11 @@ class PolicyRunner:
         action_repeat: environment steps that each action lasts: the caller repeats it so often.
     """
 
-    def __init__(
-        self, policy: Actor, low: np.ndarray, high: np.ndarray, environment: str | None = None, action_repeat: int = 1
-    ) -> None:
-        self.policy, self.low, self.high = policy, low, high
-        self.environment, self.action_repeat = environment, action_repeat
+    policy: Actor
+    low: np.ndarray
+    high: np.ndarray
+    environment: str | None = None
+    action_repeat: int = 1
 
     @classmethod
     def load(cls, folder: str | Path) -> PolicyRunner:
@@ -67,13 +63,12 @@ class PolicyRunner:
         try:
             about = json.loads((home / SETTINGS).read_text(encoding="utf-8"))
             weights = load_file(home / WEIGHTS)
-            policy = KINDS[about["policy"].pop("kind")](**about["policy"])
+            policy = KINDS[about["policy"].pop("kind")](**about["policy"]).requires_grad_(False)
             policy.load_state_dict(weights)
             low, high = np.array(about["low"]), np.array(about["high"])
-            environment, repeat = about["environment"], about.get("action_repeat", 1)
+            return cls(policy, low, high, about["environment"], about.get("action_repeat", 1))
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             raise UserError(f"there is no policy to load in {folder} ({one_line(error)})") from error
-        return cls(policy.requires_grad_(False), low, high, environment, repeat)
 
     def act(self, observation: Any, *, generator: torch.Generator | None = None) -> np.ndarray:
         """The action for one observation `[O]` (in any shape, or a dictionary or tuple of parts), or for N, `[N, O]`.
@@ -95,10 +90,8 @@ class PolicyRunner:
         if not bool(seen.isfinite().all()):
             raise ValueError("the observation is not all finite numbers")
         rows = seen.reshape(-1, seen.shape[-1])
-        if generator is None:
-            chosen = self.policy.mode(rows)
-        else:
-            chosen = self.policy.decode(self.policy.draw(rows, 1, generator))[:, 0, 0]
+        policy = self.policy
+        chosen = policy.decode(policy.draw(rows, 1, generator))[:, 0, 0] if generator else policy.mode(rows)
         action = (self.high + self.low) / 2 + (self.high - self.low) / 2 * chosen.double().numpy()
         # Rounding may step over a bound, which some environments refuse.
         return action.clip(self.low, self.high).reshape(*seen.shape[:-1], -1)

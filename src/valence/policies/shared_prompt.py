@@ -11,13 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from valence.policies.rows import Rows
+from valence.policies.rows import Rows, split
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ def siblings(
 
     Args:
         owner: the context of each row.
-        prompts, steps: the length of each row's prompt and action; without a prompt there is nothing to share.
+        prompts, steps: the length of each row's prompt and action.
         longest: the most tokens of a sequence.
     """
     contexts: dict[int, list[int]] = {}
@@ -74,21 +76,14 @@ def siblings(
 
 def pack(sizes: Sequence[int], budget: int) -> list[list[int]]:
     """Which of these to run together: of similar size, within `budget` when padded to the largest."""
-    pieces: list[list[int]] = []
-    for place in sorted(range(len(sizes)), key=lambda place: sizes[place]):
-        if pieces and (len(pieces[-1]) + 1) * sizes[place] <= budget:
-            pieces[-1].append(place)
-        else:
-            pieces.append([place])
-    return pieces
+    ordered = sorted(range(len(sizes)), key=lambda place: sizes[place])
+    return split(ordered, lambda piece: len(piece) * sizes[piece[-1]] <= budget)
 
 
 def plan(rows: Rows, *, budget: int, longest: int) -> tuple[list[list[list[int]]], list[int]]:
     """(groups of rows that share a prompt, those that run together in one list; the rows to run one by one).
 
-    Args:
-        budget: tokens that run together, padding included.
-        longest: the most tokens of one sequence.
+    At most `budget` tokens run together, padding included; a sequence has at most `longest`.
     """
     prompts, steps = rows.lengths
     groups, alone = siblings(rows.owner, prompts, steps, longest=longest)
@@ -97,49 +92,40 @@ def plan(rows: Rows, *, budget: int, longest: int) -> tuple[list[list[list[int]]
 
 
 def make_trees(rows: Rows, groups: Sequence[Sequence[int]]) -> Trees:
-    """One sequence for each group of rows that share their prompt.
-
-    Args:
-        groups: rows of one context each.
-    """
-    device, sequences, segments, positions = rows.steps.device, [], [], []
-    sequence, place, lengths, order = [], [], [], []
+    """One sequence for each of `groups`, rows of one context each."""
+    device, sequences, segments, positions, sequence, place = rows.steps.device, [], [], [], [], []
+    order = [row for group in groups for row in group]
+    lengths = rows.mask[order].sum(-1).tolist()
     for number, group in enumerate(groups):
         prompt = rows.context[group[0]][rows.context_mask[group[0]]]
-        size = len(prompt)
+        end = size = len(prompt)
         ids, segment, position = [prompt], [torch.zeros(size, dtype=torch.long)], [torch.arange(size)]
-        end = size
         for child, row in enumerate(group, 1):
-            steps = rows.steps[row][rows.mask[row]]
             # The last step predicts nothing that is needed.
-            ids.append(steps[:-1])
-            segment.append(torch.full((len(steps) - 1,), child))
-            position.append(size + torch.arange(len(steps) - 1))
-            place.append(torch.cat([torch.tensor([size - 1]), end + torch.arange(len(steps) - 1)]))
-            sequence.append(torch.full((len(steps),), number))
-            lengths.append(len(steps))
-            order.append(row)
-            end += len(steps) - 1
+            steps = rows.steps[row][rows.mask[row]][:-1]
+            following = torch.arange(len(steps))
+            ids.append(steps)
+            segment.append(torch.full_like(following, child))
+            position.append(size + following)
+            place.append(torch.cat([torch.tensor([size - 1]), end + following]))
+            sequence.append(torch.full((len(steps) + 1,), number))
+            end += len(steps)
         sequences.append(torch.cat(ids))
         segments.append(torch.cat(segment))
         positions.append(torch.cat(position))
-    segment = _stack(segments, -1).to(device)
+    stack = partial(pad_sequence, batch_first=True)
+    segment = stack(segments, padding_value=-1).to(device)
     length = segment.shape[1]
     one, other = segment[:, :, None], segment[:, None, :]
     causal = torch.ones(length, length, dtype=torch.bool, device=device).tril()
     # Padding attends to itself, so that no row of attention is empty.
-    visible = (causal & ((other == 0) | (one == other)) & (other >= 0)) | torch.eye(
-        length, dtype=torch.bool, device=device
-    )
+    itself = torch.eye(length, dtype=torch.bool, device=device)
+    visible = (causal & ((other == 0) | (one == other)) & (other >= 0)) | itself
     return Trees(
-        ids=_stack(sequences, 0).to(device), positions=_stack(positions, 0).to(device), visible=visible,
+        ids=stack(sequences).to(device), positions=stack(positions).to(device), visible=visible,
         rows=torch.tensor(order, device=device), lengths=lengths, sequence=torch.cat(sequence).to(device),
         place=torch.cat(place).to(device),
     )  # fmt: skip
-
-
-def _stack(rows: Sequence[Tensor], fill: int) -> Tensor:
-    return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True, padding_value=fill)
 
 
 WINDOWED = ("window", "local", "chunk", "sparse", "block_types")
@@ -147,10 +133,7 @@ WINDOWED = ("window", "local", "chunk", "sparse", "block_types")
 
 
 def attends_everywhere(config: Any) -> bool:
-    """Whether every layer attends to the whole past: with a window or a recurrence, prompts cannot be shared.
-
-    Settings that may limit a layer count as limits.
-    """
+    """Whether every layer attends to the whole past, as far as its settings tell: else prompts cannot be shared."""
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     settings = text.to_dict() if hasattr(text, "to_dict") else vars(text)
     kinds = settings.get("layer_types") or []

@@ -1,19 +1,26 @@
-"""From final hidden states to per-token log pi, log pi_ref and exact KL, holding few logits at a time.
+"""The M steps of a batch on the way through a head: hidden states in, likelihoods and gradients out.
 
-A tile of tokens at a time, its logits computed again in the backward pass if there are several tiles. It takes any
-head; `valence.policies.fused` is tested against it.
+`token_likelihoods` takes any head, and holds the logits of a tile of tokens at a time; they are computed again in the
+backward pass if there are several tiles. `valence.policies.fused` is tested against it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
+from itertools import repeat
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
+
+from valence.policies.base import backward_live
+from valence.policies.fused import LinearHead, accumulation, head_settings, likelihoods_and_gradients
+from valence.protocols import Reference
+from valence.types import Likelihood
 
 LOGITS_HELD = 2**25
 """Logits of one model held at a time: 128 MiB in float32."""
@@ -22,52 +29,77 @@ HeadFn = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class HeadSettings:
-    """What a transformers model does around its output layer: logits = post * capped(layer(pre * hidden) + bias).
+class Steps:
+    """The M real steps of a batch, row by row.
 
     Args:
-        pre: tied T5's scaling.
-        bias: BART's, `[1, V]`, or None.
-        cap: Gemma's soft-capping, cap * tanh(z / cap), or None.
-        post: Cohere's and Granite's scaling, and 1 / temperature.
+        hidden, ref_hidden: the last hidden state that predicts each step, the policy's and the reference's.
+        targets: the tokens.
+        mask: their places in the batch, `[N, K, T]`.
     """
 
-    pre: float
-    bias: Tensor | None
-    cap: float | None
-    post: float
+    hidden: Float[Tensor, "M H"]
+    ref_hidden: Float[Tensor, "M G"] | None
+    targets: Int[Tensor, " M"]
+    mask: Bool[Tensor, "N K T"]
+
+    def scatter(self, parts: Mapping[str, Tensor]) -> Likelihood:
+        return Likelihood(mask=self.mask, **{name: scatter(part, self.mask) for name, part in parts.items()})
 
 
-def head_settings(model: Any, *, temperature: float = 1.0) -> HeadSettings:
-    """Read from a model; `valence.policies.checks.check_head` compares the resulting logits with the model's own."""
-    config, post = model.config, 1 / temperature
-    if isinstance(scale := getattr(config, "logit_scale", None), float):
-        post *= scale
-    if scaling := getattr(config, "logits_scaling", None):
-        post /= scaling
-    return HeadSettings(
-        pre=config.d_model**-0.5 if getattr(config, "scale_decoder_outputs", False) else 1.0,
-        bias=getattr(model, "final_logits_bias", None), cap=getattr(config, "final_logit_softcapping", None) or None,
-        post=post,
+def scatter(part: Float[Tensor, " M"], mask: Bool[Tensor, "N K T"]) -> Float[Tensor, "N K T"]:
+    """Numbers of the M steps where `mask` is true, float32; zero elsewhere."""
+    return torch.zeros(mask.shape, device=part.device).masked_scatter(mask, part.float())
+
+
+def by_reference(
+    reference: Reference, read: Callable[[Any, Any], Tensor], device: torch.device
+) -> Callable[[Any], Tensor]:
+    """`read(policy, rows or states)` under the reference's weights, each time it is called; constant, on `device`."""
+
+    def measure(given: Any) -> Tensor:
+        with torch.no_grad(), reference.active() as other:
+            return read(other, given.to(other.device)).to(device)
+
+    return measure
+
+
+def measure_and_pull_back(
+    steps: Steps, head: LinearHead, ref_head: LinearHead | None, grads: Mapping[str, Tensor], *,
+    needs: frozenset[str], dtype: torch.dtype | None,
+) -> Likelihood:  # fmt: skip
+    """The likelihood, without a graph; `grads` are carried into the head's `.grad` and the graph of `steps.hidden`.
+
+    Args:
+        grads: "log_prob" and "ref_kl" -> the loss's gradient with respect to each, `[N, K, T]`.
+        dtype: of the products with the head; that of the hidden states by default.
+    """
+    weight, bias = head.weight, head.bias
+    own = weight.requires_grad and weight.is_leaf
+    # Added to `.grad` in place: a second gradient of a head may be the largest tensor of all.
+    into = weight.grad if own else None
+    if into is not None and into.dtype != accumulation(dtype or steps.hidden.dtype):
+        into = None
+    parts, on_hidden, on_weight, on_bias = likelihoods_and_gradients(
+        steps.hidden.detach(), steps.ref_hidden, steps.targets, head, ref_head,
+        {name: grad[steps.mask] for name, grad in grads.items()}, needs=needs, dtype=dtype,
+        learn_weight=weight.requires_grad, learn_bias=bias is not None and bias.requires_grad, into=into,
     )  # fmt: skip
+    if own and weight.grad is None and on_weight is not None:
+        weight.grad = into = on_weight.to(weight.dtype)
+    backward_live([(steps.hidden, on_hidden), (weight, on_weight if into is None else None), (bias, on_bias)])
+    return steps.scatter(parts)
 
 
-class LogitHead:
-    """A transformers model's map from its backbone's last hidden state to logits, in float32."""
-
-    def __init__(self, model: Any, *, temperature: float = 1.0) -> None:
-        self.model = model
-        self.temperature = temperature
-
-    def __call__(self, hidden: Float[Tensor, "M H"]) -> Float[Tensor, "M V"]:
-        settings = head_settings(self.model, temperature=self.temperature)
-        layer = self.model.get_output_embeddings()
-        logits = layer(hidden * settings.pre if settings.pre != 1.0 else hidden)
-        if settings.bias is not None:
-            logits = logits + settings.bias
-        if settings.cap is not None:
-            logits = torch.tanh(logits / settings.cap) * settings.cap
-        return logits.float() * settings.post
+def model_logits(model: Any, hidden: Float[Tensor, "M H"], *, temperature: float = 1.0) -> Float[Tensor, "M V"]:
+    """A transformers model's logits, float32, from its backbone's last hidden states."""
+    bias, pre, cap, post = head_settings(model, temperature=temperature)
+    logits = model.get_output_embeddings()(hidden * pre if pre != 1.0 else hidden)
+    if bias is not None:
+        logits = logits + bias
+    if cap is not None:
+        logits = torch.tanh(logits / cap) * cap
+    return logits.float() * post
 
 
 def _tile(
@@ -90,37 +122,20 @@ def _tile(
 
 
 def token_likelihoods(
-    hidden: Float[Tensor, "M H"],
-    ref_hidden: Float[Tensor, "M H"] | None,
-    targets: Int[Tensor, " M"],
-    head: HeadFn,
-    ref_head: HeadFn | None,
-    *,
-    vocabulary: int,
-    needs: frozenset[str],
-) -> dict[str, Float[Tensor, " M"]]:
-    """Per-token quantities at M action positions, each `[M]`, float32, nats.
-
-    Source: PMPO paper, Eq. 17: the KL of a sequence is the sum of its tokens' full-vocabulary KLs.
+    hidden: Float[Tensor, "M H"], ref_hidden: Float[Tensor, "M H"] | None, targets: Int[Tensor, " M"],
+    head: HeadFn, ref_head: HeadFn | None, *, vocabulary: int, needs: frozenset[str],
+) -> dict[str, Float[Tensor, " M"]]:  # fmt: skip
+    """As `valence.policies.fused.fused_likelihoods`, in float32.
 
     Args:
-        hidden: the policy's last hidden state at the position that predicts each target. Differentiable.
-        ref_hidden: the reference's. Constant.
-        targets: the action's tokens.
         head, ref_head: hidden -> logits, float32.
         vocabulary: V, to size the tiles.
-        needs: which of "log_prob", "ref_log_prob", "ref_kl", "policy_kl".
     """
     tile = max(1, LOGITS_HELD // vocabulary)
-    count = len(targets)
-    if count <= tile:
+    if len(targets) <= tile:
         return _tile(hidden, ref_hidden, targets, head, ref_head, needs)
-    pieces = []
-    for start in range(0, count, tile):
-        rows = slice(start, start + tile)
-        ref_rows = None if ref_hidden is None else ref_hidden[rows]
-        arguments = (hidden[rows], ref_rows, targets[rows], head, ref_head, needs)
-        pieces.append(
-            checkpoint(_tile, *arguments, use_reentrant=False) if torch.is_grad_enabled() else _tile(*arguments)
-        )
+    run = partial(checkpoint, _tile, use_reentrant=False) if torch.is_grad_enabled() else _tile
+    refs = repeat(None) if ref_hidden is None else ref_hidden.split(tile)
+    rows = zip(hidden.split(tile), refs, targets.split(tile), strict=False)
+    pieces = [run(*row, head, ref_head, needs) for row in rows]
     return {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
