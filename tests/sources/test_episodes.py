@@ -11,7 +11,8 @@ import torch
 from valence.data.episodes import Episode
 from valence.errors import UserError
 from valence.objectives.pmpo import PMPO
-from valence.sources.episodes import EpisodeSource, mixture, tabulate
+from valence.policies.gaussian import GaussianPolicy
+from valence.sources.episodes import EpisodeSource, mixture, tabulate, unscale
 from valence.types import Likelihood
 
 LENGTHS = (4, 7, 1, 5)
@@ -120,3 +121,18 @@ def test_nonsense_is_refused() -> None:
         tabulate([*episodes(), odd])
     with pytest.raises(ValueError, match="batch_size"):
         EpisodeSource(mixture(table, table.label, clone=True), batch_size=0)
+
+
+def test_the_first_layer_takes_the_scaling_in() -> None:
+    random = np.random.default_rng(1)
+    seen = (random.normal(size=(6, 3)) * [1, 10, 100] + [5, -5, 0]).astype(np.float32)
+    table = tabulate([Episode(seen, random.normal(size=(5, 2)).astype(np.float32), np.ones(5, np.float32))])
+    policy = GaussianPolicy(3, 2, (8,)).double()
+    with torch.no_grad():
+        policy.head.weight.mul_(100)
+    table = type(table)(
+        **{name: part.double() if part.is_floating_point() else part for name, part in vars(table).items()}
+    )
+    before = policy.mode(table.scaled(torch.tensor(seen).double()))
+    unscale(policy, table)
+    torch.testing.assert_close(policy.mode(torch.tensor(seen).double()), before, rtol=1e-9, atol=1e-9)

@@ -112,8 +112,8 @@ def run_offline_control(config: OfflineControlConfig, *, log: Log = print, show:
     """Run what `config` describes; writes `out/policy` and `out/results.json`."""
     options, settings = config.learning, settings_of(config)
     begin(1, options.seed)
-    out = claim(Path(config.out), settings, can_resume=False)
     found = read_episodes(config.episodes)
+    out = claim(Path(config.out), settings, can_resume=False)
     actions = np.concatenate([episode.actions for episode in found])
     low, high = np.minimum(actions.min(0), -1.0), np.maximum(actions.max(0), 1.0)
     table = tabulate(found)

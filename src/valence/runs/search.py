@@ -142,10 +142,10 @@ def run_search(
     except ValueError as error:
         raise UserError(str(error)) from error
     if out is not None:
+        if options.resume and not (out / STATE).is_file():
+            raise UserError(f"there is no saved search in {out}: start without `resume`")
         claim(out, settings, resume=options.resume)
         if options.resume:
-            if not (out / STATE).is_file():
-                raise UserError(f"there is no saved search in {out}: start without `resume`")
             search = PreferenceSearch.load(out / STATE)
             curve = search.extra.get("curve", [])
         write_settings(out, settings)
