@@ -38,7 +38,7 @@ class Draw:
         return np.concatenate([*self.z, *(sample[None] for sample in self.pending.values())])
 
     def values(self) -> list[float]:
-        """All values in the feedback."""
+        """All values in the feedback, of any call of `tell`."""
         return [float(value) for kind, feedback in self.feedback if kind == "values" for value in feedback]
 
     def judgement(self) -> Judgement:

@@ -5,7 +5,6 @@ Shapes: n samples of d coordinates. Whitened samples z = shape^(-1/2) (u - mean)
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -50,11 +49,6 @@ class Gaussian:
         return self.size**2 * self.shape
 
     @property
-    def std(self) -> Float[np.ndarray, " d"]:
-        """Standard deviation of each coordinate."""
-        return self.size * np.sqrt(np.diag(self.shape))
-
-    @property
     def condition(self) -> float:
         """(longest axis / shortest axis)^2."""
         return float((self.axes[-1] / self.axes[0]) ** 2)
@@ -64,8 +58,3 @@ class Gaussian:
 
     def whiten(self, samples: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
         return np.linalg.solve(self.root, (samples - self.mean).T).T / self.size
-
-    def log_prob(self, samples: Float[np.ndarray, "n d"]) -> Float[np.ndarray, " n"]:
-        """log density, nats."""
-        dim = len(self.mean)
-        return -0.5 * (self.whiten(samples) ** 2).sum(-1) - dim * (math.log(self.size) + 0.5 * math.log(2 * math.pi))

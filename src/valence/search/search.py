@@ -207,10 +207,6 @@ class PreferenceSearch:
             (value, x), source = self.best, "best value"
         return Result(x.copy(), value, source, self.num_judged, self.steps, self.runs - 1)
 
-    def log_density(self, x: Any) -> Float[np.ndarray, " n"]:
-        """log density of the present policy at points `[n, d]`, nats."""
-        return self.space.log_density(self.policy, as_points(x, self.space.dim))
-
     def state_dict(self) -> dict[str, Any]:
         """Everything that is needed to continue bit for bit, as JSON values."""
         policy, best = self.policy, self.best

@@ -4,14 +4,13 @@ The policy is a Gaussian over *latent* vectors u; a space maps u to the point x 
 half the box's width, or the given scale. Shapes: n points of d coordinates, `[n, d]`.
 
 A box *reflects* the Gaussian at its faces. (Clamping would put probability on the faces, which have no density.)
-Inside, x is u up to shift and scale, so an optimum is not distorted wherever it lies; a face is reached at a finite u;
-and the density of x is a sum over mirror images (`Box.log_density`). The search's KLs are between latent Gaussians: an
-upper bound on the KL between distributions of x (data processing inequality), and equal to it away from the faces.
+Inside, x is u up to shift and scale, so an optimum is not distorted wherever it lies; a face is reached at a finite u.
+The search's KLs are between latent Gaussians: an upper bound on the KL between distributions of x (data processing
+inequality), and equal to it away from the faces.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -19,38 +18,24 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from valence.search.gaussian import Gaussian
-
 Vector = Float[np.ndarray, " d"]
 Points = Float[np.ndarray, "n d"]
 Numbers = int | float | Sequence[int | float] | np.ndarray
 
-MAX_IMAGES = 100_000
-REACH = 9.0
-"""Mirror images further than this many standard deviations are skipped: they add less than 1e-17 of the density."""
-
 
 def _vectors(dim: int | None, **values: Numbers) -> list[np.ndarray]:
     """Finite float64 vectors of one length; a single number is repeated for all coordinates."""
-    if dim is None:
-        dim = next((len(value) for value in values.values() if isinstance(value, Sequence | np.ndarray)), None)
-    return [_vector(value, dim, name) for name, value in values.items()]
-
-
-def _vector(value: Numbers, dim: int | None, name: str) -> np.ndarray:
+    given = " and ".join(f"`{name}` {value!r}" for name, value in values.items())
+    refusal = ValueError(f"{given} must be finite: one number for each coordinate, or single numbers and `dim`")
     try:
-        array = np.array(value, dtype=np.float64)
+        arrays = [np.array(value, dtype=np.float64) for value in values.values()]
     except (TypeError, ValueError) as error:
-        raise ValueError(f"`{name}` must be a number or a list of numbers, got {value!r}") from error
-    if array.ndim == 0:
-        if dim is None or dim < 1:
-            raise ValueError(f"`{name}` is one number: give `dim`, the number of coordinates, at least 1")
-        array = np.full(dim, float(array))
-    if array.ndim != 1 or len(array) == 0 or (dim is not None and len(array) != dim):
-        raise ValueError(f"`{name}` must have one number per coordinate, got shape {array.shape}")
-    if not np.isfinite(array).all():
-        raise ValueError(f"`{name}` must be finite, got {value!r}")
-    return array
+        raise refusal from error
+    shapes = {array.shape for array in arrays if array.ndim} | (set() if dim is None else {(dim,)})
+    shape = max(shapes, default=())
+    if shapes != {shape} or len(shape) != 1 or shape[0] < 1 or not all(np.isfinite(array).all() for array in arrays):
+        raise refusal
+    return [np.broadcast_to(array, shape).copy() for array in arrays]
 
 
 class Box:
@@ -92,26 +77,6 @@ class Box:
         both = both + 4 * np.round((near - both) / 4)
         return np.where(np.abs(both[0] - near) <= np.abs(both[1] - near), both[0], both[1])
 
-    def log_density(self, policy: Gaussian, points: Points) -> Float[np.ndarray, " n"]:
-        """log density of points, nats: a sum over the mirror images of each point that the policy can reach.
-
-        Raises:
-            ValueError: there are more than `MAX_IMAGES` images, or a point lies outside the box.
-        """
-        inside = self.latent(points, np.zeros(self.dim))
-        spread = REACH * policy.std
-        first = np.floor((policy.mean - spread - 1) / 2).astype(int)
-        last = np.ceil((policy.mean + spread + 1) / 2).astype(int)
-        if math.prod((last - first + 1).tolist()) > MAX_IMAGES:
-            raise ValueError("the policy is too wide to sum its density over mirror images")
-        # Image number k of a coordinate: 2 k + x where k is even, 2 k - x where it is odd.
-        cells = itertools.product(*(range(a, b + 1) for a, b in zip(first, last, strict=True)))
-        number = np.array(list(cells))[:, None, :]
-        images = 2 * number + np.where(number % 2 == 0, inside, -inside)
-        logs = policy.log_prob(images.reshape(-1, self.dim)).reshape(len(number), len(points))
-        top = logs.max(0)
-        return top + np.log(np.exp(logs - top).sum(0)) - np.log(self.half).sum()
-
     def random_start(self, random: np.random.Generator) -> Vector:
         """A latent vector drawn uniformly from the box."""
         return random.uniform(-1, 1, self.dim)
@@ -145,9 +110,6 @@ class Unbounded:
 
     def latent(self, points: Points, near: Vector) -> Points:
         return (points - self.mean) / self.scale
-
-    def log_density(self, policy: Gaussian, points: Points) -> Float[np.ndarray, " n"]:
-        return policy.log_prob(self.latent(points, policy.mean)) - np.log(self.scale).sum()
 
     def random_start(self, random: np.random.Generator) -> Vector:
         """A latent vector drawn from the initial policy at sigma 1."""
