@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -39,11 +39,14 @@ def sum_steps(value: Float[Tensor, "*shape T"]) -> Float[Tensor, "*shape"]:
     return value.sum(-1, dtype=torch.promote_types(value.dtype, torch.float32))
 
 
+R = TypeVar("R", bound="Rows")
+
+
 @dataclass(frozen=True)
 class Rows:
     """A dataclass whose fields have one row for each context, or are None."""
 
-    def select(self, rows: slice) -> Self:
+    def select(self: R, rows: slice) -> R:
         return replace(self, **{item.name: select_rows(getattr(self, item.name), rows) for item in fields(self)})
 
 
@@ -220,12 +223,8 @@ class Pairs:
         return Pairs(self.index[keep] - start * num_actions, self.gap[keep])
 
 
-PER_CONTEXT = {"per": "context"}
-"""Metadata of a `Target`'s field whose first dimension is contexts."""
-PER_PAIR = {"per": "pair"}
-"""Metadata of a `Target`'s field of `Pairs`."""
-PER_BATCH = {"per": "batch"}
-"""Metadata of a `Target`'s field that has one value for all contexts."""
+PER_CONTEXT, PER_PAIR, PER_BATCH = {"per": "context"}, {"per": "pair"}, {"per": "batch"}
+"""Metadata of a `Target`'s fields: rows of contexts, `Pairs`, and one value for all contexts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,10 +256,10 @@ class Target:
         num_contexts, num_actions = self.present.shape
         parts: dict[str, Any] = {}
         for item in fields(self):
-            value, unit = getattr(self, item.name), item.metadata["per"]
-            if unit == "pair":
+            value = getattr(self, item.name)
+            if item.metadata == PER_PAIR:
                 parts[item.name] = value.select(rows, num_actions, num_contexts)
-            elif unit == "context":
+            elif item.metadata == PER_CONTEXT:
                 parts[item.name] = select_rows(value, rows)
         return replace(self, **parts)
 

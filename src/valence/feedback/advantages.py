@@ -31,10 +31,8 @@ def episode_advantages(
         value: V of every observation, the one after the last action included. Anything where absent.
         terminated: whether the episode ended by itself: its last value counts as 0. An episode that was cut off keeps
             its last value.
-        discount: gamma, in [0, 1].
-        gae_lambda: lambda, in [0, 1]: 0 trusts V of the next observation, 1 the rewards alone.
-    Raises:
-        ValueError: discount or gae_lambda out of range.
+        discount: gamma, in [0, 1]; else ValueError.
+        gae_lambda: lambda, in [0, 1]: 0 trusts V of the next observation, 1 the rewards alone; else ValueError.
     """
     for name, number in {"discount": discount, "gae_lambda": gae_lambda}.items():
         if not 0 <= number <= 1:

@@ -28,9 +28,7 @@ def rewards_to_preferences(rewards: Rewards, *, temperature: float | None = None
 
     Args:
         temperature: None gives 1 to the higher and 1/2 to ties; otherwise P(i beats j) = sigmoid((r_i - r_j) /
-            temperature), in the reward's unit.
-    Raises:
-        ValueError: temperature <= 0.
+            temperature), in the reward's unit, above 0.
     """
     if temperature is not None and not temperature > 0:
         raise ValueError(f"`temperature` must be > 0, got {temperature}")
@@ -43,10 +41,7 @@ def rewards_to_preferences(rewards: Rewards, *, temperature: float | None = None
 def labels_to_preferences(labels: Labels) -> Preferences:
     """Within a context, every accepted action beats every rejected one. Lossy.
 
-    Lost: unlabelled actions, and contexts with labels of one sign.
-
-    Raises:
-        ValueError: no context has both signs, so that there is nothing to compare.
+    Lost: unlabelled actions, and contexts with labels of one sign. ValueError if no context has both signs.
     """
     accepted = labels.present & (labels.sign > 0)
     rejected = labels.present & (labels.sign < 0)
@@ -63,8 +58,7 @@ def labels_to_preferences(labels: Labels) -> Preferences:
 def preferences_to_win_rates(preferences: Preferences) -> Rewards:
     """Each action's mean probability of winning over the opponents it was compared with. Lossy.
 
-    A comparison counts for both sides, whichever direction was recorded; where both were, they are averaged. Actions
-    never compared are dropped.
+    A comparison counts for both sides, whichever direction was recorded. Actions never compared are dropped.
     """
     win, known = reciprocal(preferences.win, preferences.observed, preferences.present, total=1.0)
     count = known.sum(-1)
@@ -75,9 +69,8 @@ def preferences_to_win_rates(preferences: Preferences) -> Rewards:
 def preferences_to_labels(preferences: Preferences) -> Labels:
     """Accept what wins at least half of its comparisons, reject the rest. Lossy.
 
-    The bar is a win rate of 1/2; a win rate equal to it is accepted. A pair becomes one accepted and one rejected
-    action, a ranking its better and its worse half. Actions that were never compared, and contexts whose win rates are
-    all equal, are dropped.
+    A pair becomes one accepted and one rejected action, a ranking its better and its worse half. Actions that were
+    never compared, and contexts whose win rates are all equal, are dropped.
     """
     rates = preferences_to_win_rates(preferences)
     present = rates.present & has_spread(rates)
@@ -138,11 +131,7 @@ def has_spread(rewards: Rewards) -> Bool[Tensor, "N 1"]:
 
 
 def reward_statistics(rewards: Rewards) -> tuple[float, float]:
-    """Mean and standard deviation (population, as for "variance 1") of the present rewards.
-
-    Raises:
-        ValueError: no reward is present.
-    """
+    """Mean and population standard deviation of the present rewards; ValueError if none is present."""
     known = rewards.value[rewards.present]
     if known.numel() == 0:
         raise ValueError("no reward is present: there is nothing to standardize")
@@ -152,10 +141,7 @@ def reward_statistics(rewards: Rewards) -> tuple[float, float]:
 def standardize(rewards: Rewards, *, mean: float | None = None, std: float | None = None) -> Rewards:
     """Rewards to mean 0 and variance 1, by the data set's statistics or, when None, by those present here.
 
-    Lossless given the two numbers. Rewards without spread (std 0) are only centred: all become 0.
-
-    Raises:
-        ValueError: std < 0, or only one of mean and std given.
+    Lossless given the two numbers. Rewards without spread (std 0) all become 0. ValueError if std < 0.
     """
     if (mean is None) != (std is None):
         raise ValueError("give both mean and std, or neither")

@@ -22,10 +22,7 @@ def label_top_k(rewards: Rewards, *, top: int, bottom: int) -> Labels:
 
     Actions that tie with the last one accepted are accepted too (and likewise rejected), so that order does not
     matter; an action that ties with both bars is unlabelled. Contexts with fewer than `top + bottom` actions, or
-    without spread, are dropped.
-
-    Raises:
-        ValueError: top < 0, bottom < 0, or both 0.
+    without spread, are dropped. ValueError if a number is negative or both are 0.
     """
     if top < 0 or bottom < 0 or top + bottom == 0:
         raise ValueError(f"top and bottom must be >= 0 and not both 0, got top={top}, bottom={bottom}")
@@ -40,10 +37,8 @@ def label_ranked(rewards: Rewards, *, top: int, bottom: int) -> Labels:
     """Accept exactly `top` and reject exactly `bottom` actions of each context; ties go by their order. Lossy.
 
     For actions drawn at random, all present, where the share of each class must be known beforehand. Identical actions
-    (bins have many) may be accepted once and rejected once, and then cancel.
-
-    Raises:
-        ValueError: top < 0, bottom < 0, or together more than there are actions.
+    (bins have many) may be accepted once and rejected once, and then cancel. ValueError if a number is negative, or if
+    both together are more than there are actions.
     """
     number = rewards.value.shape[-1]
     if top < 0 or bottom < 0 or top + bottom > number:

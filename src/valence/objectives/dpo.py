@@ -23,11 +23,8 @@ variance of log(pi / pi_ref); PMPO has the mean KL(pi_ref || pi) in its place.
 Iterative DPO (REBEL paper, Eq. 21) anchors h at pi_t, the policy that drew the pair, in place of pi_ref: DPO with
 `anchor="old"`.
 
-Departs from the papers:
-- All pairs of a context with many actions are formed; ties are dropped. How much better an action is (`gap`) is not
-  used.
-- RPO divides the chosen action's negative log-likelihood by its number of steps, without the prompt's; the DPO part is
-  not divided.
+Departs from the papers: all pairs of a context with many actions are formed; ties are dropped; how much better an
+action is (`gap`) is not used. RPO's number of steps is without the prompt's.
 """
 
 from __future__ import annotations
@@ -43,8 +40,10 @@ from valence.objectives import common
 from valence.objectives.common import PairTarget
 from valence.types import Likelihood, Loss
 
+PerPair = Float[Tensor, " P"]
 
-def dpo_loss(gap: Float[Tensor, " P"], *, beta: float, label_smoothing: float = 0.0) -> Float[Tensor, " P"]:
+
+def dpo_loss(gap: PerPair, *, beta: float, label_smoothing: float = 0.0) -> PerPair:
     """Logistic loss of the implicit reward gap beta h.
 
     Args:
@@ -55,32 +54,20 @@ def dpo_loss(gap: Float[Tensor, " P"], *, beta: float, label_smoothing: float = 
     return -(1 - label_smoothing) * logsigmoid(beta * gap) - label_smoothing * logsigmoid(-beta * gap)
 
 
-def ipo_loss(gap: Float[Tensor, " P"], *, beta: float) -> Float[Tensor, " P"]:
+def ipo_loss(gap: PerPair, *, beta: float) -> PerPair:
     """(h - 1 / (2 beta))^2, in squared nats: the gap is regressed on a constant."""
     return (gap - 1 / (2 * beta)).square()
 
 
-def ipo_appendix_e_loss(
-    better_log_prob: Float[Tensor, " P"], worse_log_prob: Float[Tensor, " P"], gap: Float[Tensor, " P"], *, beta: float
-) -> Float[Tensor, " P"]:
+def ipo_appendix_e_loss(better_log_prob: PerPair, worse_log_prob: PerPair, gap: PerPair, *, beta: float) -> PerPair:
     """-log pi(y_w) + log pi(y_l) + beta h^2, in nats: IPO written as PMPO's terms with a variance for its KL."""
     return worse_log_prob - better_log_prob + beta * gap.square()
 
 
 def rpo_loss(
-    gap: Float[Tensor, " P"],
-    better_log_prob: Float[Tensor, " P"],
-    better_steps: Float[Tensor, " P"],
-    *,
-    beta: float,
-    sft_weight: float,
-) -> Float[Tensor, " P"]:
-    """DPO plus the chosen action's negative log-likelihood per step.
-
-    Args:
-        better_steps: how many steps the better action has.
-        sft_weight: weight of the second term, >= 0.
-    """
+    gap: PerPair, better_log_prob: PerPair, better_steps: PerPair, *, beta: float, sft_weight: float
+) -> PerPair:
+    """DPO plus `sft_weight` times the chosen action's negative log-likelihood per step; it has `better_steps`."""
     return dpo_loss(gap, beta=beta) - sft_weight * better_log_prob / better_steps
 
 
@@ -115,8 +102,8 @@ class _Pairwise(common.PairObjective):
         return Loss({"policy": loss}, common.means(values))
 
     def _pair_loss(
-        self, gap: Float[Tensor, " P"], log_prob: Float[Tensor, " NK"], target: PairTarget, likelihood: Likelihood
-    ) -> Float[Tensor, " P"]:
+        self, gap: PerPair, log_prob: Float[Tensor, " NK"], target: PairTarget, likelihood: Likelihood
+    ) -> PerPair:
         """The loss of each pair from its gap h and the flattened log-probabilities."""
         raise NotImplementedError
 

@@ -31,18 +31,15 @@ def pmpo_from_data(objective: Any, classes: ClassCounts) -> tuple[Any, list[str]
     if objective.regularizer == "bc" and classes.accepted + classes.rejected == classes.rows:
         raise UserError("`regularizer=bc` takes unlabelled rows in the KL's place, and there are none: use kl")
     if objective.accepted_fraction is None:
-        objective = replace(
-            objective, accepted_fraction=classes.accepted / classes.rows,
-            rejected_fraction=classes.rejected / classes.rows,
-        )  # fmt: skip
+        accepted, rejected = classes.accepted / classes.rows, classes.rejected / classes.rows
+        objective = replace(objective, accepted_fraction=accepted, rejected_fraction=rejected)
     alpha = objective.accepted_weight
     objective = replace(objective, alpha=alpha)
     if alpha == 1.0 and not classes.accepted:
         raise UserError("PMPO-A learns from accepted rows, and there are none: use `preset=r`")
     if alpha == 0.0 and not classes.rejected:
         raise UserError("PMPO-R learns from rejected rows, and there are none: use `preset=a`")
-    warning = objective.unbounded_reason()
-    return objective, [f"warning: {warning}"] if warning else []
+    return objective, _warnings(objective.unbounded_reason())
 
 
 def kto_from_data(objective: Any, classes: ClassCounts) -> tuple[Any, list[str]]:
@@ -61,14 +58,9 @@ def supervised_from_data(objective: Any, classes: ClassCounts) -> tuple[Any, lis
 
 @dataclass(frozen=True)
 class Acting:
-    """What a control run tells its method: the kind of policy, the size of its actions, and how they are judged.
+    """A control run's policy (Gaussian or categorical), size of an action, and number of actions judged in a state.
 
-    Args:
-        gaussian: whether the policy is Gaussian (else categorical).
-        action_size: D, dimensions of an action.
-        num_actions: actions judged in each state.
-        labelling: the `ValueLabelling` that turns values into labels.
-        coupled: the option of that name.
+    `labelling` is the `ValueLabelling` that turns values into labels, `coupled` the option of that name.
     """
 
     gaussian: bool
@@ -92,18 +84,17 @@ def coupled_pmpo(objective: Any, acting: Acting) -> tuple[Any, list[str]]:
         beta = pmpo_beta(alpha=objective.accepted_weight, accepted=1 - worst, rejected=worst)
     spread = objective.covariance_beta if acting.gaussian and not acting.coupled else None
     objective = replace(objective, alpha=objective.accepted_weight, beta=beta, covariance_beta=spread)
-    warning = _unbounded(objective, worst)
-    return objective, [f"warning: {warning}"] if warning else []
+    if spread is None:
+        return objective, _warnings(objective.unbounded_reason(accepted=1 - worst, rejected=worst))
+    # A mean that is learned apart is held by any beta above 1 - 2 alpha.
+    least = 1 - 2 * objective.alpha
+    held = beta > least or beta == least == 0
+    reason = f"beta = {beta:g} does not hold the mean: raise it above 1 - 2 alpha = {least:g}"
+    return objective, _warnings(None if held else reason)
 
 
-def _unbounded(objective: Any, worst: float) -> str | None:
-    """Why PMPO may run away. A mean that is learned apart is held by any beta above 1 - 2 alpha."""
-    if objective.covariance_beta is None:
-        return objective.unbounded_reason(accepted=1 - worst, rejected=worst)
-    least, beta = 1 - 2 * objective.alpha, objective.beta
-    if beta > least or (beta == least == 0):
-        return None
-    return f"beta = {beta:g} does not hold the mean: raise it above 1 - 2 alpha = {least:g}"
+def _warnings(reason: str | None) -> list[str]:
+    return [f"warning: {reason}"] if reason else []
 
 
 def mpo_per_dimension(objective: Any, acting: Acting) -> tuple[Any, list[str]]:

@@ -8,8 +8,7 @@ Units: nats; log-ratios are sums over an action's steps.
 
 z0 stands for KL(pi || pi_ref). The paper estimates it as max(0, mean log-ratio of mismatched completions): each
 context x is paired with a completion y' of another context. y' is not drawn from pi(.|x), so the estimate is biased:
-for y' ~ mu its mean is KL(mu || pi_ref) - KL(mu || pi), which can be negative, hence the max. The paper chose it
-because it is cheap.
+for y' ~ mu its mean is KL(mu || pi_ref) - KL(mu || pi), which can be negative, hence the max.
 
 Departs from the paper and from common code:
 - z0 is one number per *collected* batch, computed in `prepare` without gradient; common code recomputes it for each

@@ -106,8 +106,6 @@ class MPO(common.Defaults):
         init_temperature: First value of the E-step's temperature, in the reward's unit, above 0.
         init_multiplier: First value of the multiplier of the mean's bound, above 0.
         init_multiplier_covariance: First value of the multiplier of the covariance's bound, above 0.
-    Raises:
-        ValueError: a field is out of range.
     """
 
     epsilon: float = 0.1
@@ -169,21 +167,13 @@ class MPO(common.Defaults):
         share = present / present.sum(-1, keepdim=True).clamp(min=1)
         contexts = present.any(-1).sum().clamp(min=1)
         policy = torch.zeros_like(share)
-        for half, log_prob, kl, epsilon in self._halves(total):
-            multiplier = duals[half]
-            kl = common.zero_absent(kl, present)
+        bounds = {"mean": self.epsilon_mean} | ({"covariance": self.epsilon_covariance} if self.decoupled else {})
+        for half, epsilon in bounds.items():
+            which, multiplier = f"_{half}" if self.decoupled else "", duals[half]
+            log_prob = common.part(total, f"log_prob{which}", "MPO")
+            kl = common.zero_absent(common.part(total, f"ref_kl{which}", "MPO"), present)
             policy = policy - weight * common.zero_absent(log_prob, present) + multiplier.detach() * share * kl
             dual = dual + multiplier * (share * (epsilon - kl.detach())).sum(-1, keepdim=True)
             metrics[f"kl_ref_policy_{half}"] = (share * kl.detach()).sum() / contexts
             metrics[f"multiplier_{half}"] = multiplier.detach()
         return Loss({"policy": policy, "dual": dual}, metrics)
-
-    def _halves(self, total: Likelihood) -> list[tuple[str, Tensor, Tensor, float]]:
-        """(name, log pi, KL, bound) of each part that has a bound of its own."""
-        if not self.decoupled:
-            return [("mean", total.log_prob, common.part(total, "ref_kl", "MPO"), self.epsilon_mean)]
-        halves = {"mean": self.epsilon_mean, "covariance": self.epsilon_covariance}
-        parts = {
-            half: [common.part(total, f"{name}_{half}", "MPO") for name in ("log_prob", "ref_kl")] for half in halves
-        }
-        return [(half, *parts[half], epsilon) for half, epsilon in halves.items()]

@@ -140,13 +140,7 @@ def pmpo_loss(
 
 @dataclass(frozen=True, kw_only=True)
 class PMPOTarget(Target):
-    """What PMPO makes of feedback.
-
-    Args:
-        weight: signed weight of log pi, `[N, K]`.
-        sign: +1 accepted, -1 rejected, 0 neither or absent, `[N, K]`. It names the class where alpha makes a weight 0.
-        beta: KL weight, `[]`.
-    """
+    """Each action's signed weight of log pi, its class (`sign`: +1 accepted, -1 rejected, 0 neither), the KL weight."""
 
     weight: Float[Tensor, "N K"] = field(metadata=PER_CONTEXT)
     sign: Float[Tensor, "N K"] = field(metadata=PER_CONTEXT)
@@ -174,8 +168,6 @@ class PMPO(common.Defaults):
         covariance_beta: For Gaussian policies: learn mean and covariance apart, so that the spread need not vanish.
             `beta` then weighs the mean's KL and this the covariance's, at least 0; inf keeps the covariance fixed.
             Without it one objective learns both, as in the paper.
-    Raises:
-        ValueError: a field is out of range.
     """
 
     alpha: float | Literal["auto"] = "auto"

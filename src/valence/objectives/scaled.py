@@ -22,19 +22,9 @@ from valence.protocols import Objective
 from valence.types import PER_CONTEXT, PER_STEP, Batch, Likelihood, Loss, Target
 
 
-def in_nats(metric: str) -> bool:
-    """Whether a metric of this name is a log-probability, a log-ratio or a KL."""
-    return metric.startswith("kl_") or metric.endswith(("_log_prob", "_log_ratio"))
-
-
 @dataclass(frozen=True, kw_only=True)
 class ScaledTarget(Target):
-    """The objective's target, twice.
-
-    Args:
-        scaled: made from log-probabilities multiplied by c. For the loss.
-        plain: made from log-probabilities as they are. For metrics in nats.
-    """
+    """The objective's target from log-probabilities times c, for the loss, and from those in nats, for metrics."""
 
     scaled: Target = field(metadata=PER_CONTEXT)
     plain: Target = field(metadata=PER_CONTEXT)
@@ -89,8 +79,8 @@ class ScaledLogProb:
         loss = self.objective(self._scaled(likelihood), target.scaled, state)
         with torch.no_grad():
             metrics = self.objective(likelihood.detach(), target.plain, state).metrics
-        nats = {name: value for name, value in metrics.items() if in_nats(name)}
-        return Loss(loss.terms, {**loss.metrics, **nats})
+        in_nats = {name for name in metrics if name.startswith("kl_") or name.endswith(("_log_prob", "_log_ratio"))}
+        return Loss(loss.terms, {**loss.metrics, **{name: metrics[name] for name in in_nats}})
 
     def _scaled(self, likelihood: Likelihood) -> Likelihood:
         return likelihood.map(lambda part: part * self.log_prob_scale, PER_STEP)

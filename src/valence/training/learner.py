@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -159,12 +159,10 @@ class Learner:
             present = batch.mismatched.mask.any(-1)
             batch = Batch(batch.context, batch.mismatched, Labels(present.long(), present))
             needs = (needs - {"mismatched"}) | {"log_prob", "ref_log_prob"}
-        pieces = [
-            self.policy.likelihood(batch.select(rows), self.reference, needs).detach()
-            for rows in self._micro_batches(batch)
-        ]
-        names = [item.name for item in fields(Likelihood) if getattr(pieces[0], item.name) is not None]
-        return Likelihood(**{name: torch.cat([getattr(piece, name) for piece in pieces]) for name in names})
+        parts = [batch.select(rows) for rows in self._micro_batches(batch)]
+        pieces = [vars(self.policy.likelihood(part, self.reference, needs).detach()) for part in parts]
+        names = [name for name, value in pieces[0].items() if value is not None]
+        return Likelihood(**{name: torch.cat([piece[name] for piece in pieces]) for name in names})
 
     def _accumulate(
         self, batch: Batch, target: Target, sign: Tensor | None
@@ -294,13 +292,9 @@ def make_optimizer(
 
 def _by_size(parameters: Sequence[torch.nn.Parameter]) -> list[dict[str, Any]]:
     """Adafactor's groups: weights that have a size, and zero weights with the size to assume for them."""
-    sized: list[torch.nn.Parameter] = []
-    zero: dict[float, list[torch.nn.Parameter]] = {}
+    groups: dict[float | None, list[torch.nn.Parameter]] = {None: []}
     for part in parameters:
-        if bool(part.detach().any()):
-            sized.append(part)
-        else:
-            # A bias has a fan-in of 1.
-            zero.setdefault(part.shape[-1] ** -0.5 if part.dim() > 1 else 1.0, []).append(part)
-    assumed = [{"params": parts, "eps": (None, size)} for size, parts in zero.items()]
-    return [{"params": sized}, *assumed] if sized else assumed
+        # A bias has a fan-in of 1.
+        fan_in = part.shape[-1] if part.dim() > 1 else 1
+        groups.setdefault(None if bool(part.detach().any()) else fan_in**-0.5, []).append(part)
+    return [{"params": parts} | ({"eps": (None, size)} if size else {}) for size, parts in groups.items() if parts]
