@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from experiments.bandit import methods as bandit
+from experiments.bandit.methods import Problem
 from experiments.common.experiment import Experiment, Setting, Size, cached, key, plain
 
 
@@ -78,22 +80,27 @@ def test_rows_come_in_the_order_of_the_settings(tmp_path: Path, capsys: pytest.C
     assert len((tmp_path / "calls.txt").read_text().splitlines()) == 3
 
 
-@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_a_failing_run_does_not_stop_the_others(
-    tmp_path: Path, workers: int, capsys: pytest.CaptureFixture[str]
-) -> None:
-    experiment = make(tmp_path, workers=workers)
+def test_a_failing_run_does_not_stop_the_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    experiment = make(tmp_path)
     settings = [SomeSetting("a"), SomeSetting("b", 0, {"fails": True}), SomeSetting("c")]
-    if workers > 1:
-        # A function of a test file cannot be imported in another process.
-        with pytest.raises(Exception):  # noqa: B017
-            experiment.run_all(doubled, settings, experiment.size, tmp_path)
-        return
     with pytest.raises(ValueError, match="it fails"):
         experiment.run_all(doubled, settings, experiment.size, tmp_path)
     rows = experiment.run_all(doubled, settings, experiment.size, tmp_path, keep_going=True)
     assert [row["name"] for row in rows] == ["a", "c"]
     assert capsys.readouterr().out.count("b seed 0 FAILED: it fails") == 2
+
+
+@pytest.mark.slow
+def test_processes_side_by_side_give_the_same_rows(tmp_path: Path) -> None:
+    """A function of a test file cannot be imported in another process: these are runs of the bandit experiment."""
+    problem = Problem("sphere", 2)
+    settings = [bandit.Setting("random search", seed, part="product", problem=problem, limit=9) for seed in range(3)]
+    alone = make(tmp_path / "one").run_all(bandit.run_setting, settings)
+    assert make(tmp_path / "two", workers=2).run_all(bandit.run_setting, settings) == alone
+    unknown = [settings[0], replace(settings[0], name="nope"), settings[1]]
+    with pytest.raises(KeyError, match="nope"):
+        make(tmp_path / "three", workers=2).run_all(bandit.run_setting, unknown)
+    assert len(list((tmp_path / "three" / "runs").glob("*.json"))) == 2
 
 
 def test_smoke_takes_one_process_and_the_command_names_no_folder_of_the_machine(
