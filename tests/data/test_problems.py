@@ -168,9 +168,7 @@ def test_no_files() -> None:
 def test_unknown_and_absent_columns(load_rows: Any) -> None:
     with pytest.raises(UserError, match="has promt=question, which is no field: the fields are prompt, completion"):
         load_rows(GOOD, columns={"promt": "question"})
-    with pytest.raises(
-        UserError, match="has prompt=question, and no row has a column question: there are prompt, c"
-    ):
+    with pytest.raises(UserError, match="has prompt=question, and no row has a column question: there are prompt, c"):
         load_rows(GOOD, columns={"prompt": "question"})
 
 
