@@ -314,8 +314,10 @@ class _Problem:
                 held.append((logits, ref, columns))
             parts, lse, ref_lse = running.close(reference=self.ref_head is not None)
             pieces.append(parts | {"lse": lse, "ref_lse": ref_lse})
+            if gradients is None:
+                continue
             part = {name: value[where] for name, value in coefficients.items()}
-            for logits, ref, columns in held if gradients is not None else ():
+            for logits, ref, columns in held:
                 grad = _logit_gradient(logits, ref, lse, ref_lse, rows.targets, columns, part, None, self.head)
                 gradients.add(grad, rows.hidden, where, columns)
         parts = {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
