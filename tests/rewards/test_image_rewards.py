@@ -11,7 +11,6 @@ import pytest
 from PIL import Image
 
 from valence.errors import UserError
-from valence.rewards.ensemble import Ensemble, weighted_sum
 from valence.rewards.image_loading import load_image_reward, parse_sum
 from valence.rewards.images import JUDGE
 from valence.rewards.judge import SelfPlay
@@ -111,13 +110,6 @@ def test_a_name_of_nothing_gives_one_clear_line(name: str, message: str) -> None
 def test_a_sums_weights() -> None:
     assert parse_sum("sum:jpeg-small,0.5*digit") == [(1.0, "jpeg-small"), (0.5, "digit")]
     assert parse_sum("sum: -2 * a.py:f, +1e-1*b") == [(-2.0, "a.py:f"), (0.1, "b")]
-
-
-def test_a_sum_by_hand() -> None:
-    """2*1 - 0.5*4 + 8 = 8; 2*3 - 0.5*2 + 0 = 5; the third has no second part and so no sum."""
-    parts = ([1.0, 3.0, 5.0], [4.0, 2.0, None], [8.0, 0.0, 1.0])
-    members = [lambda own=own, **_: own for own in parts]
-    assert Ensemble(members, weighted_sum((2.0, -0.5, 1.0)))(PROMPTS, IMAGES) == [8.0, 5.0, None]
 
 
 def test_a_sum_by_name(tmp_path: Path) -> None:

@@ -1,10 +1,9 @@
-"""Reward models: what they learn of pairs and scores, alone and in ensembles, and how they judge."""
+"""Reward models: what they learn from pairs and scores, and how they judge."""
 
 from __future__ import annotations
 
 import json
 import math
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from valence.data.formats import load_feedback
 from valence.errors import UserError
 from valence.objectives.bradley_terry import bradley_terry_loss, score_loss
 from valence.rewards import load_reward
-from valence.rewards.ensemble import COMBINATIONS, Ensemble, cautious
 from valence.rewards.training import Comparison, comparisons, scored
 from valence.runs.reward_model import reward_model
 
@@ -84,26 +82,6 @@ def test_scores_are_regressed_on(tiny_llama: Path, tmp_path: Path) -> None:
     feedback = write(tmp_path / "scores.jsonl", rows)
     figures = fit(feedback, tiny_llama, tmp_path / "rm", kind="scores", eval_fraction=0.2)
     assert figures["kind"] == "scores" and figures["rmse"] < 0.3 and figures["correlation"] > 0.8
-
-
-def test_ensembles_by_hand() -> None:
-    def judge(*values: float | None) -> Any:
-        return lambda **_: list(values)
-
-    judges = [judge(1.0, 2.0, None), judge(3.0, 2.0, 1.0)]
-    assert Ensemble(judges, COMBINATIONS["mean"])([], []) == [2.0, 2.0, None]
-    assert Ensemble(judges, COMBINATIONS["worst"])([], []) == [1.0, 2.0, None]
-    assert Ensemble(judges, COMBINATIONS["cautious"])([], []) == [1.0, 2.0, None]
-    assert Ensemble(judges, partial(cautious, weight=0.5))([], []) == [1.5, 2.0, None]
-    with pytest.raises(ValueError, match="at least one judge"):
-        Ensemble([], min)
-
-
-def test_an_ensemble_by_its_name() -> None:
-    assert load_reward("worst:length,regex:b")(["p", "p"], ["a b c", "b"]) == [1.0, 1.0]
-    assert load_reward("mean:length,regex:b")(["p", "p"], ["a b c", "b"]) == [2.0, 1.0]
-    with pytest.raises(UserError, match="needs two rewards or more"):
-        load_reward("mean:length")
 
 
 def test_a_model_without_a_judges_head_is_refused(tiny_llama: Path) -> None:
