@@ -39,11 +39,13 @@ from valence.objectives.fitting import (
 from valence.objectives.grpo import GRPO
 from valence.objectives.kto import KTO
 from valence.objectives.mpo import MPO
+from valence.objectives.orpo import ORPO
 from valence.objectives.pmpo import PMPO, PRESETS
 from valence.objectives.policy_gradient import REINFORCE, RLOO, CoPG
 from valence.objectives.ppo import PPO
 from valence.objectives.ppo_without_critic import PPOWithoutCritic
 from valence.objectives.rebel import REBEL
+from valence.objectives.simpo import SimPO
 from valence.objectives.supervised import Supervised
 from valence.runs.options import (
     Coupling,
@@ -186,6 +188,8 @@ ALIGN: dict[str, Method] = {
     "dpo": replace(_dpo, fixed=_at_reference),
     "ipo": Method(objective=IPO, takes="preferences", fixed=_at_reference),
     "rpo": Method(objective=RPO, takes="preferences", fixed=_at_reference),
+    "simpo": Method(objective=SimPO, takes="preferences"),
+    "orpo": Method(objective=ORPO, takes="preferences"),
     "supervised": Method(
         objective=Supervised, takes="labels", prepare=supervised_groups, fit=supervised_from_data,
     ),
