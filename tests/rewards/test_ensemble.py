@@ -10,7 +10,7 @@ import pytest
 
 from valence.errors import UserError
 from valence.rewards import RewardFunction, load_reward
-from valence.rewards.ensemble import COMBINATIONS, Ensemble, Judge, Reported, cautious, weighted_sum
+from valence.rewards.ensemble import COMBINATIONS, Ensemble, Judge, cautious, weighted_sum
 from valence.rewards.functions import as_judge, name_of
 from valence.rewards.http_judge import PairJudge
 from valence.rewards.image_loading import image_judge, load_image_reward
@@ -60,7 +60,7 @@ def test_every_judge_has_a_name_failures_and_repeated_calls(tmp_path: Path) -> N
     loaded = [(load_reward(name), name) for name in names] + [(load_image_reward(name), name) for name in images]
     bare = [(Ensemble([len], min, name="e"), "e"), (PairFunction(half), "half"), (PairJudge("m", "http://x"), "m")]
     for judge, name in [*loaded, *bare, (SelfPlay(half, name="s"), "s")]:
-        assert isinstance(judge, Reported) and judge.name == name_of(judge) == name
+        assert isinstance(judge, Judge) and judge.name == name_of(judge) == name
         assert dict(judge.failures) == {} and judge.repeated == 0
 
 

@@ -17,8 +17,8 @@ NO_FAILURES: Mapping[str, int] = MappingProxyType({})
 
 
 @runtime_checkable
-class Reported(Protocol):
-    """What a run reports of a judge, single or pairwise.
+class Judge(Protocol):
+    """A `RewardFn` that a run can report on. Pairwise judges have the same attributes.
 
     Attributes:
         name: what reports call it.
@@ -34,11 +34,6 @@ class Reported(Protocol):
 
     @property
     def repeated(self) -> int: ...
-
-
-@runtime_checkable
-class Judge(Reported, Protocol):
-    """A `RewardFn` that a run can report on."""
 
     def __call__(
         self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from valence.errors import UserError
@@ -32,8 +31,24 @@ def load_image_reward(name: str, *, device: str = "cpu", timeout: float = 60.0, 
     Raises:
         UserError: there is no such reward.
     """
+
+    def load(name: str) -> Judge:
+        kind, _, rest = name.partition(":")
+        if kind == "sum":
+            weights, members = zip(*parse_sum(name), strict=True)
+            together = Ensemble([load(member) for member in members], weighted_sum(weights))
+            return RewardFunction(together, name=name, timeout=math.inf, what="images")
+        if kind == "pairwise":
+            pairs = _of_copies(load_function(rest, IMAGE_REWARDS))
+            return SelfPlay(PairFunction(pairs, name=name, timeout=timeout, what="pairs of images"), name=name)
+        own = _own(name, kind, rest, device)
+        if own is not None:
+            # The first call fits or loads a classifier, so it has no timeout.
+            return image_judge(own, name=name, timeout=math.inf)
+        return image_judge(load_function(name, IMAGE_REWARDS), name=name, timeout=timeout)
+
     with about(argument):
-        return _Loader(device, timeout).load(name)
+        return load(name)
 
 
 def image_judge(reward: Any, *, name: str = "", timeout: float = 60.0) -> Judge:
@@ -43,38 +58,17 @@ def image_judge(reward: Any, *, name: str = "", timeout: float = 60.0) -> Judge:
     return RewardFunction(_as_judge(reward), name=name or name_of(reward), timeout=timeout, what="images")
 
 
-@dataclass(frozen=True)
-class _Loader:
-    """The options of `load_image_reward`."""
+def _own(name: str, kind: str, folder: str, device: str) -> ImageReward | None:
+    """A reward that comes with Valence, or the model of a folder."""
+    if kind in ("classifier", "aesthetic") and not folder:
+        raise UserError(f"{name} needs a folder: {kind}:FOLDER")
+    if kind == "classifier":
+        return ImageClassifier(folder, device=device)
+    if kind == "aesthetic":
+        from valence.rewards.aesthetic import AestheticPredictor
 
-    device: str
-    timeout: float
-
-    def load(self, name: str) -> Judge:
-        kind, _, rest = name.partition(":")
-        if kind == "sum":
-            weights, members = zip(*parse_sum(name), strict=True)
-            together = Ensemble([self.load(member) for member in members], weighted_sum(weights), name=name)
-            return RewardFunction(together, name=name, timeout=math.inf, what="images")
-        if kind == "pairwise":
-            pairs = _of_copies(load_function(rest, IMAGE_REWARDS))
-            return SelfPlay(PairFunction(pairs, name=name, timeout=self.timeout, what="pairs of images"), name=name)
-        own = self._own(name, kind, rest)
-        if own is not None:
-            # The first call fits or loads a classifier, so it has no timeout.
-            return image_judge(own, name=name, timeout=math.inf)
-        return image_judge(load_function(name, IMAGE_REWARDS), name=name, timeout=self.timeout)
-
-    def _own(self, name: str, kind: str, folder: str) -> ImageReward | None:
-        if kind in ("classifier", "aesthetic") and not folder:
-            raise UserError(f"{name} needs a folder: {kind}:FOLDER")
-        if kind == "classifier":
-            return ImageClassifier(folder, device=self.device)
-        if kind == "aesthetic":
-            from valence.rewards.aesthetic import AestheticPredictor
-
-            return AestheticPredictor(folder, device=self.device)
-        return ready_image_rewards().get(name)
+        return AestheticPredictor(folder, device=device)
+    return ready_image_rewards().get(name)
 
 
 def parse_sum(name: str) -> list[tuple[float, str]]:

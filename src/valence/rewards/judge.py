@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from valence.feedback.conversions import preferences_to_self_play
-from valence.rewards.ensemble import NO_FAILURES, Reported
+from valence.rewards.ensemble import NO_FAILURES, Judge
 from valence.rewards.functions import RewardFunction, name_of
 from valence.types import Preferences
 
@@ -61,13 +61,13 @@ class SelfPlay:
         """The number of completions without a verdict, under the failures that the judge counts for pairs."""
         if not self.missing:
             return NO_FAILURES
-        by_pair = self.judge.failures if isinstance(self.judge, Reported) else NO_FAILURES
+        by_pair = self.judge.failures if isinstance(self.judge, Judge) else NO_FAILURES
         pairs = [f"{count} pairs: {why}" for why, count in by_pair.items()]
         return {"; ".join(["no clear verdict", *pairs]): self.missing}
 
     @property
     def repeated(self) -> int:
-        return self.judge.repeated if isinstance(self.judge, Reported) else 0
+        return self.judge.repeated if isinstance(self.judge, Judge) else 0
 
     def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **_: Any) -> list[float | None]:
         groups = [list(group) for _, group in groupby(range(len(prompts)), key=prompts.__getitem__)]

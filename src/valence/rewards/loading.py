@@ -9,13 +9,14 @@ import math
 import re
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from valence.errors import UserError
 from valence.rewards.ensemble import COMBINATIONS, Ensemble, Judge, RewardFn
 from valence.rewards.functions import RewardFunction, ready_rewards, text_of
+from valence.rewards.http_judge import PairJudge
+from valence.rewards.judge import PairFunction, SelfPlay
 
 
 def load_reward(
@@ -39,8 +40,28 @@ def load_reward(
     Raises:
         UserError: there is no such reward.
     """
+
+    def load(name: str) -> Judge:
+        ready = ready_rewards()
+        kind, colon, rest = name.partition(":")
+        if name in ready:
+            return RewardFunction(ready[name], name=name, timeout=timeout)
+        if colon and kind == "regex":
+            return RewardFunction(_pattern(rest), name=name, timeout=timeout)
+        if colon and kind in COMBINATIONS:
+            together = Ensemble([load(member) for member in _members(name, rest)], COMBINATIONS[kind])
+            return RewardFunction(together, name=name, timeout=math.inf)
+        if _compares(name):
+            return SelfPlay(_pair_judge(name, device, timeout, cache, template), name=name)
+        if Path(name).is_dir():
+            from valence.rewards.reward_model import RewardModel
+
+            # It is no user's code and runs on the trainer's device, so it has no timeout.
+            return RewardFunction(RewardModel(name, device=device), name=name, timeout=math.inf)
+        return RewardFunction(load_function(name, TEXT_REWARDS), name=name, timeout=timeout)
+
     with about(argument):
-        return _Loader(device, timeout, cache, template).load(name)
+        return load(name)
 
 
 @contextlib.contextmanager
@@ -52,61 +73,31 @@ def about(argument: str) -> Iterator[None]:
         raise UserError(f"`{argument}`: {error}") from error
 
 
-@dataclass(frozen=True)
-class _Loader:
-    """The options of `load_reward`."""
+def _members(name: str, members: str) -> list[str]:
+    """The rewards of an ensemble."""
+    parts = [member for member in members.split(",") if member]
+    if len(parts) < 2:
+        raise UserError(f"{name} needs two rewards or more, with commas between them")
+    if pairwise := next((part for part in parts if _compares(part)), None):
+        raise UserError(
+            f"{name} cannot contain {pairwise}: it compares two completions and gives none a score of its own, "
+            "which an ensemble needs; use it alone"
+        )
+    return parts
 
-    device: str
-    timeout: float
-    cache: Path | None
-    template: str
 
-    def load(self, name: str) -> Judge:
-        ready = ready_rewards()
-        kind, colon, rest = name.partition(":")
-        if name in ready:
-            return RewardFunction(ready[name], name=name, timeout=self.timeout)
-        if colon and kind == "regex":
-            return RewardFunction(_pattern(rest), name=name, timeout=self.timeout)
-        if colon and kind in COMBINATIONS:
-            return RewardFunction(self._ensemble(name, kind, rest), name=name, timeout=math.inf)
-        if _compares(name):
-            from valence.rewards.judge import SelfPlay
+def _pair_judge(name: str, device: str, timeout: float, cache: Path | None, template: str) -> Any:
+    kind, _, rest = name.partition(":")
+    if kind == "pairwise":
+        return PairFunction(load_function(rest, TEXT_REWARDS), name=name, timeout=timeout)
+    if kind != "judge":
+        from valence.rewards.preference_model import PreferenceModel
 
-            return SelfPlay(self._pair_judge(name, kind, rest), name=name)
-        if Path(name).is_dir():
-            from valence.rewards.reward_model import RewardModel
-
-            # It is no user's code and runs on the trainer's device, so it has no timeout.
-            return RewardFunction(RewardModel(name, device=self.device), name=name, timeout=math.inf)
-        return RewardFunction(load_function(name, TEXT_REWARDS), name=name, timeout=self.timeout)
-
-    def _ensemble(self, name: str, way: str, members: str) -> Ensemble:
-        parts = [member for member in members.split(",") if member]
-        if len(parts) < 2:
-            raise UserError(f"{name} needs two rewards or more, with commas between them")
-        if pairwise := next((part for part in parts if _compares(part)), None):
-            raise UserError(
-                f"{name} cannot contain {pairwise}: it compares two completions and gives none a score of its own, "
-                "which an ensemble needs; use it alone"
-            )
-        return Ensemble([self.load(part) for part in parts], COMBINATIONS[way], name=name)
-
-    def _pair_judge(self, name: str, kind: str, rest: str) -> Any:
-        if kind == "pairwise":
-            from valence.rewards.judge import PairFunction
-
-            return PairFunction(load_function(rest, TEXT_REWARDS), name=name, timeout=self.timeout)
-        if kind != "judge":
-            from valence.rewards.preference_model import PreferenceModel
-
-            return PreferenceModel(name, device=self.device)
-        model, at, url = rest.partition("@")
-        if not at or not model or not url.startswith(("http://", "https://")):
-            raise UserError(f"{name} must have the form judge:MODEL@URL, such as judge:gpt@http://localhost:8000/v1")
-        from valence.rewards.http_judge import PairJudge
-
-        return PairJudge(model, url, template=self.template, cache=self.cache, timeout=self.timeout)
+        return PreferenceModel(name, device=device)
+    model, at, url = rest.partition("@")
+    if not at or not model or not url.startswith(("http://", "https://")):
+        raise UserError(f"{name} must have the form judge:MODEL@URL, such as judge:gpt@http://localhost:8000/v1")
+    return PairJudge(model, url, template=template, cache=cache, timeout=timeout)
 
 
 def _compares(name: str) -> bool:

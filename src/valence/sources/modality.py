@@ -75,8 +75,7 @@ class Modality(Protocol):
         unit: what is counted for speed.
     """
 
-    @property
-    def unit(self) -> str: ...
+    unit: str
 
     def context(self, policy: Any, prompts: Sequence[EncodedPrompt]) -> Any:
         """The prompts in the form that the policy reads."""

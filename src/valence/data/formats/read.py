@@ -73,7 +73,11 @@ def _delimiter(header: str) -> str:
 
 def _csv(path: Path, content: bytes) -> Iterator[Found]:
     """Rows of a table with a header. Empty cells are absent; cells that hold JSON messages or lists are parsed."""
-    text = _decoded(path, content)
+    try:
+        text = content.decode()
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{path}:{line}: not UTF-8 text") from None
     delimiter = _delimiter(text.lstrip().split("\n", 1)[0])
     limit = csv.field_size_limit(max(csv.field_size_limit(), len(text)))
     try:
@@ -116,8 +120,9 @@ def _cell(cell: str) -> Any:
 def _json(path: Path, content: bytes) -> Iterator[Found]:
     """JSON Lines, or one JSON array or object. Its first line decides: a whole document rarely fits on one line."""
     lines = [(line, raw) for line, raw in enumerate(content.split(b"\n"), 1) if raw.strip()]
+    by_line = ((line, _is_object(_loads(raw))) for line, raw in lines)
     if len(lines) > 1 and isinstance(_loads(lines[0][1]), dict):
-        return ((line, _object(raw)) for line, raw in lines)
+        return by_line
     whole = _loads(content)
     if isinstance(whole, list):
         return ((item, _is_object(value)) for item, value in enumerate(whole, 1))
@@ -126,7 +131,7 @@ def _json(path: Path, content: bytes) -> Iterator[Found]:
     if len(lines) == 1 or not any(isinstance(_loads(raw), dict) for _, raw in lines):
         reason = whole if isinstance(whole, Refused) else "neither a list nor an object"
         raise UserError(f"{path}: not JSON, JSONL, CSV or Parquet ({reason})")
-    return ((line, _object(raw)) for line, raw in lines)
+    return by_line
 
 
 def _contained(whole: dict[str, Any]) -> Iterator[Found]:
@@ -161,22 +166,8 @@ def _loads(raw: bytes) -> Any:
         return Refused(f"not readable JSON: {type(error).__name__}")
 
 
-def _object(raw: bytes) -> dict[str, Any] | Refused:
-    return _is_object(_loads(raw))
-
-
 def _is_object(value: Any) -> dict[str, Any] | Refused:
-    if isinstance(value, (dict, Refused)):
-        return value
-    return Refused("not a JSON object")
-
-
-def _decoded(path: Path, content: bytes) -> str:
-    try:
-        return content.decode()
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{path}:{line}: not UTF-8 text") from None
+    return value if isinstance(value, (dict, Refused)) else Refused("not a JSON object")
 
 
 def _parquet(path: Path, content: bytes) -> Iterator[Found]:
