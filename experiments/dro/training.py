@@ -14,7 +14,7 @@ from typing import Any
 from experiments.common import experiment as common
 from experiments.common.experiment import SILENT, Row, cached, fast_dtype
 from experiments.dro.data import NEW_TOKENS, Judge, Prompts, Scorer, make_base, make_rows, split_prompts, write_feedback
-from valence.evaluation.win_rate import win_rate
+from valence.evaluation.statistics import win_rate
 from valence.rewards.sentences import read_sentences, split_sentences
 
 BATCH = 32

@@ -240,16 +240,22 @@ def run_text(setting: Setting) -> dict[str, Any]:
             count_kinds(diary.place, *draw(model, prompts, size.final, seed=30_000 + seed))
             for model in (str(result.model), "small-lm")
         )
+    return {
+        "game": "text", "method": setting.name, "options": dict(setting.options), **measure(first, diary, final),
+        "kl_last": result.after["kl_policy_ref"], "kl_iterates": sum(drift) / max(1, len(drift)), "rater": rater,
+    }  # fmt: skip
+
+
+def measure(first: Int[Tensor, "P 3"], diary: Diary, final: Int[Tensor, "P 3"]) -> dict[str, Any]:
+    """Gaps and shares of the initial policy, of the average iterate and of the last one, from counts of kinds."""
     shares, summed = diary.shares(), torch.stack(diary.counts).sum(0)
     start, last = (counts.sum(0).double() / counts.sum() for counts in (first, final))
     curve = Curve.of(WIN, shares)
     return {
-        "game": "text", "method": setting.name, "options": dict(setting.options),
         "gap_start": duality_gap(WIN, start).item(), "gap_average": curve.average[-1],
         "gap_last": duality_gap(WIN, last).item(), "gap_start_by_prompt": gap_by_prompt(first),
         "gap_average_by_prompt": gap_by_prompt(summed), "gap_last_by_prompt": gap_by_prompt(final),
         "average_floor": gap_floor(summed), "last_floor": gap_floor(final),
-        "average": shares.mean(0).tolist(), "last": last.tolist(), "kl_last": result.after["kl_policy_ref"],
-        "kl_iterates": sum(drift) / max(1, len(drift)), "shares": shares.tolist(), "gap_curve": curve.average,
-        "rater": rater,
+        "average": shares.mean(0).tolist(), "last": last.tolist(), "shares": shares.tolist(),
+        "gap_curve": curve.average,
     }  # fmt: skip

@@ -19,8 +19,7 @@ from experiments.common.results import read_lines, write_lines
 from experiments.language.table import choose
 from experiments.language.task import KL_WEIGHT, MAX_NEW_TOKENS, SeparateJudge, Task
 from valence.evaluation.overoptimization import by_decile
-from valence.evaluation.statistics import mean_interval
-from valence.evaluation.win_rate import win_rate
+from valence.evaluation.statistics import mean_interval, win_rate
 from valence.sources.prompts import higher_wins
 
 STATUS = Path("/proc/self/status")

@@ -18,6 +18,7 @@ from experiments.general_preference.text import (
     gap_by_prompt,
     gap_floor,
     kind_of,
+    measure,
     read_prompts,
 )  # fmt: skip
 from valence.rewards.judge import SelfPlay
@@ -53,6 +54,19 @@ def test_gaps_by_prompt_and_what_sampling_adds_to_them() -> None:
     assert gap_by_prompt(counts) == pytest.approx(0.8)
     few, many = (gap_floor(torch.full((8, 3), number)) for number in (4, 400))
     assert 0 < many < 0.1 < few
+
+
+def test_a_run_is_measured_at_its_start_its_average_and_its_end() -> None:
+    """Two iterates, all commas then all stops: against their average a comma gains 0.4, so its gap is 0.8."""
+    diary = Diary(["p"])
+    diary.note(["p", "p"], [",", ","])
+    diary.note(["p", "p"], [".", "."])
+    found = measure(torch.tensor([[4, 0, 0]]), diary, torch.tensor([[0, 0, 4]]))
+    assert (
+        found["shares"] == [[1, 0, 0], [0, 1, 0]] and found["average"] == [0.5, 0.5, 0] and found["last"] == [0, 0, 1]
+    )
+    assert found["gap_start"] == found["gap_last"] == found["gap_curve"][0] == pytest.approx(1.6)
+    assert found["gap_average"] == found["gap_average_by_prompt"] == pytest.approx(0.8)
 
 
 @pytest.mark.slow
