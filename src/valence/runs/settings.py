@@ -117,7 +117,12 @@ def configure(
     config = replace(parse(type(default), words, prog=prog, default=default), method=name)
     with _as_user_error(flat(config)):
         if config.preset in row.presets:
-            row.presets[config.preset](**{key: getattr(config.options, key) for key in row.objective_fields & given})
+            # Made anew beside the options that are given: a preset may depend on them.
+            made = row.presets[config.preset](
+                **{key: getattr(config.options, key) for key in row.objective_fields & given}
+            )
+            rest = {key: getattr(made, key) for key in row.objective_fields - given}
+            config = replace(config, options=replace(config.options, **rest))
         row.make(config.options)
         config.check_complete()
     return config
@@ -162,8 +167,7 @@ def parse(kind: Any, words: Sequence[str], *, prog: str, default: Any = None) ->
     """An instance of the dataclass `kind` from words.
 
     Raises:
-        UnknownOption: an option that `kind` does not have.
-        UserError: a value of the wrong kind or out of range.
+        UserError: an unknown option, or a value of the wrong kind or out of range.
     """
     caught = io.StringIO()
     given = {} if default is None else {"default": default}
