@@ -328,7 +328,9 @@ def pmpo_r(**fields: Any) -> PMPO:
 def _preset(name: str, alpha: float, beta: float, fields: dict[str, Any]) -> PMPO:
     if "alpha" in fields:
         raise ValueError(f"preset {name!r} sets `alpha` to {alpha:g}: give one of the two")
-    return PMPO(**{"alpha": alpha, "beta": beta, **fields})
+    # The paper's beta is for labels: weights from scores have a bound of their own in each batch.
+    scored = fields.get("score_temperature") is not None
+    return PMPO(**{"alpha": alpha, "beta": "auto" if scored else beta, **fields})
 
 
 PRESETS: dict[str, Callable[..., PMPO]] = {"ar": pmpo_ar, "a": pmpo_a, "r": pmpo_r}
