@@ -11,7 +11,7 @@ import pytest
 
 from valence.evaluation.pictures import png
 from valence.evaluation.report import CURVES, curves_figure, write_comparison, write_report
-from valence.evaluation.win_rate import win_rate
+from valence.evaluation.statistics import win_rate
 from valence.evaluation.write import write_model_card
 
 EVIL = "<script>alert('x')</script><img src=x onerror=alert(1)> & \"quoted\""

@@ -64,8 +64,9 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def no_curves(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Curves are drawn, and tested, elsewhere: half a run's time."""
     if request.node.name != "test_the_report_shows_the_grids":
-        monkeypatch.setattr("valence.evaluation.report.plot_curves", lambda rows: b"\x89PNG")
-        monkeypatch.setattr("valence.evaluation.overoptimization.plot", lambda looks: b"\x89PNG")
+        for name in ("report.curves_figure", "overoptimization.figure"):
+            monkeypatch.setattr(f"valence.evaluation.{name}", lambda rows: None)
+            monkeypatch.setattr(f"valence.evaluation.{name.split('.')[0]}.png", lambda figure: b"\x89PNG")
 
 
 def run(tiny: Path, out: Path, reward: Any = bright, **options: Any) -> Any:

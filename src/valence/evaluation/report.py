@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from valence.evaluation.pictures import image_tag, png
-from valence.evaluation.win_rate import WinRate
+from valence.evaluation.statistics import WinRate
 
 CURVES = (
     ("Loss", ("loss",)),

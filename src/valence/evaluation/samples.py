@@ -40,7 +40,7 @@ class Evaluation:
     Args:
         prompts: token ids of the prompts to choose from.
         num_samples: completions per evaluation; the prompts are used again where there are fewer.
-        num_rows: held-out rows to measure the accuracy of the implicit reward on, at most.
+        num_rows: most held-out rows to measure the accuracy of the implicit reward on.
         seed: seed of the choice of prompts and of sampling.
         rows: held-out feedback; row i belongs to prompt i, and there may be fewer rows than prompts.
         judge: samples -> figures, for a run that has a reward.
@@ -50,7 +50,7 @@ class Evaluation:
 
     def __init__(
         self, policy: LanguagePolicy, reference: Reference, prompts: Sequence[list[int]], *, num_samples: int,
-        num_rows: int, seed: int, rows: Sequence[EncodedGroup] = (), judge: JudgeSamples | None = None,
+        num_rows: int, seed: int, rows: Sequence[EncodedGroup] = (), judge: JudgeSamples = lambda samples: {},
     ) -> None:  # fmt: skip
         self.policy, self.reference, self.judge = policy, reference, judge
         # A file is often sorted by label: take a random part of it, not the first.
@@ -80,10 +80,7 @@ class Evaluation:
         accuracy = measures.implicit_reward_accuracy(self.policy, self.reference, rows) if rows else None
         if accuracy is not None:
             figures["implicit_reward_accuracy"] = accuracy
-        if self.judge is not None:
-            samples = Samples(step, self.prompt_index, self.texts, self.initial_texts, kl.tolist())
-            figures = self.judge(samples) | figures
-        return figures
+        return self.judge(Samples(step, self.prompt_index, self.texts, self.initial_texts, kl.tolist())) | figures
 
     def kl(self, step: int) -> float:
         """KL(pi || pi_ref) on fresh samples, nats per sample."""

@@ -14,7 +14,7 @@ from valence.data.records import Record
 from valence.errors import UserError
 from valence.evaluation.language import complete_records
 from valence.evaluation.report import write_comparison
-from valence.evaluation.win_rate import WinRate, win_rate
+from valence.evaluation.statistics import WinRate, win_rate
 from valence.rewards import load_reward
 from valence.runs.data import load_rows
 from valence.runs.language import device_of, load_policy, positions_of

@@ -2,8 +2,7 @@
 
 The path is an exponential average of the mean's shifts, whitened and scaled so that it is a draw of N(0, I) while the
 feedback is random. Size and shape treat it as one more accepted sample: a mean that keeps moving in one direction
-lengthens the policy along it, a mean that moves back and forth shortens it. A reference that lags would have the same
-effect: it sees second moments about the mean of some steps ago.
+lengthens the policy along it, a mean that moves back and forth shortens it.
 
 Departs from the paper: the path, and separate KL weights for size and shape. The path and the rates of the shape are
 those of evolution strategies (Hansen, "The CMA Evolution Strategy: A Tutorial", 2016, appendix A). There the length of

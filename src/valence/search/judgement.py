@@ -113,16 +113,11 @@ def judge_pairs(pairs: Sequence[Any], count: int) -> Judgement:
         index, valid = np.zeros((1, 2), dtype=np.int64), False
     if not valid or index.min() < 0 or index.max() >= count or (index[:, 0] == index[:, 1]).any():
         raise ValueError(f"`pairs` must be (better, worse) indices of two different points, from 0 to {count - 1}")
-    wins = np.zeros((count, count))
-    np.add.at(wins, (index[:, 0], index[:, 1]), 1)
-    met = wins + wins.T
-    rates = preferences_to_win_rates(
-        Preferences(
-            win=torch.from_numpy(np.divide(wins, met, out=np.zeros_like(wins), where=met > 0))[None],
-            observed=torch.from_numpy(met > 0)[None],
-            present=torch.ones(1, count, dtype=torch.bool),
-        )
-    )
+    wins = np.zeros((1, count, count))
+    np.add.at(wins[0], (index[:, 0], index[:, 1]), 1)
+    met = wins + wins.swapaxes(1, 2)
+    win, observed = torch.from_numpy(wins / np.maximum(met, 1)), torch.from_numpy(met > 0)
+    rates = preferences_to_win_rates(Preferences(win, observed, torch.ones(1, count, dtype=torch.bool)))
     margin = torch.where(rates.present, 2 * rates.value - 1, 0.0)[0].numpy()
     won = np.maximum(margin, 0)
     return Judgement(won, won, np.maximum(-margin, 0))

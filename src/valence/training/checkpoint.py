@@ -111,9 +111,8 @@ def load_checkpoint(path: Path, learner: Learner, source: Source) -> None:
         tree = _attach_tensors(json.loads((path / "state.json").read_text()), load_file(path / "state.safetensors"))
         saved = tree["method"]
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise UserError(
-            f"the checkpoint {path} cannot be read ({error}): delete it, or start a new run without `resume`"
-        ) from error
+        advice = "delete it, or start a new run without `resume`"
+        raise UserError(f"the checkpoint {path} cannot be read ({error}): {advice}") from error
     if saved != _method(learner):
         was, now = (" with ".join(method.values()) for method in (saved, _method(learner)))
         raise UserError(f"the checkpoint {path} is of {was}, not {now}: resume with the same settings")
@@ -126,8 +125,7 @@ def load_checkpoint(path: Path, learner: Learner, source: Source) -> None:
                 f"the checkpoint {path} is of another version of valence, whose {name} optimizer groups parameters "
                 "differently: resume with that version, or start a new run with another `out`"
             ) from error
-    state = learner.objective.state()
-    if state is not None:
+    if (state := learner.objective.state()) is not None:
         state.load_state_dict(tree["objective"])
     source.load_state_dict(tree["source"])
     learner.step = tree["step"]
@@ -141,8 +139,6 @@ def _load_weights(path: Path, saved: dict[str, dict[str, Tensor]], learner: Lear
     for name, parameters in _weights(learner).items():
         tensors = saved.get(name, {})
         if {key: part.shape for key, part in parameters.items()} != {key: part.shape for key, part in tensors.items()}:
-            raise UserError(
-                f"the checkpoint {path} is of another {name}: resume with the same `model` and the same settings"
-            )
+            raise UserError(f"the checkpoint {path} is of another {name}: resume with the same `model` and settings")
         for key, part in parameters.items():
             part.copy_(tensors[key])

@@ -77,7 +77,7 @@ def train(
     Args:
         evaluate: step -> figures, which are written to the trackers as "eval/NAME".
         measure_kl: step -> KL(pi || pi_ref) on fresh samples, nats; needed for a budget.
-        on_step: called after each batch with the step and its figures, for a progress bar.
+        on_step: called after each batch with the step and its figures.
         before_batch: called before each batch is collected, to change the learner from one batch to the next.
     """
     budget = _Budget(schedule.kl_budget, measure_kl) if schedule.kl_budget is not None and measure_kl else None

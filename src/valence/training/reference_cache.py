@@ -1,10 +1,9 @@
-"""Stores what a frozen reference gives for each row on disk, found by content and shared between runs.
+"""Stores what a frozen reference gives for each row on disk, so that a later epoch, method or run needs no second pass.
 
-A row that was measured once needs no second pass through the reference, in a later epoch, method or run. For objectives
-that read only log pi_ref (DPO, KTO, IPO, REBEL, DRO), `CachedLogProbs` stores that. For an exact KL, `CachedHidden`
-stores the reference's last hidden states: 4 bytes a hidden unit and token in float32, 2 in bfloat16, which is for small
-sets. The key of a row is a hash of the reference's weights, settings, temperature and precision, and of the row's token
-ids (which also reflect the tokenizer and the chat template).
+For objectives that read only log pi_ref (DPO, KTO, IPO, REBEL, DRO), `CachedLogProbs` stores that. For an exact KL,
+`CachedHidden` stores the reference's last hidden states: 4 bytes a hidden unit and token in float32, 2 in bfloat16,
+which is for small sets. The key of a row is a hash of the reference (see `fingerprint`) and of the row's token ids,
+which also reflect the tokenizer and the chat template.
 """
 
 from __future__ import annotations
@@ -84,7 +83,7 @@ class _CachedReference(FixedReference):
         reference: the true one; must not move.
         folder: where `reference.sqlite` lies or is made. Several runs may use it at a time.
     Raises:
-        UserError: the folder cannot be written to, or the file there is no cache.
+        UserError: the folder cannot be used.
     """
 
     kind: bytes
@@ -123,10 +122,11 @@ class _CachedReference(FixedReference):
             measured = measure(rows.pick(which)).detach().cpu().split([lengths[place] for place in missing])
             for place, value in zip(missing, measured, strict=True):
                 values[place] = value
-            self._add({names[place]: value for place, value in zip(missing, measured, strict=True)})
+            self._add([(names[place], _pack(value)) for place, value in zip(missing, measured, strict=True)])
         return torch.cat([part for part in values if part is not None]).to(rows.mask.device)
 
     def _name(self, context: Tensor, context_mask: Tensor, steps: Tensor, mask: Tensor) -> bytes:
+        """The key of a row."""
         digest = hashlib.blake2b(self._about, digest_size=16)
         for part in (context[context_mask], steps[mask]):
             digest.update(len(part).to_bytes(8, "little") + part.numpy().astype("<i8").tobytes())
@@ -138,28 +138,25 @@ class _CachedReference(FixedReference):
         # A stored row of another length cannot be this one, whatever its name.
         return value if value is not None and len(value) == length else None
 
-    def _add(self, new: dict[bytes, Tensor]) -> None:
-        stored = [(name, _pack(value)) for name, value in new.items()]
+    def _add(self, new: list[tuple[bytes, bytes]]) -> None:
         # A full disk, or another run that writes for long: the values are measured, only not stored.
         with contextlib.suppress(sqlite3.OperationalError), self._store:
-            self._store.executemany("INSERT OR IGNORE INTO measured VALUES (?, ?)", stored)
+            self._store.executemany("INSERT OR IGNORE INTO measured VALUES (?, ?)", new)
 
 
 class CachedLogProbs(_CachedReference):
-    """Stores log pi_ref of each step."""
+    """Stores log pi_ref of each step; see `valence.protocols.LogProbCache`."""
 
     kind = b"log_prob"
 
     def recall_log_probs(self, rows: Any, measure: Callable[[Any], Tensor]) -> Tensor:
-        """log pi_ref of the M real steps of `rows` (`valence.policies.rows.Rows`), row by row, `[M]`."""
         return self._recall(rows, measure)
 
 
 class CachedHidden(_CachedReference):
-    """Stores the last hidden state that predicts each step."""
+    """Stores the last hidden state that predicts each step; see `valence.protocols.HiddenCache`."""
 
     kind = b"hidden"
 
     def recall_hidden(self, rows: Any, measure: Callable[[Any], Tensor]) -> Tensor:
-        """The reference's hidden states at the M real steps of `rows`, row by row, `[M, H]`."""
         return self._recall(rows, measure)

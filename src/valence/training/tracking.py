@@ -82,10 +82,9 @@ class Hosted:
 
 
 def open_trackers(kind: str, out: Path, config: dict[str, Any], *, keep_until: int = 0) -> list[Tracker]:
-    """Open `metrics.jsonl` and the tracker `kind`.
+    """Open `metrics.jsonl` and the tracker `kind`, one of `TRACKERS`.
 
     Args:
-        kind: one of `TRACKERS`.
         config: the run's settings, for W&B and Trackio.
         keep_until: see `JsonLines`.
     Raises:

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from valence.evaluation.win_rate import wilson, win_rate
+from valence.evaluation.statistics import wilson, win_rate
 
 
 def test_a_rate_by_hand() -> None:
