@@ -92,12 +92,11 @@ def as_points(x: Any, dim: int) -> Float[np.ndarray, "n d"]:
     Raises:
         ValueError: they are not finite numbers of that shape.
     """
+    refusal = ValueError(f"points must be finite numbers of shape [n, {dim}]")
     try:
         points = np.array(x, dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"points must be numbers of shape [n, {dim}]") from error
-    if points.ndim != 2 or points.shape[1] != dim or len(points) == 0:
-        raise ValueError(f"points must have shape [n, {dim}], got {points.shape}")
-    if not np.isfinite(points).all():
-        raise ValueError("points must be finite")
+        raise refusal from error
+    if points.ndim != 2 or points.shape[1] != dim or not len(points) or not np.isfinite(points).all():
+        raise refusal
     return points

@@ -1,4 +1,4 @@
-"""PMPO's improvement step for a Gaussian, in closed form.
+"""PMPO's improvement step for a Gaussian: in closed form, at rates that depend on dimension and number of samples.
 
     minimise  -alpha E_accepted[log pi] + (1 - alpha) E_rejected[log pi] + beta KL(pi_ref || pi)
 
@@ -7,13 +7,19 @@ W = alpha - (1 - alpha) + beta (PMPO paper, Eq. 10). For a Gaussian it has a clo
 solved for while the other two are the reference's (as MPO decouples mean and covariance), so each can have its own KL
 weight.
 
+The path is an exponential average of the mean's shifts, whitened and scaled so that it is a draw of N(0, I) while the
+feedback is random. Size and shape treat it as one more accepted sample: a mean that keeps moving in one direction
+lengthens the policy along it, a mean that moves back and forth shortens it.
+
 Shapes: n samples of d coordinates, whitened by the reference: z = 0 is its mean, E_ref[z z'] = I. Each sample has a
 weight; the sum of the weights and of the weight of a closed-form KL is W, which must be > 0.
 
-Departs from the paper: E_ref[log pi] can be estimated on the judged draw itself (`kl="sampled"`, PMPO's BC form), not
-only in closed form (`kl="exact"`). Both are unbiased. On the draw itself the weights at the smallest bounded beta are
->= 0, as the density of the optimum is with many samples. In closed form the noise of a rejected mean of a few samples
-is not cancelled, which slows a search down at every step.
+Departs from the paper: the path, separate KL weights for size and shape, and an estimate of E_ref[log pi] on the judged
+draw itself (`kl="sampled"`, PMPO's BC form) beside the closed form (`kl="exact"`). Both are unbiased. On the draw the
+weights at the smallest bounded beta are >= 0, as the density of the optimum is with many samples. In closed form the
+noise of a rejected mean of a few samples is not cancelled, which slows a search down at every step. The path and the
+rates of the shape are those of evolution strategies (Hansen, "The CMA Evolution Strategy: A Tutorial", 2016, appendix
+A), where the length of the path sets the size.
 """
 
 from __future__ import annotations
@@ -31,6 +37,8 @@ from valence.search.judgement import Judgement
 
 SMALLEST, LARGEST = 0.25, 4.0
 """Bounds of the factor by which one step changes size^2. The lower one also bounds the eigenvalues of the shape's."""
+SIZE_BETA = 4 / 3
+"""KL weight of the size, in units of W: its square is 30% samples, 30% path and 40% reference."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +120,7 @@ def size_step(z: Float[np.ndarray, "n d"], weights: Weights, path: Float[np.ndar
     """The factor by which the size changes.
 
     Args:
-        path: one more accepted sample, with weight 1 (see `adapt`).
+        path: one more accepted sample, with weight 1.
         beta: KL weight of the size, in units of W.
     """
     own = weights.spread @ ((z**2).mean(-1) - 1) - weights.slope / len(path)
@@ -143,3 +151,55 @@ def shape_step(
     shape = policy.root @ target @ policy.root
     shape = (shape + shape.T) / 2
     return shape / np.exp(np.linalg.slogdet(shape)[1] / len(shape))
+
+
+def default_population(dim: int) -> int:
+    """Points per improvement step: even, and growing with the logarithm of the dimension."""
+    count = 4 + int(3 * np.log(dim))
+    return count + count % 2
+
+
+def _rates(dim: int, effective: float, *, diagonal: bool) -> tuple[float, float, float]:
+    """The share of the new shift in the path, and the shares of the path and of the samples in the shape.
+
+    They are for a draw that is worth `effective` equally weighted samples in `dim` coordinates.
+    """
+    mu = max(effective, 1.0)
+    path = 2 / ((dim + 1.3) ** 2 + mu)
+    sample = 2 * (mu - 2 + 1 / mu) / ((dim + 2) ** 2 + mu)
+    # A diagonal has fewer parameters (Ros & Hansen, 2008).
+    speedup = (dim + 2) / 3 if diagonal else 1.0
+    speedup = min(speedup, 0.5 / (path + sample)) if speedup > 1 else 1.0
+    return (mu + 2) / (dim + mu + 5), speedup * path, speedup * sample
+
+
+def improve(
+    policy: Gaussian, path: Float[np.ndarray, " d"], z: Float[np.ndarray, "n d"], weights: Weights, *,
+    diagonal: bool, max_std: float,
+) -> tuple[Gaussian, Float[np.ndarray, " d"]]:  # fmt: skip
+    """Improve the policy from a judged draw: (new policy, new path).
+
+    Args:
+        path: the path of the steps before.
+        z: the draw, whitened by `policy`.
+        diagonal: keep the covariance diagonal.
+        max_std: upper bound of each latent coordinate's standard deviation.
+    """
+    shift = mean_step(z, weights)
+    rate, path_rate, sample_rate = _rates(len(shift), weights.effective, diagonal=diagonal)
+    path = (1 - rate) * path + np.sqrt(rate * (2 - rate) / _noise(z, weights)) * shift
+    factor = size_step(z, weights, path, beta=SIZE_BETA)
+    shape = shape_step(policy, z, weights, path, sample_rate=sample_rate, path_rate=path_rate, diagonal=diagonal)
+    mean = policy.mean + policy.size * policy.root @ shift
+    size = min(policy.size * factor, max_std / float(np.sqrt(np.diag(shape).max())))
+    return Gaussian(mean, size, shape), path
+
+
+def _noise(z: Float[np.ndarray, "n d"], weights: Weights) -> float:
+    """Variance of one coordinate of the shift while the feedback is random in direction.
+
+    With the KL in closed form the lengths of the samples count too: near an optimum the rejected ones are longer than
+    the others, which is no reason to grow.
+    """
+    square = (z**2).mean(-1) if weights.closed_kl else 1.0
+    return max(float((weights.mean**2 * square).sum()), 1e-300)

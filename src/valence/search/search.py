@@ -7,7 +7,7 @@
     search.result
 
 Source: PMPO paper, section 5.1, with the improvement step in closed form (`m_step`). It departs from the paper as
-`m_step`, `adapt` and `judgement` say. Restarts double the population, as in IPOP (Auger & Hansen, 2005).
+`m_step` and `judgement` say. Restarts double the population, as in IPOP (Auger & Hansen, 2005).
 """
 
 from __future__ import annotations
@@ -25,10 +25,9 @@ from jaxtyping import Float
 from valence.errors import UserError, one_line
 from valence.objectives.common import require_choice, require_positive
 from valence.objectives.pmpo import PMPO
-from valence.search.adapt import default_population, improve
 from valence.search.draw import JUDGES, Draw, as_points, one_kind
 from valence.search.gaussian import Gaussian
-from valence.search.m_step import pmpo_weights
+from valence.search.m_step import default_population, improve, pmpo_weights
 from valence.search.space import SPACES, Space
 from valence.search.stopping import StoppingRule
 
