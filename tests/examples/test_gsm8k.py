@@ -25,7 +25,7 @@ def test_the_example_runs_to_its_page(tiny_llama: Path, tmp_path: Path) -> None:
     paths = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     small = {"PATH": paths, "MODEL": str(tiny_llama), "STEPS": "1", "EVAL_SAMPLES": "4"}
     command = ["sh", str(ROOT / "examples/gsm8k.sh"), str(tmp_path / "problems.jsonl"), str(tmp_path)]
-    done = subprocess.run(command, env=os.environ | small, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(command, env=os.environ | small, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
     assert len(rows) == 200 and sum(row["split"] == "heldout" for row in rows) == 10
