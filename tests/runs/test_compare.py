@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from valence.cli.main import main
 from valence.errors import UserError
-from valence.runs.compare import CompareConfig, compare
+from valence.runs.compare import compare
 
 
 @pytest.fixture
@@ -21,9 +22,8 @@ def prompts(tmp_path: Path) -> str:
 
 
 def run(prompts: str, out: Path, *models: Path, **options: Any) -> Any:
-    options = {"judge": "length", "max_new_tokens": 6, "out": str(out)} | options
-    config = CompareConfig(models=tuple(map(str, models)), prompts=prompts, **options)
-    return compare(config, say=lambda line: None)
+    options = {"judge": "length", "max_new_tokens": 6} | options
+    return compare(*models, prompts=prompts, out=out, quiet=True, **options)
 
 
 def test_a_model_is_even_with_itself(prompts: str, tiny_llama: Path, tmp_path: Path) -> None:
@@ -32,7 +32,12 @@ def test_a_model_is_even_with_itself(prompts: str, tiny_llama: Path, tmp_path: P
     assert (found.rate, found.ties, found.judged) == (0.5, 1.0, 12)
     page = (tmp_path / "out" / "compare.html").read_text()
     assert "p&lt;3&gt;" in page and "p<3>" not in page
-    assert json.loads((tmp_path / "out" / "results.json").read_text())["result"]["rate"] == 0.5
+    written = json.loads((tmp_path / "out" / "results.json").read_text())
+    settings = yaml.safe_load((tmp_path / "out" / "config.yaml").read_text())
+    assert written["result"]["rate"] == 0.5 and written["config"] == settings
+    assert settings["models"] == [str(tiny_llama)] * 2 and settings["max_new_tokens"] == 6
+    with pytest.raises(UserError, match="already holds a run: give another `out`"):
+        run(prompts, tmp_path / "out", tiny_llama, tiny_llama)
 
 
 def test_the_higher_reward_wins(prompts: str, tiny_llama: Path, tiny_t5: Path, tmp_path: Path) -> None:
@@ -48,9 +53,9 @@ def test_wrong_input_is_one_line(
 ) -> None:
     with pytest.raises(UserError, match="1 models given: valence compare MODEL MODEL"):
         run(prompts, tmp_path / "out", tiny_llama)
-    with pytest.raises(UserError, match="is none of number"):
+    with pytest.raises(UserError, match=r"^`judge`: 'nobody' is none of number, exact"):
         run(prompts, tmp_path / "out", tiny_llama, tiny_llama, judge="nobody")
-    with pytest.raises(UserError, match=r"leaves .* no room: it has"):
+    with pytest.raises(UserError, match=r"^`max_new_tokens=100000` leaves .* no room: it has"):
         run(prompts, tmp_path / "out", tiny_llama, tiny_llama, max_new_tokens=100_000)
     with pytest.raises(UserError, match="none of the 12 prompts"):
         run(prompts, tmp_path / "out", tiny_llama, tiny_llama, max_length=2)

@@ -1,4 +1,4 @@
-"""`improve` from prompts to a folder: every method, resume, and rewards that go wrong."""
+"""`improve` from prompts to a folder: every method, resuming, and rewards that go wrong."""
 
 from __future__ import annotations
 
@@ -13,9 +13,12 @@ from safetensors.torch import load_file
 
 from valence.cli.main import main
 from valence.errors import UserError
+from valence.objectives.policy_gradient import REINFORCE
+from valence.objectives.ppo import PPO
 from valence.policies.loading import load_language_policy
-from valence.runs.improve import improve
-from valence.runs.improve_config import ONLINE_METHODS, improve_config
+from valence.runs.improve_language import ImproveConfig, improve
+from valence.runs.methods import METHODS
+from valence.runs.settings import configure, flat, to_words
 from valence.training.tracking import read_metrics
 
 QUICK: dict[str, Any] = {
@@ -36,7 +39,7 @@ def prompts(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("method", ONLINE_METHODS)
+@pytest.mark.parametrize("method", METHODS["improve"])
 @pytest.mark.parametrize("kind", ["tiny_llama", "tiny_t5"])
 def test_every_method_runs_and_moves_the_model(
     method: str, kind: str, prompts: Path, tmp_path: Path, request: pytest.FixtureRequest
@@ -51,15 +54,18 @@ def test_every_method_runs_and_moves_the_model(
     assert any("reward" in row and "shaped_reward" in row and "unjudged" in row for row in rows)
     assert (tmp_path / "out" / "report.html").stat().st_size > 1000
     kept = yaml.safe_load((tmp_path / "out" / "config.yaml").read_text())
-    assert kept["method"] == method and improve_config(**kept).online.method == method
+    words, positional = to_words(ImproveConfig, kept)
+    assert kept["method"] == method and kept["reward"] == "letters"
+    assert flat(configure(ImproveConfig, words, positional, prog="")) == kept | {"resume": False}
 
 
 @pytest.mark.parametrize(
     "options",
     [
-        {"method": "rebel", "pairs": "best-worst", "inner_epochs": 2, "minibatch_size": 2},
+        {"method": "rebel", "pairs": "best-worst", "num_epochs": 2, "minibatch_size": 2},
         {"method": "pmpo", "labels": "best-worst", "preset": "r"}, {"method": "pmpo", "labels": "batch-mean"},
-        {"method": "ppo", "minibatch_size": 2, "inner_epochs": 2}, {"method": "rloo", "lora_rank": 2},
+        {"method": "ppo", "minibatch_size": 2, "num_epochs": 2}, {"method": "rloo", "lora_rank": 2},
+        {"method": "ppo", "value_network": "head", "whiten": False, "value_lr": 1e-3},
         {"method": "pmpo", "lora_rank": 2}, {"method": "rebel", "temperature": 0.7, "unfinished_reward": -1.0},
         {"method": "grpo", "beta": 0}, {"method": "spo", "num_samples": 2}, {"method": "reinforce", "num_samples": 1},
     ],
@@ -72,7 +78,7 @@ def test_settings_that_change_the_way(options: dict[str, Any], prompts: Path, ti
 
 @pytest.mark.parametrize("method", ["rebel", "pmpo", "rloo"])
 def test_the_reward_rises(method: str, prompts: Path, tiny_llama: Path, tmp_path: Path) -> None:
-    options = QUICK | {"max_steps": 60, "batch_size": 16, "eval_samples": 128, "lr": 1e-2}
+    options = QUICK | {"max_steps": 20 if method == "rloo" else 32, "batch_size": 16, "eval_samples": 128, "lr": 2e-2}
 
     def strong(completions: list[str], **_: Any) -> list[float]:
         return [10 * value for value in letters(completions)]
@@ -84,8 +90,8 @@ def test_the_reward_rises(method: str, prompts: Path, tiny_llama: Path, tmp_path
 
 @pytest.mark.parametrize(
     "more",
-    [{"method": "rebel", "inner_epochs": 2}, {"method": "pmpo", "refresh_every": 3},
-     {"method": "ppo", "inner_epochs": 2}, {"method": "apa", "lora_rank": 2}],
+    [{"method": "rebel", "num_epochs": 2}, {"method": "pmpo", "refresh_every": 3},
+     {"method": "ppo", "num_epochs": 2}, {"method": "apa", "lora_rank": 2}],
     ids=str,
 )  # fmt: skip
 def test_a_run_goes_on_bit_for_bit(more: dict[str, Any], prompts: Path, tiny_llama: Path, tmp_path: Path) -> None:
@@ -124,17 +130,23 @@ def test_the_first_update_gets_what_was_asked_for(
 
     batch, objective, more = first(method="rebel", pairs="best-worst", eta=0.3, minibatch_size=2)
     assert isinstance(batch.feedback, Rewards) and objective.eta == 0.3 and objective.anchor == "old"
-    assert more["epochs"] == 4 and more["minibatch_size"] == 2
+    assert more["num_epochs"] == 4 and more["minibatch_size"] == 2
     # Of four completions two are compared, and no more are measured.
     assert int(batch.present.sum(-1).max()) == 2 and torch.equal(batch.action.mask.any(-1), batch.present)
     batch, objective, more = first(method="pmpo", labels="best-worst", preset="r")
-    assert isinstance(batch.feedback, Labels) and objective.alpha == 0 and objective.beta == 2 and more["epochs"] == 1
+    assert (
+        isinstance(batch.feedback, Labels) and objective.alpha == 0 and objective.beta == 2 and more["num_epochs"] == 1
+    )
     assert batch.feedback.sign[batch.present].tolist().count(1) == batch.feedback.sign[batch.present].tolist().count(-1)
     batch, objective, _ = first(method="spo", num_samples=2)
     # Two completions: one has won or both are even, whatever the reward's size.
     assert set(batch.feedback.value[batch.present].abs().tolist()) <= {0.0, 0.5}
     batch, *_ = first(method="rloo", unfinished_reward=-9.0, kl_weight=0.0, max_new_tokens=1)
     assert set(batch.feedback.value[batch.present].tolist()) <= {-9.0, 0.0}
+    _, objective, _ = first(method="reinforce", baseline="none", num_samples=1)
+    assert objective == REINFORCE(baseline="none")
+    _, objective, _ = first(method="ppo", discount=0.9, whiten=False, gae_lambda=0.5)
+    assert objective == PPO(discount=0.9, whiten=False, gae_lambda=0.5)
 
 
 def test_the_rows_that_a_reward_fails_on_are_counted(
@@ -148,7 +160,7 @@ def test_the_rows_that_a_reward_fails_on_are_counted(
 
     improve(prompts, model=tiny_llama, out=tmp_path / "out", reward=moody, **(QUICK | {"quiet": False}))
     said = capsys.readouterr().out
-    assert "the reward had no number for" in said and "no finite number" in said
+    assert "the reward gave no number for" in said and "no finite number" in said
 
 
 def test_a_reward_by_its_file_with_a_column(prompts: Path, tiny_llama: Path, tmp_path: Path) -> None:
@@ -164,15 +176,21 @@ def test_a_reward_by_its_file_with_a_column(prompts: Path, tiny_llama: Path, tmp
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"method": "kto"}, "--method is 'kto', and must be one of rebel"),
-        ({"method": "rloo", "eta": 0.5}, "--eta is '0.5', and must be left out: --method rloo does not read it"),
-        ({"num_samples": 1}, "--num-samples is 1, and must be at least 2: rebel compares"),
-        ({"method": "copg", "beta": 0}, "--beta is '0', and must be above 0 for copg"),
-        ({"kl_weight": -1}, "--kl-weight is -1"), ({"labels": "halves", "pairs": "some"}, "--pairs is 'some'"),
-        ({"given": 1}, "--given 1 takes completions from each row"),
-        ({"reference_cache": "kept"}, "--reference-cache keeps what a reference says of rows"),
-        ({"reward": "judge:m"}, "must be judge:MODEL@URL"), ({"value_lr": 1e-3}, "no value network"),
-        ({"reward": "nothing"}, "--reward nothing is none of number"), ({"no_such": 1}, "there is no field 'no_such'"),
+        ({"method": "kto"}, "`method` is 'kto', and must be one of rebel"),
+        ({"method": "rloo", "eta": 0.5}, "`eta` belongs to the method rebel or spo"),
+        ({"method": "rloo", "num_epochs": 2}, "`num_epochs` belongs to the method rebel or pmpo"),
+        ({"num_samples": 1}, "`num_samples` is 1, and must be at least 2: rebel compares"),
+        ({"method": "rloo", "num_samples": 1}, "`num_samples` is 1, and must be at least 2: rloo compares"),
+        ({"method": "copg", "beta": 0}, "`beta` must be finite and > 0"),
+        ({"kl_weight": -1}, "`kl_weight` is -1"), ({"pairs": "some"}, "invalid choice 'some' for argument `pairs`"),
+        ({"labels": "halves"}, "`labels` belongs to the method pmpo"),
+        ({"num_given": 1}, "`num_given=1` takes completions from each row"),
+        ({"reference_cache": "kept"}, "`reference_cache`"), ({"value_lr": 1e-3}, "belongs to the method ppo or apa"),
+        ({"reward": "judge:m"}, "must have the form judge:MODEL@URL"),
+        ({"reward": "nothing"}, "`reward`: 'nothing' is none of number"), ({"no_such": 1}, "`no_such`"),
+        ({"max_length": 2}, "no prompt fits `max_length=2`: raise it"),
+        ({"method": "pmpo", "preset": "ar", "alpha": 0.5}, "preset 'ar' sets `alpha` to 0.5: give one of the two"),
+        ({"reference_dtype": "bfloat16", "lora_rank": 2}, "`reference_dtype` must be left out with `lora_rank`"),
     ],
 )  # fmt: skip
 def test_wrong_settings_are_one_clear_line(
@@ -192,7 +210,7 @@ def test_the_command_says_what_is_missing(capsys: pytest.CaptureFixture[str]) ->
 class Mortal:
     """A judge that is gone at its nth call."""
 
-    name, failures = "mortal", dict[str, int]()
+    name, failures, repeated = "mortal", dict[str, int](), 0
 
     def __init__(self, dies_at: int) -> None:
         self.left = dies_at
@@ -207,7 +225,7 @@ class Mortal:
 def test_a_judge_that_is_gone_stops_the_run_and_loses_nothing(
     prompts: Path, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from valence.runs import improve as runs
+    from valence.runs import improve_language as runs
 
     def go(name: str, judge: Mortal, **more: Any) -> Any:
         monkeypatch.setattr(runs, "load_reward", lambda *_, **__: judge)
@@ -216,7 +234,7 @@ def test_a_judge_that_is_gone_stops_the_run_and_loses_nothing(
     options = QUICK | {"save_every": 100, "method": "rloo", "max_steps": 6}
     whole = go("whole", Mortal(-1))
     # The first call is the evaluation's, before anything was learned.
-    with pytest.raises(UserError, match=r"gave no answer \(kept: .*step-00000003\)"):
+    with pytest.raises(UserError, match=r"gave no answer \(saved: .*step-00000003\)"):
         go("broken", Mortal(5))
     rest = go("broken", Mortal(-1), resume=True)
     ours, theirs = (load_file(run.model / "model.safetensors") for run in (rest, whole))
@@ -228,33 +246,33 @@ def rest(completions: list[str], **_: Any) -> list[float]:
     return [1 - value for value in letters(completions)]
 
 
-def test_gold_is_watched_kept_and_told(
+def test_gold_is_measured_kept_and_reported(
     prompts: Path, tiny_llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = QUICK | {"max_steps": 60, "batch_size": 16, "eval_samples": 64, "eval_every": 20, "quiet": False}
+    options = {"max_steps": 24, "batch_size": 16, "eval_samples": 64, "eval_every": 8, "quiet": False, "lr": 2e-2}
 
     def strong(completions: list[str], **_: Any) -> list[float]:
         return [10 * value for value in letters(completions)]
 
     out = tmp_path / "out"
     result = improve(
-        prompts, model=tiny_llama, out=out, reward=strong, gold=rest, method="rloo", kl_weight=0.0, **options
+        prompts, model=tiny_llama, out=out, reward=strong, gold=rest, method="rloo", kl_weight=0.0, **QUICK | options
     )
     assert result.after["gold"] < result.before["gold"] and result.after["reward"] > result.before["reward"]
     assert result.before["gold_win_rate"] == 0.5 and result.after["gold_win_rate"] < 0.5
-    looks = json.loads((out / "watch.json").read_text())
-    assert [look["step"] for look in looks] == [0, 20, 40, 60] and len(looks[0]["gold"]) == 64
+    points = json.loads((out / "evaluations.json").read_text())
+    assert [point["step"] for point in points] == [0, 8, 16, 24] and len(points[0]["gold"]) == 64
     # Gold was best at the start: that policy is kept.
     best, start = (load_language_policy(str(path)).trainable() for path in (out / "best-by-gold", tiny_llama))
     assert all(torch.equal(part, start[name]) for name, part in best.items())
     said = capsys.readouterr().out
-    assert "PARTED" in said and "best-by-gold" in said and "PARTED" in (out / "report.html").read_text()
+    assert "DIVERGED" in said and "best-by-gold" in said and "DIVERGED" in (out / "report.html").read_text()
 
 
 def test_without_gold_nothing_is_said_of_it(prompts: Path, tiny_llama: Path, tmp_path: Path) -> None:
     result = improve(prompts, model=tiny_llama, out=tmp_path / "out", reward=letters, **QUICK)
     assert "gold" not in result.after and not (tmp_path / "out" / "best-by-gold").exists()
-    assert "--gold" in (tmp_path / "out" / "report.html").read_text()
+    assert "no gold reward was given" in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_a_pairwise_gold_counts_wins_against_the_start(prompts: Path, tiny_llama: Path, tmp_path: Path) -> None:
@@ -267,28 +285,28 @@ def test_a_pairwise_gold_counts_wins_against_the_start(prompts: Path, tiny_llama
     assert result.before["gold"] == 0.5 and 0 <= result.after["gold"] <= 1 and "gold_win_rate" not in result.after
 
 
-def test_the_watch_goes_on_with_the_run(prompts: Path, tiny_llama: Path, tmp_path: Path) -> None:
-    options = QUICK | {"save_every": 4, "eval_every": 4, "inner_epochs": 1}
+def test_the_evaluations_go_on_with_the_run(prompts: Path, tiny_llama: Path, tmp_path: Path) -> None:
+    options = QUICK | {"save_every": 4, "eval_every": 4, "num_epochs": 1}
     longer = options | {"max_steps": 12}
     improve(prompts, model=tiny_llama, out=tmp_path / "whole", reward=letters, gold=rest, **longer)
     improve(prompts, model=tiny_llama, out=tmp_path / "half", reward=letters, gold=rest, **(options | {"max_steps": 8}))
     improve(prompts, model=tiny_llama, out=tmp_path / "half", reward=letters, gold=rest, resume=True, **longer)
-    whole, half = (json.loads((tmp_path / name / "watch.json").read_text()) for name in ("whole", "half"))
-    assert [look["step"] for look in whole] == [0, 4, 8, 12] and half == whole
+    whole, half = (json.loads((tmp_path / name / "evaluations.json").read_text()) for name in ("whole", "half"))
+    assert [point["step"] for point in whole] == [0, 4, 8, 12] and half == whole
 
 
-def test_the_watch_begins_again_with_other_samples(prompts: Path, tiny_llama: Path, tmp_path: Path) -> None:
+def test_the_evaluations_begin_again_with_other_samples(prompts: Path, tiny_llama: Path, tmp_path: Path) -> None:
     options = QUICK | {"save_every": 4, "eval_every": 4}
     out = tmp_path / "out"
     improve(prompts, model=tiny_llama, out=out, reward=letters, gold=rest, **options)
     more = options | {"max_steps": 8, "eval_samples": 6, "resume": True}
     improve(prompts, model=tiny_llama, out=out, reward=letters, gold=rest, **more)
-    looks = json.loads((out / "watch.json").read_text())
-    assert [(look["step"], len(look["gold"])) for look in looks] == [(8, 6)]
+    points = json.loads((out / "evaluations.json").read_text())
+    assert [(point["step"], len(point["gold"])) for point in points] == [(8, 6)]
 
 
 def test_a_wrong_gold_is_called_gold(prompts: Path, tiny_llama: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"^--gold nobody is none of number"):
+    with pytest.raises(UserError, match=r"^`gold`: 'nobody' is none of number"):
         improve(prompts, model=tiny_llama, out=tmp_path / "out", reward="length", gold="nobody", **QUICK)
 
 
@@ -302,7 +320,7 @@ def test_held_out_prompts_need_no_completion_of_their_own(tiny_llama: Path, tmp_
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "held.jsonl").write_text('{"prompt": "h"}\n{"prompt": "g"}\n')
     result = improve(
-        tmp_path / "pairs.jsonl", model=tiny_llama, out=tmp_path / "out", reward=letters, given=1,
+        tmp_path / "pairs.jsonl", model=tiny_llama, out=tmp_path / "out", reward=letters, num_given=1,
         eval_feedback=str(tmp_path / "held.jsonl"), **QUICK,
     )  # fmt: skip
     assert result.steps == 4
@@ -324,11 +342,11 @@ def test_eta_has_a_schedule_over_whole_data_sets_and_goes_on(
 
     monkeypatch.setattr(Learner, "update", spy)
     options = QUICK | {
-        "method": "rebel", "whole": True, "minibatch_size": 10, "inner_epochs": 1, "eta": "1e6,1e4,1e2",
+        "method": "rebel", "full_batch": True, "minibatch_size": 10, "num_epochs": 1, "eta_schedule": (1e6, 1e4, 1e2),
         "pairs": "best-worst", "num_samples": 3, "eval_fraction": 0.0, "save_every": 2, "max_steps": 8,
     }  # fmt: skip
     whole = improve(prompts, model=tiny_llama, out=tmp_path / "whole", reward=letters, **options)
-    # 20 prompts at ten a step; Adam's memory is dropped where eta changes, and stays where it does not.
+    # 20 prompts at ten a step; Adam's state is reset where eta changes, and stays where it does not.
     assert [(eta, contexts, bool(memory)) for eta, contexts, memory in seen] == [
         (1e6, 20, False), (1e4, 20, False), (1e2, 20, False), (1e2, 20, True),
     ]  # fmt: skip
@@ -343,7 +361,7 @@ def test_a_fixed_bar_labels_by_itself(prompts: Path, tiny_llama: Path, tmp_path:
     options = QUICK | {"method": "pmpo", "labels": "threshold", "threshold": 5.0, "beta": 2}
     result = improve(prompts, model=tiny_llama, out=tmp_path / "out", reward=letters, **options)
     assert result.after["kl_policy_ref"] > 0
-    with pytest.raises(UserError, match="--threshold is 5"):
+    with pytest.raises(UserError, match="`threshold` is 5, and must be left out unless labels is threshold"):
         improve(prompts, model=tiny_llama, out=tmp_path / "no", reward=letters, **(options | {"labels": "halves"}))
 
 
