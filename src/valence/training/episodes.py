@@ -99,8 +99,8 @@ def train_policy(
 ) -> tuple[GaussianPolicy, dict[str, float]]:  # fmt: skip
     """Train a policy on rows: (the policy, which reads scaled observations; figures of the last update)."""
     torch.manual_seed(seed)
-    accepted, rejected = rows.fractions()
-    objective = PMPO(alpha=alpha, beta=beta, accepted_fraction=accepted, rejected_fraction=rejected, regularizer="bc")
+    shares = dict(zip(("accepted_fraction", "rejected_fraction"), rows.fractions(), strict=True))
+    objective: Any = PMPO(alpha=alpha, beta=beta, regularizer="bc", **shares)
     sizes, init_scale = (rows.observation.shape[1], rows.action.shape[1]), max(0.5, 1.5 * min_scale)
     policy = GaussianPolicy(*sizes, hidden, min_scale=min_scale, init_scale=init_scale)
     optimizer = torch.optim.Adam(policy.parameters(), lr=lr)
