@@ -6,7 +6,6 @@ import contextlib
 import json
 import statistics
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,17 +17,17 @@ import worlds
 from valence.errors import UserError
 from valence.evaluation import control as evaluation
 from valence.evaluation.control import Evaluation
-from valence.objectives import DPO, PMPO, REBEL
+from valence.feedback.rules import ValueLabelling
+from valence.objectives.dpo import DPO
 from valence.objectives.mpo import MPO
+from valence.objectives.pmpo import PMPO
+from valence.objectives.rebel import REBEL
 from valence.policies.runner import PolicyRunner
-from valence.runs import control as runs
-from valence.runs import control_methods
-from valence.runs.config import check_numbers
-from valence.runs.control import control
-from valence.runs.control_config import AgentConfig, ImproveConfig, control_config
-from valence.runs.control_methods import make_objective
+from valence.runs.control import ControlConfig, control, make_objective
+from valence.runs.settings import configure, to_words
 from valence.sources.environments import Crew, make_environment
 from valence.training.checkpoint import checkpoints
+from valence.training.progress import Progress
 from valence.types import Labels, Preferences, Rewards
 
 POINT = "worlds:Point-v0"
@@ -67,23 +66,23 @@ def same(ours: Path, theirs: Path) -> bool:
 @pytest.mark.parametrize("method", ["pmpo", "mpo", "dpo", "rebel"])
 def test_a_runs_folder_holds_the_policy_that_was_evaluated(method: str, policy: str, tmp_path: Path) -> None:
     result = run(tmp_path, "worlds:Lopsided-v0", method=method, policy=policy)
-    assert result.folder == tmp_path
+    assert result.out == tmp_path
     kept = results(tmp_path)
-    assert kept["returns"] == result.returns and len(result.returns) == 2
+    assert kept["returns"] == result.details["returns"] and len(kept["returns"]) == 2
     # 20 updates of 2 steps after a warm-up of 20: the first update wants no step of its own.
-    assert [step for step, _ in result.curve] == [38, 58] and kept["updates"] == [10, 20]
-    assert kept["curve"] == [list(point) for point in result.curve]
-    assert result.curve[-1][1] == pytest.approx(statistics.fmean(result.returns))
-    assert kept["settings"]["improve"]["method"] == method
+    assert [step for step, _ in result.details["curve"]] == [38, 58] and kept["updates"] == [10, 20]
+    assert kept["curve"] == [list(point) for point in result.details["curve"]]
+    assert result.after["return"] == pytest.approx(statistics.fmean(kept["returns"]))
+    assert kept["settings"]["method"] == method
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     seen = [(row["eval/env_steps"], row["eval/return"]) for row in rows if "eval/return" in row]
-    assert seen == result.curve
+    assert seen == result.details["curve"]
     assert any("critic_loss" in row and "loss" in row for row in rows)
     # What lies in the folder is what was evaluated: it lives the same episodes again, acting from outside.
     runner = PolicyRunner.load(tmp_path)
     assert runner.environment == "worlds:Lopsided-v0"
     again = Evaluation(lambda: make_environment("worlds:Lopsided-v0"), 2).returns(runner.policy)
-    assert again == result.returns
+    assert again == result.details["returns"]
     actions = runner.act(np.linspace(-3, 3, 50)[:, None])
     assert bool((actions >= runner.low).all()) and bool((actions <= runner.high).all())
 
@@ -92,7 +91,7 @@ def test_the_same_seed_is_the_same_run_to_the_bit(tmp_path: Path) -> None:
     options = {"num_environments": 2, "save_every": 1000}
     found = [run(tmp_path / name, seed=seed, **options) for name, seed in (("a", 0), ("b", 0), ("c", 1))]
     assert same(tmp_path / "a", tmp_path / "b") and not same(tmp_path / "a", tmp_path / "c")
-    assert found[0].curve == found[1].curve != found[2].curve
+    assert found[0].details["curve"] == found[1].details["curve"] != found[2].details["curve"]
 
 
 class Killed(BaseException):
@@ -101,15 +100,15 @@ class Killed(BaseException):
 
 def killed_at(step: int, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Inside, a run dies after its update number `step`, before it is evaluated or saved."""
-    context, original = monkeypatch.context(), runs._Progress.__call__
+    context, original = monkeypatch.context(), Progress.__call__
 
-    def die(self: Any, now: int, figures: dict[str, float]) -> None:
-        original(self, now, figures)
+    def die(self: Any, now: int, figures: dict[str, float], **more: Any) -> None:
+        original(self, now, figures, **more)
         if now == step:
             raise Killed
 
     patch = context.__enter__()
-    patch.setattr(runs._Progress, "__call__", die)
+    patch.setattr(Progress, "__call__", die)
     return context
 
 
@@ -135,7 +134,8 @@ def test_a_run_that_was_killed_goes_on_to_the_bit(
     assert saved or death < 12 / options.get("steps_per_update", 2.0)
     broken = run(tmp_path / "broken", **options, resume=True)
     assert same(tmp_path / "whole", tmp_path / "broken")
-    assert broken.curve == whole.curve and broken.returns == whole.returns
+    assert broken.details["curve"] == whole.details["curve"]
+    assert broken.details["returns"] == whole.details["returns"]
     ours, theirs = results(tmp_path / "broken"), results(tmp_path / "whole")
     assert ours["updates"] == theirs["updates"] == sorted(set(ours["updates"])) and ours["curve"] == theirs["curve"]
 
@@ -152,9 +152,9 @@ def test_a_run_in_the_control_suite_goes_on_to_the_bit(tmp_path: Path, monkeypat
     assert not (tmp_path / "broken" / "policy").exists()
     broken = run(tmp_path / "broken", "dm_control/cartpole-swingup-v0", **options, resume=True)
     assert same(tmp_path / "whole", tmp_path / "broken")
-    assert [list(point) for point in broken.curve] == results(tmp_path / "whole")["curve"]
+    assert [list(point) for point in broken.details["curve"]] == results(tmp_path / "whole")["curve"]
     # One update for two steps, and actions that last four.
-    assert broken.curve[0][0] == 120
+    assert broken.details["curve"][0][0] == 120
 
 
 def test_a_finished_run_is_left_as_it_is_and_can_be_made_longer(tmp_path: Path) -> None:
@@ -162,23 +162,23 @@ def test_a_finished_run_is_left_as_it_is_and_can_be_made_longer(tmp_path: Path) 
     short = run(tmp_path / "a", **options)
     before = bits(tmp_path / "a")
     again = run(tmp_path / "a", **options, resume=True)
-    assert again.curve == short.curve and again.returns == short.returns
+    assert again.details["curve"] == short.details["curve"]
+    assert again.details["returns"] == short.details["returns"]
     after = bits(tmp_path / "a")
     assert before[1] == after[1] and all(torch.equal(part, after[0][name]) for name, part in before[0].items())
     longer, whole = (run(tmp_path / name, **options, steps=100, resume=name == "a") for name in "ab")
-    assert same(tmp_path / "a", tmp_path / "b") and longer.curve == whole.curve
-    assert [step for step, _ in longer.curve] == [38, 58, 78, 98]
-    with pytest.raises(UserError, match="--steps 60 is behind the checkpoint"):
+    assert same(tmp_path / "a", tmp_path / "b") and longer.details["curve"] == whole.details["curve"]
+    assert [step for step, _ in longer.details["curve"]] == [38, 58, 78, 98]
+    with pytest.raises(UserError, match="is of update 40, behind the end of this run"):
         run(tmp_path / "a", **options, resume=True)
 
 
 def test_what_cannot_go_on_is_refused_in_one_line(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="--resume finds no run in"):
-        run(tmp_path / "none", resume=True)
-    assert not (tmp_path / "none").exists()
+    # A job that is queued again asks for it each time: there is nothing yet, and the run begins.
+    assert run(tmp_path / "none", resume=True).steps == 20
     run(tmp_path / "a", save_every=20)
     before = results(tmp_path / "a")
-    with pytest.raises(UserError, match="holds a run already: give --resume"):
+    with pytest.raises(UserError, match="already holds a run: continue it with `resume`"):
         run(tmp_path / "a", save_every=20)
     with pytest.raises(UserError, match="lr, seed changed"):
         run(tmp_path / "a", save_every=20, seed=3, lr=0.1, resume=True)
@@ -188,7 +188,7 @@ def test_what_cannot_go_on_is_refused_in_one_line(tmp_path: Path) -> None:
 def test_without_evaluations_on_the_way_there_is_one_at_the_end(tmp_path: Path) -> None:
     result = run(tmp_path, eval_every=0, num_environments=3)
     # Three environments step together: 20 + 19 * 2 = 58 steps are due, and 60 are lived.
-    assert [step for step, _ in result.curve] == [60]
+    assert [step for step, _ in result.details["curve"]] == [60]
 
 
 @pytest.mark.parametrize("name", ["Parts", "Grid", "Cliff"])
@@ -201,7 +201,8 @@ def test_observations_and_ends_of_other_kinds(name: str, tmp_path: Path) -> None
     seen, _ = lived.reset(seed=1)
     action = runner.act(seen)
     assert action.shape == (1,) and lived.action_space.contains(action.astype(np.float32))
-    assert len(result.returns) == 2 and all(value < 0 for value in result.returns)
+    returns = result.details["returns"]
+    assert len(returns) == 2 and all(value < 0 for value in returns)
 
 
 def test_a_film_is_made_on_request_and_what_cannot_be_rendered_is_said_at_the_start(
@@ -222,7 +223,7 @@ def test_a_film_is_made_on_request_and_what_cannot_be_rendered_is_said_at_the_st
         raise RuntimeError("no\ndisplay")
 
     monkeypatch.setattr(worlds.Point, "render", dark)
-    with pytest.raises(UserError, match=r"--video: worlds:Point-v0 cannot be rendered here \(no display\)"):
+    with pytest.raises(UserError, match=r"`video`: worlds:Point-v0 cannot be rendered here \(no display\)"):
         run(tmp_path / "b", video=True)
     assert not (tmp_path / "b").exists()
 
@@ -254,12 +255,18 @@ def test_environments_are_named_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="gymnasium cannot make 'Nowhere-v0'"):
         run(tmp_path / "a", "Nowhere-v0")
     assert not (tmp_path / "a").exists()
-    with pytest.raises(TypeError, match="no option 'colour'"):
+    with pytest.raises(UserError, match="Unrecognized options: `colour`=red"):
         control(POINT, colour="red")
 
 
-def objective(policy: str = "gaussian", **options: Any) -> Any:
-    return make_objective(ImproveConfig(**options), AgentConfig(policy=policy))  # type: ignore[arg-type]
+def config_of(**options: Any) -> ControlConfig:
+    words, positional = to_words(ControlConfig, {"environment": POINT} | options)
+    return configure(ControlConfig, words, positional, prog="valence control")
+
+
+def objective(policy: str = "gaussian", size: int = 1, **options: Any) -> Any:
+    """(objective, conversion) for a policy of `size` action dimensions."""
+    return make_objective(config_of(policy=policy, **options), size)[:2]
 
 
 def test_settings_become_objectives() -> None:
@@ -276,11 +283,11 @@ def test_settings_become_objectives() -> None:
     ours, label = objective(method="mpo", epsilon=0.3, epsilon_mean=0.02, epsilon_covariance=1e-4)
     assert ours == MPO(epsilon=0.3, epsilon_mean=0.02, epsilon_covariance=1e-4, epsilon_penalty=0.0) and label is None
     # The bounds are for each dimension of the action.
-    wide, _ = make_objective(ImproveConfig(method="mpo", epsilon_mean=0.02), AgentConfig(), 6)
+    wide, _ = objective(size=6, method="mpo", epsilon_mean=0.02)
     assert isinstance(wide, MPO) and wide.epsilon_mean == pytest.approx(0.12) and wide.epsilon == 0.1
     bins, _ = objective("categorical", method="mpo", epsilon_mean=2.5e-3, epsilon_covariance=1e-6)
     assert bins == MPO(decoupled=False, epsilon_penalty=0.0, epsilon_mean=2.5e-3, epsilon_covariance=1e-6)
-    with pytest.raises(UserError, match="--covariance-beta is for Gaussian"):
+    with pytest.raises(UserError, match="`covariance_beta` is for Gaussian"):
         objective("categorical", covariance_beta=1.0)
 
 
@@ -302,9 +309,9 @@ def test_a_beta_below_its_bound_is_warned_of(
     options: dict[str, Any], bound: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run(tmp_path, **(SMALL | options | {"quiet": False, "steps": 30}))
-    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
-    assert len(said) == (bound is not None)
-    assert bound is None or f"is below (1 - alpha) / (rejected fraction) = {bound}:" in said[0]
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: ")]
+    assert len(lines) == (bound is not None)
+    assert bound is None or f"below (1 - alpha) / (rejected fraction) = {bound}:" in lines[0]
 
 
 def test_values_become_labels_and_preferences() -> None:
@@ -319,8 +326,8 @@ def test_values_become_labels_and_preferences() -> None:
 
 
 def test_flat_options_find_their_groups() -> None:
-    config = control_config(POINT, method="mpo", hidden=(4,), seed=3)
-    assert (config.improve.method, config.agent.hidden, config.trial.seed) == ("mpo", (4,), 3)
+    config = config_of(method="mpo", hidden=(4,), seed=3, batch_size=5)
+    assert (config.method, config.agent.hidden, config.trial.seed, config.critic.batch_size) == ("mpo", (4,), 3, 5)
 
 
 LEARNING: dict[str, Any] = {
@@ -348,16 +355,16 @@ def optimum(episodes: int) -> float:
 def test_it_learns_to_stand_still_at_nought(options: dict[str, Any], tmp_path: Path) -> None:
     """Standing where one begins is worth -5.4; walking off, -100 and more."""
     result = run(tmp_path, **(LEARNING | options))
-    assert optimum(10) - 2 < statistics.fmean(result.returns) <= optimum(10) + 1e-6
+    assert optimum(10) - 2 < statistics.fmean(result.details["returns"]) <= optimum(10) + 1e-6
 
 
 @pytest.mark.parametrize("wrong", ["inverted", "shuffled"])
 def test_wrong_labels_teach_nothing_good(wrong: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    right, draw = control_methods._labelling, torch.Generator().manual_seed(0)
+    right, draw = ValueLabelling.converter, torch.Generator().manual_seed(0)
 
-    def mistaken(labels: str, num_actions: int) -> Any:
+    def mistaken(self: ValueLabelling, num_actions: int) -> Any:
         def label(values: Rewards) -> Any:
-            found = right(labels, num_actions)(values)
+            found = right(self, num_actions)(values)
             if wrong == "inverted":
                 return Labels(-found.sign, found.present)
             order = torch.rand(found.sign.shape, generator=draw).argsort(-1)
@@ -365,16 +372,15 @@ def test_wrong_labels_teach_nothing_good(wrong: str, tmp_path: Path, monkeypatch
 
         return label
 
-    monkeypatch.setattr(control_methods, "_labelling", mistaken)
+    monkeypatch.setattr(ValueLabelling, "converter", mistaken)
     result = run(tmp_path, **LEARNING, preset="ar")
-    assert statistics.fmean(result.returns) < (-50 if wrong == "inverted" else -4)
+    assert statistics.fmean(result.details["returns"]) < (-50 if wrong == "inverted" else -4)
 
 
 @pytest.mark.parametrize("value", ["many", True, [3]])
 def test_what_is_no_number_is_refused_in_one_line(value: Any) -> None:
-    # Straight to the check: tests run with types checked, which a user's run does not.
-    with pytest.raises(UserError, match=r"--steps is .* must be a number$"):
-        check_numbers(SimpleNamespace(steps=value), "steps", least=1)
+    with pytest.raises(UserError, match="steps"):
+        control(POINT, steps=value)
 
 
 def test_every_environment_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,8 +16,8 @@ NAME_WIDTH = 30
 NAMES = {str: "TEXT", int: "INT", float: "FLOAT", NoneType: "", bool: ""}
 TITLES = {
     "data": "Data", "network": "Model", "sampling": "Sampling", "reference": "Reference", "train": "Training",
-    "run": "Run", "judging": "Reward", "agent": "Agent", "critic": "Critic", "trial": "Run", "learning": "Learning", "search": "Search",
-    "training": "Training", "comparison": "Comparison",
+    "run": "Run", "judging": "Reward", "agent": "Agent", "critic": "Critic", "trial": "Run", "learning": "Learning",
+    "search": "Search", "training": "Training", "comparison": "Comparison",
 }  # fmt: skip
 
 
@@ -25,7 +25,7 @@ def render(kind: Any, default: Any, method: str, methods: list[str]) -> str:
     """The help of a command whose configuration is `default`, an instance of `kind`."""
     width = max(80, min(shutil.get_terminal_size((110, 24)).columns, 140))
     lines = [f"usage: {kind.usage or f'valence {method}'} [options]", ""]
-    lines += textwrap.wrap(" ".join((kind.__doc__ or "").replace("`", "").split()), width) + [""]
+    lines += [*textwrap.wrap(" ".join((kind.__doc__ or "").replace("`", "").split()), width), ""]
     if methods:
         lines += textwrap.wrap(f"Methods: {', '.join(methods)}.", width, subsequent_indent="    ")
     lines += _group(kind, default, width)

@@ -21,7 +21,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -32,8 +32,19 @@ from valence.policies.denoising_steps import DenoisingStep
 from valence.protocols import Reference
 from valence.types import Action, Batch, Likelihood
 
-if TYPE_CHECKING:
-    from valence.policies.image_pipelines import PipelineParts
+
+@runtime_checkable
+class Pipeline(Protocol):
+    """What a denoiser asks of its pipeline; `valence.policies.image_pipelines.PipelineParts` is one."""
+
+    def read(self, prompts: Sequence[str]) -> Any: ...
+
+    def too_long(self, prompt: str) -> bool: ...
+
+    def decode(self, latents: Tensor) -> Any: ...
+
+    def write(self, folder: Path) -> None: ...
+
 
 TOGETHER = 256
 """Images drawn, measured or decoded at a time."""
@@ -85,7 +96,7 @@ class Denoiser:
     """
 
     def __init__(
-        self, network: Any, steps: Sequence[DenoisingStep], shape: tuple[int, int, int], pipeline: PipelineParts, *,
+        self, network: Any, steps: Sequence[DenoisingStep], shape: tuple[int, int, int], pipeline: Pipeline, *,
         guidance: Guidance = Guidance(), mixed_precision: torch.dtype | None = None, adapters: bool = False,
     ) -> None:  # fmt: skip
         self.network, self.steps, self.shape, self.pipeline = network, tuple(steps), shape, pipeline

@@ -28,7 +28,7 @@ from valence.runs.methods import IMPROVE_IMAGES
 from valence.runs.options import ImageJudgeOptions, RunOptions, TrainOptions
 from valence.runs.run import Log, RunResult, claim, settings_of
 from valence.runs.settings import NoOptions, RunConfig, configure, to_words
-from valence.sources.images import ImageModality
+from valence.sources.images import ImageModality, image_prompts, read_prompts
 from valence.sources.prompts import EncodedPrompt
 from valence.training.reference import AdaptersOff, FrozenCopy
 

@@ -127,6 +127,14 @@ class Method:
         made.__doc__ = f"{self.objective.__name__}: {(inspect.getdoc(self.objective) or '').splitlines()[0]}"
         return made
 
+    def preset_values(self, preset: str, **given: Any) -> dict[str, Any]:
+        """The fields of the objective that a preset sets beside those that are given; {} where there is none."""
+        if preset not in self.presets:
+            return {}
+        made, usual = self.presets[preset](**given), self.objective()
+        names = self.objective_fields - set(given)
+        return {name: getattr(made, name) for name in names if getattr(made, name) != getattr(usual, name)}
+
     def make(self, options: Any) -> Any:
         """The objective; checks the parts too.
 

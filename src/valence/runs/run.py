@@ -21,7 +21,7 @@ from valence.evaluation.write import figures_of, write_run
 from valence.protocols import Source
 from valence.runs.options import RunOptions
 from valence.runs.settings import CONFIG_FILE, flat
-from valence.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from valence.training.checkpoint import PREFIX, REPLACED, checkpoints, load_checkpoint, save_checkpoint
 from valence.training.learner import Learner
 from valence.training.loop import Schedule, train
 from valence.training.profiling import Profiler
@@ -168,12 +168,13 @@ def resume(out: Path, learner: Learner, source: Source, schedule: Schedule, log:
     if not found:
         log(f"no checkpoint in {out}: starting from the beginning")
         return
-    load_checkpoint(found[-1], learner, source)
-    if learner.step > schedule.steps:
+    step = int(found[-1].name.removeprefix(PREFIX).removesuffix(REPLACED))
+    if step > schedule.steps:
         raise UserError(
-            f"the checkpoint {found[-1]} is of update {learner.step:,}, behind the end of this run "
+            f"the checkpoint {found[-1]} is of update {step:,}, behind the end of this run "
             f"({schedule.steps:,} updates): give more steps"
         )
+    load_checkpoint(found[-1], learner, source)
     log(f"resumed from {found[-1].name}")
 
 

@@ -118,11 +118,8 @@ def configure(
     with _as_user_error(flat(config)):
         if config.preset in row.presets:
             # Made anew beside the options that are given: a preset may depend on them.
-            made = row.presets[config.preset](
-                **{key: getattr(config.options, key) for key in row.objective_fields & given}
-            )
-            rest = {key: getattr(made, key) for key in row.objective_fields - given}
-            config = replace(config, options=replace(config.options, **rest))
+            own = {key: getattr(config.options, key) for key in row.objective_fields & given}
+            config = replace(config, options=replace(config.options, **row.preset_values(config.preset, **own)))
         row.make(config.options)
         config.check_complete()
     return config
@@ -138,10 +135,7 @@ def preset_default(kind: Any, row: Method, preset: str | None, name: str) -> Any
     if preset is not None and preset not in known:
         wanted = f"one of {', '.join(known)}" if known else f"left out: {name} has none"
         raise UserError(f"`preset` is {preset!r}, and must be {wanted}")
-    values: dict[str, Any] = {}
-    if preset is not None and preset in row.presets:
-        values = {key: getattr(row.presets[preset](), key) for key in row.objective_fields}
-    values |= row.preset_options.get(preset or "", {})
+    values = row.preset_values(preset or "") | dict(row.preset_options.get(preset or "", {}))
     default: Any = with_options(kind, row.options)()
     for item in fields(default):
         group = getattr(default, item.name)

@@ -8,18 +8,19 @@ from pathlib import Path
 import pytest
 
 from valence.errors import UserError
-from valence.reproduce.demo import run
+from valence.runs.demo import DemoConfig, demo
 
 
 def test_demo_shows_before_and_after(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    figures = run(tmp_path / "demo", steps=2, samples=8)
+    config = DemoConfig(out=str(tmp_path / "demo"), max_steps=2, samples=8)
+    figures = demo(config)
     assert figures["before"]["KL(π‖π_ref), nats"] == 0
     assert figures["after"]["KL(π‖π_ref), nats"] > 0
-    said = capsys.readouterr().out
-    assert "4,824 movie-review sentences" in said
-    assert said.index("before:") < said.index("after:")
+    printed = capsys.readouterr().out
+    assert "4,824 movie-review sentences" in printed and "warning" not in printed
+    assert printed.index("before:") < printed.index("after:")
     written = json.loads((tmp_path / "demo" / "results.json").read_text())
     assert written["after"] == figures["after"]
     assert (tmp_path / "demo" / "run" / "report.html").is_file()
-    with pytest.raises(UserError, match="already holds a demo"):
-        run(tmp_path / "demo", steps=2, samples=8)
+    with pytest.raises(UserError, match="already holds a run"):
+        demo(config)
