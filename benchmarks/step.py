@@ -89,9 +89,10 @@ def ours(folder: Path, method: str, *, head: str = "fused", batching: str = "aut
     from valence.data.collate import Encoder
     from valence.data.formats import load_feedback
     from valence.data.groups import groups_for
+    from valence.data.groups.adjust import count_classes
     from valence.policies.loading import load_language_policy
-    from valence.runs.config import MethodConfig
-    from valence.runs.methods import make_critic, make_objective, prepare_groups, takes
+    from valence.runs.methods import ALIGN
+    from valence.runs.options import ValueNetwork
     from valence.sources.offline import OfflineSource
     from valence.training.learner import Learner, make_optimizer
     from valence.training.reference import FrozenCopy
@@ -102,12 +103,16 @@ def ours(folder: Path, method: str, *, head: str = "fused", batching: str = "aut
     rows = pairs if method in ("dpo", "rebel") else unpaired(pairs)
     path = folder / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    records, config = load_feedback([path]).records, MethodConfig(method=method)
-    groups, _ = groups_for(records, takes(method, records, config))
-    groups, _ = prepare_groups(method, groups, config)
-    objective, _ = make_objective(method, config, groups)
+    records, row = load_feedback([path]).records, ALIGN[method]
+    options = row.options()
+    objective = row.make(options)
+    groups, _ = groups_for(records, row.feedback_kind(records, objective))
+    if row.prepare is not None:
+        groups, _ = row.prepare(groups, options, objective)
+    if row.fit is not None:
+        objective, _ = row.fit(objective, count_classes(groups))
     encoded, _ = Encoder(policy.tokenizer).groups(groups)
-    critic = make_critic(objective, config, policy)
+    critic = None if row.critic is None else row.critic(objective, ValueNetwork(), policy)
     optimizers = {"policy": make_optimizer(policy, kind="adamw", lr=1e-5, weight_decay=0.0)}
     if critic is not None:
         optimizers["value"] = make_optimizer(critic, kind="adamw", lr=1e-5, weight_decay=0.0)
