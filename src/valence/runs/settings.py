@@ -236,10 +236,14 @@ def to_words(kind: Any, values: Mapping[str, Any]) -> tuple[list[str], dict[str,
     for row in METHODS.get(kind.place, {}).values():
         hints |= get_type_hints(row.options)
     hints |= {name: hint for name, hint, _ in leaves(kind)}
+    defaults = flat(kind()) | {"preset": None}
     words: list[str] = []
     positional: dict[str, Any] = {}
     for name, value in values.items():
         hint = hints.get(name)
+        if value is None and defaults.get(name, "") is None:
+            # Left out: a preset may say otherwise.
+            continue
         value = _paths(name, value) if name in kind.paths else value
         if tyro.conf.Positional in getattr(hint, "__metadata__", ()):
             positional[name] = tuple(value) if isinstance(value, list) else _scalar(name, value)
@@ -258,8 +262,6 @@ def _as_words(name: str, hint: Any, value: Any) -> list[str]:
         return [flag, *(_scalar(name, part) for part in value)]
     if value is None and hint is not None and type(None) not in get_args(hint):
         raise UserError(f"`{name}` is None: leave it out")
-    if value is None and name == "preset":
-        return []
     return [f"{flag}={_scalar(name, value)}"]
 
 
