@@ -195,7 +195,8 @@ def play(win: Float[Tensor, "A A"], method: str, *, eta: float, iterations: int,
     scores = None if method == SPO else sampled_scores(win, comparisons=COMPARISONS, seed=seed)
     source = GameSource(win, scores, seed)
     adam = torch.optim.AdamW(policy.parameters(), lr=LR, weight_decay=0.0)
-    learner = Learner(policy, REBEL(eta=eta, anchor="old"), None, {"policy": adam})
+    objective: Any = REBEL(eta=eta, anchor="old")
+    learner = Learner(policy, objective, None, {"policy": adam})
     train(learner, source, Schedule(iterations * EPOCHS, log_every=0, track_every=0, num_epochs=EPOCHS))
     return torch.stack(source.policies)
 
