@@ -8,10 +8,14 @@ from pathlib import Path
 import pytest
 
 from valence.errors import UserError
-from valence.runs.demo import DemoConfig, demo
+from valence.runs.demo import OPTIONS, DemoConfig, demo
 
 
-def test_demo_shows_before_and_after(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_demo_shows_before_and_after(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"batch_size": 8, "eval_samples": 4, "eval_rows": 8}.items():
+        monkeypatch.setitem(OPTIONS, name, value)
     config = DemoConfig(out=str(tmp_path / "demo"), max_steps=2, samples=8)
     figures = demo(config)
     assert figures["before"]["KL(π‖π_ref), nats"] == 0
