@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -96,10 +97,7 @@ class Encoder:
 
     def group(self, group: Group) -> tuple[EncodedGroup | None, Problem | None]:
         """(the encoded group, or None if it was dropped; why it was dropped or what was truncated, or None)."""
-
-        def problem(reason: str) -> Problem:
-            return Problem(group.file, group.line, reason)
-
+        problem = partial(Problem, group.file, group.line)
         alone = _last_turns(group)
         if alone is None:
             return None, problem(
