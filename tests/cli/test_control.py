@@ -1,4 +1,4 @@
-"""`valence control`: one clear line for bad input, what a run says, and going on."""
+"""`valence control`: one clear line for bad input, what a run prints, and resuming."""
 
 from __future__ import annotations
 
@@ -14,35 +14,47 @@ POINT = "worlds:Point-v0"
 SHORT = ["--steps", "60", "--warmup-steps", "20", "--hidden", "8", "--batch-size", "8", "--tracker", "none"]
 
 BAD = [
-    ([], "Missing"),
+    ([], "environment missing: valence control ENVIRONMENT"),
     (["Nowhere-v0"], "gymnasium cannot make 'Nowhere-v0'"),
     (["worlds:Buttons-v0"], "needs a bounded Box of numbers"),
-    ([POINT, "--eta", "2"], "--eta is 2.0, and must be left out: --method pmpo does not read it"),
-    ([POINT, "--method", "dpo", "--coupled"], "--coupled is True, and must be left out: --method dpo"),
+    ([POINT, "--eta=2"], "--eta belongs to the method rebel"),
+    ([POINT, "--method", "dpo", "--coupled"], "--coupled belongs to the method pmpo"),
     ([POINT, "--policy", "categorical", "--coupled"], "--coupled is for Gaussian policies"),
-    ([POINT, "--bins", "5"], "--bins is 5, and must be left out: --policy gaussian does not read it"),
+    ([POINT, "--bins", "5"], "--bins is 5, and must be left out: --policy gaussian does not use it"),
+    (
+        [POINT, "--policy", "categorical", "--init-scale", "1"],
+        "--init-scale is 1.0, and must be left out",
+    ),
     (["worlds:Broken-v0"], "RuntimeError: no licence"),
-    ([POINT, "--method", "foo"], "'foo' for argument '--method'"),
-    ([POINT, "--policy", "foo"], "'foo' for argument '--policy'"),
-    ([POINT, "--beta", "abc"], "--beta is 'abc', and must be a finite number >= 0 or auto"),
-    ([POINT, "--beta", "-1"], "--beta is '-1'"),
-    ([POINT, "--method", "dpo", "--beta", "0"], "--beta is '0', and must be above 0 for dpo"),
-    ([POINT, "--method", "mpo", "--beta", "1"], "--beta is '1', and must be left out: --method mpo does not read it"),
-    ([POINT, "--method", "rebel", "--preset", "r"], "--preset is 'r', and must be left out: --method rebel does not"),
-    ([POINT, "--preset", "r", "--alpha", "0.5"], "--alpha is 0.5, and must be left out: --preset sets it"),
-    ([POINT, "--alpha", "2"], "--alpha is 2.0, and must be between 0 and 1"),
-    ([POINT, "--covariance-beta", "nan"], "--covariance-beta is nan"),
+    ([POINT, "--method", "foo"], "--method is 'foo', and must be one of pmpo, mpo, dpo, rebel"),
+    ([POINT, "--policy", "foo"], "'foo' for argument --policy"),
+    ([POINT, "--beta", "abc"], "--beta: "),
+    ([POINT, "--beta", "-1"], "--beta must be finite and >= 0, got -1.0"),
+    ([POINT, "--method", "dpo", "--beta", "0"], "--beta must be finite and > 0, got 0.0"),
+    ([POINT, "--method", "mpo", "--beta=1"], "--beta belongs to the method pmpo or dpo"),
+    ([POINT, "--method", "rebel", "--preset", "r"], "--preset is 'r', and must be left out: rebel has none"),
+    ([POINT, "--preset", "r", "--alpha", "0.5"], "preset 'r' sets --alpha to 0: give one of the two"),
+    ([POINT, "--alpha", "2"], "--alpha must be"),
+    ([POINT, "--covariance-beta", "nan"], "--covariance-beta must be"),
     ([POINT, "--covariance-beta", "1", "--policy", "categorical"], "--covariance-beta is for Gaussian policies"),
+    ([POINT, "--covariance-beta", "1", "--coupled"], "--covariance-beta must be left out: --coupled has one KL weight"),
     ([POINT, "--steps", "500"], "--steps is 500, and must be more than --warmup-steps, 1000"),
     ([POINT, "--steps", "many"], "--steps"),
     ([POINT, "--init-scale", "1e-4"], "--init-scale is 0.0001, and must be above 0.001"),
     ([POINT, "--hidden", "0"], "--hidden is (0,)"),
-    ([POINT, "--policy", "categorical", "--bins", "1"], "--bins is 1"),
-    ([POINT, "--discount", "1.5"], "--discount is 1.5"),
-    ([POINT, "--steps-per-update", "0"], "--steps-per-update is 0"),
-    ([POINT, "--num-environments", "0"], "--num-environments is 0"),
-    ([POINT, "--tracker", "paper"], "--tracker is 'paper'"),
-    ([POINT, "--resume", "--out", "none"], "--resume finds no run in none"),
+    ([POINT, "--policy", "categorical", "--bins", "1"], "--bins is 1, and must be at least 2"),
+    ([POINT, "--discount", "1.5"], "--discount is 1.5, and must be at most 1"),
+    ([POINT, "--lr", "inf"], "--lr is inf, and must be finite"),
+    ([POINT, "--critic-lr", "inf"], "--critic-lr"),
+    ([POINT, "--batch-size", "0"], "--batch-size"),
+    ([POINT, "--action-repeat", "0"], "--action-repeat"),
+    ([POINT, "--num-actions", "1"], "--num-actions"),
+    ([POINT, "--warmup-steps", "0"], "--warmup-steps"),
+    ([POINT, "--target-every", "-1"], "--target-every"),
+    ([POINT, "--steps-per-update", "0"], "--steps-per-update"),
+    ([POINT, "--steps-per-update", "nan"], "--steps-per-update"),
+    ([POINT, "--num-environments", "0"], "--num-environments is 0, and must be at least 1"),
+    ([POINT, "--tracker", "paper"], "'paper' for argument --tracker"),
     ([POINT, "--out", "file"], "--out file cannot be written to"),
     ([POINT, "--colour", "red"], "--colour"),
     ([*SHORT, "worlds:Raises-v0"], "RuntimeError: the motor is off"),
@@ -97,7 +109,7 @@ def test_a_run_goes_on_and_is_not_overwritten(folder: Path, capsys: pytest.Captu
     capsys.readouterr()
     with pytest.raises(SystemExit):
         main(words)
-    assert "o holds a run already: give --resume to go on with it, or another --out" in capsys.readouterr().err
+    assert "o already holds a run: continue it with --resume, or give another --out" in capsys.readouterr().err
     longer = [word if word != "60" else "100" for word in words]
     main([*longer, "--resume"])
     second = json.loads((folder / "o" / "results.json").read_text())

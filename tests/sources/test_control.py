@@ -255,12 +255,16 @@ def test_a_critic_that_has_run_away_stops_the_run() -> None:
         made.next(policy)
 
 
-@pytest.mark.parametrize("name", ["batch_size", "num_actions", "steps_per_update", "critic_lr", "target_every"])
-def test_settings_must_be_positive(name: str) -> None:
-    with pytest.raises(ValueError, match=f"{name} is 0(.0)?, and must be > 0"):
-        ControlSettings(**{name: 0.0 if name in ("steps_per_update", "critic_lr") else 0})
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("batch_size", 0), ("num_actions", 1), ("target_every", 0), ("action_repeat", -1), ("steps_per_update", 0.0),
+     ("steps_per_update", math.nan), ("critic_lr", math.inf), ("critic_lr", -1.0)],
+)  # fmt: skip
+def test_settings_out_of_range_are_refused(name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"`{name}` is {value}, and must be"):
+        ControlSettings(**{name: value})
 
 
 def test_a_warm_up_is_needed() -> None:
-    with pytest.raises(ValueError, match="warmup_steps is 0"):
+    with pytest.raises(ValueError, match="`warmup_steps` is 0"):
         ControlSettings(warmup_steps=0)

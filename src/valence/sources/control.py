@@ -42,7 +42,7 @@ class ControlSettings:
 
     Args:
         batch_size: Number of states in a batch.
-        num_actions: Number of actions that the reference draws in each state.
+        num_actions: Number of actions that the reference draws in each state, at least 2.
         steps_per_update: Environment steps for each update; below 1, several updates follow one step.
         warmup_steps: Environment steps with uniformly random actions before the first update.
         critic_lr: Learning rate of the critic (Adam).
@@ -61,11 +61,13 @@ class ControlSettings:
     action_repeat: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "num_actions", "steps_per_update", "critic_lr", "target_every", "action_repeat"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)}, and must be > 0")
-        if self.warmup_steps < 1:
-            raise ValueError(f"warmup_steps is {self.warmup_steps}, and must be at least 1")
+        whole = {"batch_size": 1, "num_actions": 2, "warmup_steps": 1, "target_every": 1, "action_repeat": 1}
+        for name, least in whole.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"`{name}` is {getattr(self, name)}, and must be at least {least}")
+        for name in ("steps_per_update", "critic_lr"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"`{name}` is {getattr(self, name)}, and must be finite and above 0")
 
 
 class ControlSource:
