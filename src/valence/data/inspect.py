@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from valence.data.formats.load import Loaded
+from valence.data.formats import Loaded
 from valence.data.records import Problem, Record, Text
 
 WORDS = {"label": "labels", "score": "scores", "pair": "pairs", "ranking": "rankings", "prompt": "prompts"}

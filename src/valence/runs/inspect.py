@@ -8,8 +8,7 @@ from typing import ClassVar
 
 import tyro
 
-from valence.data.formats import load_feedback
-from valence.data.formats.columns import parse_columns
+from valence.data.formats import load_feedback, parse_columns
 from valence.data.inspect import render, summarize
 from valence.errors import UserError
 from valence.runs.run import Log

@@ -1,5 +1,5 @@
 """Feedback in any shape: every layout and file format into one list of records."""
 
-from valence.data.formats.load import Loaded, load_feedback
+from valence.data.formats.load import Loaded, load_feedback, parse_columns
 
-__all__ = ["Loaded", "load_feedback"]
+__all__ = ["Loaded", "load_feedback", "parse_columns"]

@@ -1,33 +1,33 @@
-"""Records from raw fields, with the checks that all layouts share."""
+"""Records from raw fields, with the checks that all layouts share, and the fields that layouts read alike."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
-from typing import Any
+from itertools import pairwise, takewhile
 
-from valence.data.formats.row import Refused
-from valence.data.formats.values import is_blank, number, text
+from valence.data.formats import row as names
+from valence.data.formats.row import Refused, Row
+from valence.data.formats.values import is_blank, number, sign, text
 from valence.data.records import Message, Record, Text
 
 ASKING = ("user", "system", "developer")
 HH_TURN = "\n\nAssistant:"
 
 
-def label(prompt: Any, completion: Any, sign: int) -> Record:
+def label(prompt: object, completion: object, verdict: int) -> Record:
     """One completion, accepted (+1), rejected (-1) or unlabelled (0)."""
     context, completions = _parts(prompt, (completion,), ("completion",))
-    return Record("label", context, completions, (float(sign),))
+    return Record("label", context, completions, (float(verdict),))
 
 
-def score(prompt: Any, completion: Any, reward: float) -> Record:
+def score(prompt: object, completion: object, reward: float) -> Record:
     """One completion with its reward."""
     context, completions = _parts(prompt, (completion,), ("completion",))
     return Record("score", context, completions, (reward,), scored=True)
 
 
 def pair(
-    prompt: Any, chosen: Any, rejected: Any, scores: tuple[float, float] | None = None, margin: float | None = None
+    prompt: object, chosen: object, rejected: object, scores: tuple[float, float] | None, margin: float | None = None
 ) -> Record:
     """Two completions, the better one first. If `prompt` is None, the prompt is the beginning that they share.
 
@@ -46,7 +46,7 @@ def pair(
     return Record("pair", context, completions, scores or (), scored=scores is not None, margin=margin)
 
 
-def ranking(prompt: Any, completions: Any, scores: Any = None, ranks: Any = None) -> Record:
+def ranking(prompt: object, completions: object, scores: object, ranks: object = None) -> Record:
     """Several completions of one prompt, with scores (higher is better) or ranks (1 is best).
 
     Raises:
@@ -63,12 +63,11 @@ def ranking(prompt: Any, completions: Any, scores: Any = None, ranks: Any = None
     if points is not None and places is not None and _disagree(points, places):
         raise Refused("scores and ranks contradict each other")
     values = points if points is not None else tuple(-place for place in places or ())
-    names = tuple(f"completions[{index}]" for index in range(len(completions)))
-    context, texts = _parts(prompt, tuple(completions), names)
+    context, texts = _parts(prompt, completions, [f"completions[{index}]" for index in range(len(completions))])
     return Record("ranking", context, texts, values, scored=points is not None)
 
 
-def prompt_only(prompt: Any) -> Record:
+def prompt_only(prompt: object) -> Record:
     """A prompt without a completion."""
     context = text(prompt, "prompt")
     if is_blank(context):
@@ -76,17 +75,68 @@ def prompt_only(prompt: Any) -> Record:
     return Record("prompt", context)
 
 
+def prompt_of(row: Row) -> object:
+    """The row's prompt, behind its system prompt if it has one; None if it has no prompt."""
+    prompt = row.take(row.first(names.PROMPT))
+    turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    if isinstance(turns, list) and (opening := system_of(row)):
+        return [*opening, *turns]
+    return prompt
+
+
+def system_of(row: Row) -> list[dict[str, str]]:
+    """The row's system prompt as a list of one message; empty if the row has none or a blank one."""
+    system = row.peek("system")
+    if not isinstance(system, str):
+        return []
+    row.take("system")
+    return [{"role": "system", "content": system}] if system.strip() else []
+
+
+def answer_of(row: Row, prompt: object) -> Record | None:
+    """The row's pair, or else its completion, as answers to `prompt`; None if it has neither."""
+    chosen, rejected = row.first(names.CHOSEN), row.first(names.REJECTED)
+    if chosen and rejected:
+        return pair_of(row, prompt, row.take(chosen), row.take(rejected))
+    completion = row.first(names.COMPLETION)
+    return single_of(row, prompt, row.take(completion)) if completion else None
+
+
+def single_of(row: Row, prompt: object, completion: object) -> Record:
+    """One completion with its label if the row has one, else with its score, else unlabelled."""
+    verdicts = {name: sign(row.take(name), name) for name in names.LABEL if row.has(name)}
+    signs = {verdict for verdict in verdicts.values() if verdict}
+    if len(signs) > 1:
+        raise Refused(f"{' and '.join(verdicts)} contradict each other")
+    key = row.first(names.SCORE)
+    if signs or not key or row.peek(key) == "":
+        return label(prompt, completion, signs.pop() if signs else 0)
+    return score(prompt, completion, number(row.take(key), key))
+
+
+def pair_of(row: Row, prompt: object, chosen: object, rejected: object) -> Record:
+    """Two completions with the row's scores of them or its margin."""
+    scores = both(row, row.first(names.SCORE_CHOSEN), row.first(names.SCORE_REJECTED))
+    margin = number(row.take("margin"), "margin") if scores is None and row.has("margin") else None
+    return pair(prompt, chosen, rejected, scores, margin)
+
+
+def both(row: Row, first: str | None, second: str | None) -> tuple[float, float] | None:
+    """Two scores, or None if the row has neither."""
+    there = [name for name in (first, second) if name and row.has(name)]
+    if len(there) == 1:
+        raise Refused(f"{there[0]} without a score of the other completion")
+    return (number(row.take(first), there[0]), number(row.take(second), there[1])) if there else None
+
+
 def shared_text(chosen: str, rejected: str) -> tuple[str, str, str]:
     """(prompt, chosen, rejected) of two texts with the same beginning, split before a space and not within a word.
 
     Transcripts in the Anthropic HH form are split after the last "Assistant:" that both have.
     """
-    letters = zip(chosen, rejected, strict=False)
-    apart = next(
-        (index for index, (left, right) in enumerate(letters) if left != right), min(len(chosen), len(rejected))
-    )
-    common = chosen[:apart]
-    turn = common.rfind(HH_TURN)
+    alike = takewhile(lambda letters: letters[0] == letters[1], zip(chosen, rejected, strict=False))
+    apart = sum(1 for _ in alike)
+    turn = chosen.rfind(HH_TURN, 0, apart)
     if turn >= 0:
         cut = turn + len(HH_TURN)
     else:
@@ -95,42 +145,35 @@ def shared_text(chosen: str, rejected: str) -> tuple[str, str, str]:
     return chosen[:cut], chosen[cut:], rejected[cut:]
 
 
-def _parts(prompt: Any, completions: Sequence[Any], names: Sequence[str]) -> tuple[Text, tuple[Text, ...]]:
+def _parts(prompt: object, completions: Sequence[object], fields: Sequence[str]) -> tuple[Text, tuple[Text, ...]]:
     """(prompt, completions), all plain text or all messages. The turns that conversations share are the prompt."""
     context: Text = "" if prompt is None or prompt == [] else text(prompt, "prompt")
-    texts = tuple(text(value, name) for value, name in zip(completions, names, strict=True))
-    for value, name in zip(texts, names, strict=True):
+    texts = tuple(text(value, name) for value, name in zip(completions, fields, strict=True))
+    for value, name in zip(texts, fields, strict=True):
         if is_blank(value):
             raise Refused(f"{name} is empty")
     if isinstance(context, str) and all(isinstance(value, str) for value in texts):
         return context, texts
     turns = [(Message("assistant", value),) if isinstance(value, str) else value for value in texts]
-    shared, answers = _separate(turns)
+    # The last turn of a conversation is never shared.
+    alike = takewhile(lambda same: len(set(same)) == 1, zip(*(turn[:-1] for turn in turns), strict=False))
+    cut = sum(1 for _ in alike)
+    shared, answers = turns[0][:cut], tuple(turn[cut:] for turn in turns)
     if len(answers) > 1 and any(answer[0].role in ASKING for answer in answers):
-        raise Refused(f"{' and '.join(names)} answer different prompts")
-    for answer, name in zip(answers, names, strict=True):
+        raise Refused(f"{' and '.join(fields)} answer different prompts")
+    for answer, name in zip(answers, fields, strict=True):
         if answer[-1].role != "assistant" or is_blank(answer[-1:]):
             raise Refused(f"{name} does not end with an answer of the assistant")
     if turns[0][0].role in ASKING:
         if context and shared[: len(context)] != context and all(turn.content != context for turn in shared):
-            raise Refused(f"{' and '.join(names)} begin with another prompt than the row's")
+            raise Refused(f"{' and '.join(fields)} begin with another prompt than the row's")
         return shared, answers
     if isinstance(context, str):
         context = (Message("user", context),) if context else ()
     return (*context, *shared) or "", answers
 
 
-def _separate(
-    conversations: Sequence[tuple[Message, ...]],
-) -> tuple[tuple[Message, ...], tuple[tuple[Message, ...], ...]]:
-    """(the leading turns that all conversations share, the other turns of each, at least its last)."""
-    most = min(len(conversation) for conversation in conversations) - 1
-    alike = (len({conversation[index] for conversation in conversations}) == 1 for index in range(most))
-    cut = next((index for index, same in enumerate(alike) if not same), most)
-    return conversations[0][:cut], tuple(conversation[cut:] for conversation in conversations)
-
-
-def _numbers(values: Any, what: str, length: int) -> tuple[float, ...]:
+def _numbers(values: object, what: str, length: int) -> tuple[float, ...]:
     """A list of `length` finite numbers."""
     if not isinstance(values, list):
         raise Refused(f"{what} is not a list")

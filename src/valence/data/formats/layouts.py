@@ -7,11 +7,9 @@ cannot be used.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from valence.data.formats import build, tools
 from valence.data.formats import row as names
-from valence.data.formats.fields import pair_of, prompt_of, single_of
 from valence.data.formats.row import Refused, Row
 from valence.data.formats.values import number, sign
 from valence.data.records import Record
@@ -23,7 +21,7 @@ def ranking(row: Row) -> Record | None:
     if key is None:
         return None
     scores, ranks = row.take(row.first(names.SCORES)), row.take(row.first(names.RANKS))
-    return build.ranking(prompt_of(row), row.take(key), scores, ranks)
+    return build.ranking(build.prompt_of(row), row.take(key), scores, ranks)
 
 
 def implicit_pair(row: Row) -> Record | None:
@@ -41,7 +39,7 @@ def pair(row: Row) -> Record | None:
     single, judged = row.first(names.COMPLETION), row.first((*names.LABEL, *names.SCORE))
     if single and judged:
         raise Refused(f"a pair and a {single} with {judged} in one row: keep one of the two")
-    return pair_of(row, prompt_of(row), row.take(chosen), row.take(rejected))
+    return build.pair_of(row, build.prompt_of(row), row.take(chosen), row.take(rejected))
 
 
 def single(row: Row) -> Record | None:
@@ -51,7 +49,7 @@ def single(row: Row) -> Record | None:
     if key is None:
         return None
     completion = row.take(key)
-    return single_of(row, prompt_of(row), completion)
+    return build.single_of(row, build.prompt_of(row), completion)
 
 
 def prompts(row: Row) -> Record | None:
@@ -59,7 +57,7 @@ def prompts(row: Row) -> Record | None:
     judged = _judged(row)
     if judged:
         raise Refused(f"{judged} without a completion")
-    prompt = prompt_of(row)
+    prompt = build.prompt_of(row)
     return None if prompt is None else build.prompt_only(prompt)
 
 
@@ -68,7 +66,7 @@ def _judged(row: Row) -> str | None:
     return next((name for name in names.FEEDBACK if row.has(name) and _is_verdict(row.peek(name), name)), None)
 
 
-def _is_verdict(value: Any, name: str) -> bool:
+def _is_verdict(value: object, name: str) -> bool:
     """Whether a field is feedback. OpenRLHF's prompts have the right answer in `label`, which is not."""
     try:
         return bool(sign(value, name)) if name in names.LABEL else isinstance(value, list) or bool(number(value, name))

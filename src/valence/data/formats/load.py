@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from valence.data.formats.layouts import detect
 from valence.data.formats.read import read_rows
@@ -64,12 +63,17 @@ def load_feedback(
                 records.append(replace(record, file=str(path), line=line))
                 layouts[name] += 1
         if len(records) == before:
-            raise UserError(_no_usable_row(str(path), problems))
+            here = [problem for problem in problems if problem.file == str(path)]
+            if not here:
+                raise UserError(f"{path}: no rows")
+            first = f"line {here[0].line}: {here[0].reason}"
+            raise UserError(f"{path}: none of its {len(here)} rows can be used; {first}")
     reader.check_renames()
     if strict and problems:
         more = f" (and {len(problems) - 1} more rows with problems)" if len(problems) > 1 else ""
         raise UserError(f"{problems[0]}{more}")
-    return Loaded(records, problems, dict(layouts), len(records) + len(problems), reader.never_read())
+    unread = {name: rows for name, rows in reader.unread.most_common() if name not in reader.read}
+    return Loaded(records, problems, dict(layouts), len(records) + len(problems), unread)
 
 
 class _Reader:
@@ -82,12 +86,12 @@ class _Reader:
         self.renames = _canonical(columns)
         self.theirs = set(self.renames.values())
         # A field that a rename displaces is no feedback, but still a column.
-        self.displaced = {name for ours in self.renames for name in _displaced(ours, self.renames)} - self.theirs
+        self.displaced = _displaced(self.renames) - self.theirs
         self.seen: dict[str, None] = {}
         self.read: set[str] = set()
         self.unread: Counter[str] = Counter()
 
-    def record(self, row: dict[str, Any] | Refused) -> tuple[str, Record]:
+    def record(self, row: dict[str, object] | Refused) -> tuple[str, Record]:
         """(the layout of a row, the row as a Record with its split and its other columns)."""
         if isinstance(row, Refused):
             raise row
@@ -100,11 +104,7 @@ class _Reader:
         split = view.take("split") if isinstance(view.peek("split"), str) else None
         self.read.update(self.renames.get(name, name) for name in view.used)
         self.unread.update([*(self.renames.get(name, name) for name in view.unread()), *aside])
-        return name, replace(record, split=split, columns=view.rest())
-
-    def never_read(self) -> dict[str, int]:
-        """The columns that the layout of no row read, most common first."""
-        return {name: rows for name, rows in self.unread.most_common() if name not in self.read}
+        return name, replace(record, split=split, columns=view.unread() | view.aside)
 
     def check_renames(self) -> None:
         """Raises UserError if no row has a column that the user named."""
@@ -127,17 +127,20 @@ def _canonical(columns: Mapping[str, str]) -> dict[str, str]:
     return {known[name]: theirs for name, theirs in columns.items()}
 
 
-def _displaced(ours: str, renames: Mapping[str, str]) -> Sequence[str]:
-    """The names that a rename replaces: those of its field; for a score also the labels, and the reverse."""
-    same = next((aliases for aliases in ALIASES if ours in aliases), (ours,))
-    if ours == SCORE[0] and LABEL[0] not in renames:
-        return (*same, *LABEL)
-    return (*same, *SCORE) if ours == LABEL[0] and SCORE[0] not in renames else same
+def _displaced(renames: Mapping[str, str]) -> set[str]:
+    """The names that renames replace: those of their fields; a score also replaces the labels, and the reverse."""
+    verdicts = {LABEL[0], SCORE[0]}
+    fields = {*renames, *verdicts} if verdicts & renames.keys() else {*renames}
+    return fields.union(*(aliases for aliases in ALIASES if aliases[0] in fields))
 
 
-def _no_usable_row(path: str, problems: Sequence[Problem]) -> str:
-    """The message for a file without a usable row."""
-    here = [problem for problem in problems if problem.file == path]
-    if not here:
-        return f"{path}: no rows"
-    return f"{path}: none of its {len(here)} rows can be used; line {here[0].line}: {here[0].reason}"
+def parse_columns(text: str | None) -> dict[str, str]:
+    """`prompt=question,completion=answer` as a dictionary.
+
+    Raises:
+        UserError: it is not of that form.
+    """
+    pairs = [part.split("=") for part in (text or "").split(",") if part.strip()]
+    if any(len(pair) != 2 or not all(side.strip() for side in pair) for pair in pairs):
+        raise UserError(f"`columns` is {text!r}, and must look like prompt=question,completion=answer")
+    return {ours.strip(): theirs.strip() for ours, theirs in pairs}

@@ -10,12 +10,11 @@ import json
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from valence.data.formats.row import ALIASES, Refused
 from valence.errors import UserError
 
-Found = tuple[int, dict[str, Any] | Refused]
+Found = tuple[int, dict[str, object] | Refused]
 """(number of a line or item, from 1; the row there, or why it cannot be read)."""
 
 CONTAINERS = ("train", "data", "rows", "examples", "instances", "heldout", "test", "validation", "valid", "eval", "dev")
@@ -33,11 +32,14 @@ def read_rows(path: Path) -> Iterator[Found]:
         return _saved_dataset(path)
     try:
         content = path.read_bytes()
+        content = gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
+    except (gzip.BadGzipFile, EOFError, zlib.error):
+        raise UserError(f"{path}: a damaged or incomplete gzip file") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
-    content = _unzipped(path, content).removeprefix(b"\xef\xbb\xbf")
+    content = content.removeprefix(b"\xef\xbb\xbf")
     if not content.strip():
         raise UserError(f"{path}: the file is empty")
     if content[:4] == b"PAR1":
@@ -45,16 +47,6 @@ def read_rows(path: Path) -> Iterator[Found]:
     if b"\0" in content[:65536]:
         raise UserError(f"{path}: a binary file, and neither JSON, JSONL, CSV nor Parquet")
     return _csv(path, content) if _is_csv(path, content) else _json(path, content)
-
-
-def _unzipped(path: Path, content: bytes) -> bytes:
-    """The content, decompressed if it is gzip, whatever the file's name."""
-    if content[:2] != b"\x1f\x8b":
-        return content
-    try:
-        return gzip.decompress(content)
-    except (OSError, EOFError, zlib.error):
-        raise UserError(f"{path}: a damaged or incomplete gzip file") from None
 
 
 def _is_csv(path: Path, content: bytes) -> bool:
@@ -105,7 +97,7 @@ def _csv_row(line: int, header: list[str], cells: list[str]) -> Found:
     return line, {name: _cell(cell) for name, cell in cells_by_name if cell != "" or name == "prompt"}
 
 
-def _cell(cell: str) -> Any:
+def _cell(cell: str) -> object:
     """The list or object that a cell holds as JSON or as pandas writes it; else the text itself."""
     if not (cell.startswith(("[", "{")) and cell.endswith(("]", "}"))):
         return cell
@@ -120,12 +112,12 @@ def _cell(cell: str) -> Any:
 def _json(path: Path, content: bytes) -> Iterator[Found]:
     """JSON Lines, or one JSON array or object. Its first line decides: a whole document rarely fits on one line."""
     lines = [(line, raw) for line, raw in enumerate(content.split(b"\n"), 1) if raw.strip()]
-    by_line = ((line, _is_object(_loads(raw))) for line, raw in lines)
+    by_line = ((line, _row(_loads(raw))) for line, raw in lines)
     if len(lines) > 1 and isinstance(_loads(lines[0][1]), dict):
         return by_line
     whole = _loads(content)
     if isinstance(whole, list):
-        return ((item, _is_object(value)) for item, value in enumerate(whole, 1))
+        return enumerate(map(_row, whole), 1)
     if isinstance(whole, dict):
         return _contained(whole)
     if len(lines) == 1 or not any(isinstance(_loads(raw), dict) for _, raw in lines):
@@ -134,26 +126,23 @@ def _json(path: Path, content: bytes) -> Iterator[Found]:
     return by_line
 
 
-def _contained(whole: dict[str, Any]) -> Iterator[Found]:
+def _contained(whole: dict[str, object]) -> Iterator[Found]:
     """The rows of `{"train": [...], "test": [...]}` with their split; any other object is one row."""
-    parts = {name: whole[name] for name in CONTAINERS if isinstance(whole.get(name), list)}
+    parts = {name: part for name in CONTAINERS if isinstance(part := whole.get(name), list)}
     if not parts or set(whole) & KNOWN:
-        yield 1, whole
-        return
-    item = 0
-    for name, part in parts.items():
-        mark = None if name in CONTAINERS[1:5] else name
-        for value in part:
-            item += 1
-            yield item, _marked(value, mark) if isinstance(value, dict) else _is_object(value)
+        return iter([(1, whole)])
+    marks = {name: None if name in CONTAINERS[1:5] else name for name in parts}
+    return enumerate((_row(value, marks[name]) for name, part in parts.items() for value in part), 1)
 
 
-def _marked(row: dict[str, Any], split: str | None) -> dict[str, Any]:
-    """The row with `split` as its split, unless it has one of its own."""
-    return row if split is None or row.get("split") is not None else {**row, "split": split}
+def _row(value: object, split: str | None = None) -> dict[str, object] | Refused:
+    """An object as a row, with `split` as its split unless it has one of its own."""
+    if not isinstance(value, dict):
+        return value if isinstance(value, Refused) else Refused("not a JSON object")
+    return value if split is None or value.get("split") is not None else {**value, "split": split}
 
 
-def _loads(raw: bytes) -> Any:
+def _loads(raw: bytes) -> object:
     """The JSON value, or a Refused with the reason why there is none."""
     try:
         return json.loads(raw.decode())
@@ -164,10 +153,6 @@ def _loads(raw: bytes) -> Any:
         return Refused(f"not JSON: {error.msg} at {line}column {error.colno}")
     except (ValueError, RecursionError) as error:
         return Refused(f"not readable JSON: {type(error).__name__}")
-
-
-def _is_object(value: Any) -> dict[str, Any] | Refused:
-    return value if isinstance(value, (dict, Refused)) else Refused("not a JSON object")
 
 
 def _parquet(path: Path, content: bytes) -> Iterator[Found]:
@@ -197,6 +182,5 @@ def _saved_dataset(path: Path) -> Iterator[Found]:
         first = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(f"{path}: a damaged saved dataset ({first})") from None
     if isinstance(loaded, datasets.DatasetDict):
-        marked = (_marked(row, str(name)) for name, part in loaded.items() for row in part.to_list())
-        return enumerate(marked, 1)
+        return enumerate((_row(row, str(name)) for name, part in loaded.items() for row in part.to_list()), 1)
     return enumerate(loaded.to_list(), 1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 PROMPT = ("prompt", "instruction", "input", "query", "question", "user_prompt", "context_messages", "context")
 COMPLETION = ("completion", "response", "output")
@@ -19,12 +18,10 @@ SCORE_REJECTED = (
     *("score_rejected", "rejected_score", "rejected_rating", "rejected_reward", "reward_rejected", "rating_rejected"),
     "reject_reward",
 )
-MARGIN = ("margin",)
-SPLIT = ("split",)
 
 ALIASES = (
     *(PROMPT, COMPLETION, COMPLETIONS, LABEL, SCORE, SCORES, RANKS, CHOSEN, REJECTED),
-    *(SCORE_CHOSEN, SCORE_REJECTED, MARGIN, SPLIT),
+    *(SCORE_CHOSEN, SCORE_REJECTED, ("margin",), ("split",)),
 )
 FEEDBACK = (*LABEL, *SCORE, *SCORES, *RANKS)
 
@@ -36,12 +33,13 @@ class Refused(ValueError):
 class Row:
     """The fields of a row, and which of them a layout has read; the others become the record's columns.
 
-    A null field is absent: tables with rows of several shapes fill the columns of the other shapes with null.
+    A null field is absent: tables with rows of several shapes fill the columns of the other shapes with null. `aside`
+    holds columns that no layout reads, such as those that a rename displaced.
     """
 
-    def __init__(self, fields: Mapping[str, Any], aside: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, fields: Mapping[str, object], aside: Mapping[str, object]) -> None:
         self.fields = {name: value for name, value in fields.items() if value is not None}
-        self.aside = dict(aside or {})
+        self.aside = dict(aside)
         self.used: set[str] = set()
 
     def has(self, *names: str) -> bool:
@@ -52,21 +50,17 @@ class Row:
         """The first of `names` that the row has."""
         return next((name for name in names if name in self.fields), None)
 
-    def peek(self, name: str) -> Any:
+    def peek(self, name: str) -> object:
         """A field's value or None; it does not count as read."""
         return self.fields.get(name)
 
-    def take(self, name: str | None, default: Any = None) -> Any:
+    def take(self, name: str | None, default: object = None) -> object:
         """A field's value; it counts as read."""
         if name is None or name not in self.fields:
             return default
         self.used.add(name)
         return self.fields[name]
 
-    def unread(self) -> list[str]:
-        """The names of the fields that no layout has read."""
-        return [name for name in self.fields if name not in self.used]
-
-    def rest(self) -> dict[str, Any]:
-        """The fields that no layout has read, and those that a rename displaced."""
-        return {**{name: value for name, value in self.fields.items() if name not in self.used}, **self.aside}
+    def unread(self) -> dict[str, object]:
+        """The fields that no layout has read."""
+        return {name: value for name, value in self.fields.items() if name not in self.used}

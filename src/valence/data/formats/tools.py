@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from valence.data.formats import build
 from valence.data.formats import row as names
-from valence.data.formats.fields import answer_of, both, pair_of, prompt_of, single_of, system_of
 from valence.data.formats.row import Refused, Row
 from valence.data.formats.values import number, sign, text
 from valence.data.records import Record, Text
@@ -20,49 +18,48 @@ def hosted(row: Row) -> Record | None:
     source = row.take("input")
     if isinstance(source, dict) and source.get("tools"):
         row.aside["tools"] = source["tools"]
-    return pair_of(row, source, row.take("preferred_output"), row.take("non_preferred_output"))
+    return build.pair_of(row, source, row.take("preferred_output"), row.take("non_preferred_output"))
 
 
 def halos(row: Row) -> Record | None:
     """HALOs' labelled samples, whose kind stands in `type`."""
-    match row.peek("type"):
-        case "binary_feedback" | "scalar_feedback" as form:
-            row.take("type")
-            prompt, output = row.take(row.first(names.PROMPT)), row.take("output")
-            if form == "binary_feedback":
-                return build.label(prompt, output, sign(row.take("label", ""), "label"))
-            return build.score(prompt, output, number(row.take("reward"), "reward"))
-        case "pairwise_feedback":
-            row.take("type")
-            prompt, first_wins = row.take(row.first(names.PROMPT)), sign(row.take("label", ""), "label")
-            if first_wins == 0:
-                raise Refused("a pair without a label: give the better output in `label`")
-            better, worse = ("A", "B") if first_wins > 0 else ("B", "A")
-            scores = both(row, f"reward_{better}", f"reward_{worse}")
-            return build.pair(prompt or "", row.take(f"output_{better}"), row.take(f"output_{worse}"), scores)
-    return None
+    form = row.peek("type")
+    if form not in ("binary_feedback", "scalar_feedback", "pairwise_feedback"):
+        return None
+    row.take("type")
+    prompt = row.take(row.first(names.PROMPT))
+    if form == "scalar_feedback":
+        return build.score(prompt, row.take("output"), number(row.take("reward"), "reward"))
+    verdict = sign(row.take("label", ""), "label")
+    if form == "binary_feedback":
+        return build.label(prompt, row.take("output"), verdict)
+    if verdict == 0:
+        raise Refused("a pair without a label: give the better output in `label`")
+    better, worse = ("A", "B") if verdict > 0 else ("B", "A")
+    scores = build.both(row, f"reward_{better}", f"reward_{worse}")
+    return build.pair(prompt or "", row.take(f"output_{better}"), row.take(f"output_{worse}"), scores)
 
 
 def torchtune(row: Row) -> Record | None:
     """torchtune's preference rows: two whole conversations."""
     if not row.has("chosen_conversations", "rejected_conversations"):
         return None
-    return pair_of(row, None, row.take("chosen_conversations"), row.take("rejected_conversations"))
+    return build.pair_of(row, None, row.take("chosen_conversations"), row.take("rejected_conversations"))
 
 
 def rebel(row: Row) -> Record | None:
     """REBEL's rows: response_0, response_0_reward, response_1, ..."""
     if not row.has("response_0", "response_0_reward"):
         return None
-    completions: list[Any] = []
-    rewards: list[Any] = []
+    completions: list[object] = []
+    rewards: list[object] = []
     while row.has(f"response_{len(completions)}"):
         name = f"response_{len(completions)}"
         if not row.has(f"{name}_reward"):
             raise Refused(f"{name} has no {name}_reward")
         completions.append(row.take(name))
         rewards.append(row.take(f"{name}_reward"))
-    return build.ranking(prompt_of(row), completions, rewards)
+    return build.ranking(build.prompt_of(row), completions, rewards)
 
 
 def ultrafeedback(row: Row) -> Record | None:
@@ -83,7 +80,7 @@ def ultrafeedback(row: Row) -> Record | None:
     scored, ranked = in_all((*names.SCORE, "fine-grained_score")), in_all(("rank",))
     scores = [item[scored] for item in items] if scored else row.take(row.first(names.SCORES))
     ranks = [item[ranked] for item in items] if ranked else row.take(row.first(names.RANKS))
-    return build.ranking(prompt_of(row), [item[field] for item in items], scores, ranks)
+    return build.ranking(build.prompt_of(row), [item[field] for item in items], scores, ranks)
 
 
 def stepwise(row: Row) -> Record | None:
@@ -103,14 +100,14 @@ def conversation(row: Row) -> Record | None:
     turns = text(row.take(key), key)
     if isinstance(turns, str) or not turns:
         raise Refused(f"{key} is not a list of messages")
-    opening = system_of(row) if turns[0].role != "system" else []
+    opening = build.system_of(row) if turns[0].role != "system" else []
     prompt = [*opening, *(turn._asdict() for turn in turns)]
-    answer = answer_of(row, prompt)
+    answer = build.answer_of(row, prompt)
     if answer is not None:
         return answer
     if turns[-1].role in build.ASKING and not row.first(names.FEEDBACK):
         return build.prompt_only(prompt)
-    return single_of(row, None, prompt)
+    return build.single_of(row, None, prompt)
 
 
 def alpaca(row: Row) -> Record | None:
@@ -120,18 +117,18 @@ def alpaca(row: Row) -> Record | None:
     if not row.first(("input", "system", "history", "output")):
         return None
     prompt = _alpaca_prompt(row)
-    answer = answer_of(row, prompt)
+    answer = build.answer_of(row, prompt)
     return answer if answer is not None or row.first(names.FEEDBACK) else build.prompt_only(prompt)
 
 
-def _alpaca_prompt(row: Row) -> Any:
+def _alpaca_prompt(row: Row) -> object:
     """Instruction and input as one text, or as messages if there is a system prompt or a history."""
     asked: Text = text(row.take("instruction"), "instruction")
     more = text(row.take("input", ""), "input")
     if not isinstance(asked, str) or not isinstance(more, str):
         raise Refused("instruction and input are not plain text")
     asked = f"{asked}\n{more}" if more else asked
-    opening, history = system_of(row), row.take("history", [])
+    opening, history = build.system_of(row), row.take("history", [])
     if not opening and not history:
         return asked
     if not isinstance(history, list) or not all(isinstance(turn, list) and len(turn) == 2 for turn in history):

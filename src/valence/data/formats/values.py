@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 from valence.data.formats.row import Refused
 from valence.data.records import Message, Text
@@ -23,18 +22,18 @@ ROLES = {
 KINDS = {bool: "a boolean", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object"}
 
 
-def kind(value: Any) -> str:
+def kind(value: object) -> str:
     """The kind of a value, in words for a message."""
     return KINDS.get(type(value), type(value).__name__)
 
 
-def brief(value: Any) -> str:
+def brief(value: object) -> str:
     """A value, shortened for a one-line message."""
     shown = ascii(value) if isinstance(value, (str, int, float)) else kind(value)
     return shown if len(shown) <= 40 else shown[:37] + "..."
 
 
-def number(value: Any, what: str) -> float:
+def number(value: object, what: str) -> float:
     """A finite number, also if it is spelled as text, as in CSV.
 
     Raises:
@@ -57,7 +56,7 @@ def number(value: Any, what: str) -> float:
     return result
 
 
-def sign(value: Any, what: str) -> int:
+def sign(value: object, what: str) -> int:
     """+1 accepted, -1 rejected, 0 unlabelled. The value 0 is unlabelled in a field `sign`, and a rejection elsewhere.
 
     Raises:
@@ -77,7 +76,7 @@ def sign(value: Any, what: str) -> int:
     raise Refused(f"{what} is {brief(value)}: not true/false, 1/0, up/down or accepted/rejected")
 
 
-def text(value: Any, what: str) -> Text:
+def text(value: object, what: str) -> Text:
     """Plain text, or messages as a tuple; of an object with `messages`, its messages.
 
     Raises:
@@ -96,7 +95,7 @@ def text(value: Any, what: str) -> Text:
     raise Refused(f"{what} is {kind(value)}, not text or messages")
 
 
-def message(value: Any, what: str) -> Message:
+def message(value: object, what: str) -> Message:
     """One turn, with the keys role and content or from and value."""
     if not isinstance(value, Mapping):
         raise Refused(f"{what} is a list with {kind(value)} in it, not a list of messages")
@@ -117,7 +116,7 @@ def is_blank(value: Text) -> bool:
     return not (value if isinstance(value, str) else "".join(turn.content for turn in value)).strip()
 
 
-def _part(part: Any, what: str) -> str:
+def _part(part: object, what: str) -> str:
     """The text of one part of a message's content."""
     if isinstance(part, str):
         return part
