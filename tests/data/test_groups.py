@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from valence.data.groups import Group, groups_for, split_groups
+from valence.data.groups import group as group_file
 from valence.data.records import Record
 from valence.errors import UserError
 from valence.feedback.labelling import label_halves
@@ -181,9 +182,10 @@ class TestRewards:
             "some rewards are scores of the data and others were made of labels or ranks: their scales differ",
         ]
 
-    def test_a_large_prompt_is_several_contexts_and_splits_do_not_mix(self) -> None:
+    def test_a_large_prompt_is_several_contexts_and_splits_do_not_mix(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(group_file, "MAX_ACTIONS", 2)
         rows = [score("", str(index), float(index)) for index in range(5)] + [score("", "x", 9.0, split="test")]
-        groups, notes = groups_for(rows, "rewards", max_actions=2)
+        groups, notes = groups_for(rows, "rewards")
         assert [group.completions for group in groups] == [("0", "1"), ("2", "3"), ("4",), ("x",)]
         assert notes == ["2 contexts were added for prompts with more than 2 completions (contexts are not compared)"]
 
@@ -249,9 +251,10 @@ class TestPreferences:
         with pytest.raises(UserError, match="no prompt has both"):
             groups_for([label("p", "a", 1.0), label("p", "b", 1.0)], "preferences")
 
-    def test_a_full_context_of_labels_has_both_signs(self) -> None:
+    def test_a_full_context_of_labels_has_both_signs(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(group_file, "MAX_ACTIONS", 4)
         rows = [label("", f"a{i}", 1.0) for i in range(4)] + [label("", f"r{i}", -1.0) for i in range(4)]
-        groups, _ = groups_for(rows, "preferences", max_actions=4)
+        groups, _ = groups_for(rows, "preferences")
         assert [set(group.completions) for group in groups] == [{"a0", "r0", "a1", "r1"}, {"a2", "r2", "a3", "r3"}]
 
     def test_ties_and_a_completion_against_itself_are_dropped_and_counted(self) -> None:
@@ -271,11 +274,6 @@ def test_prompts_are_left_out_with_a_count_and_alone_refused(takes: Any) -> None
     with pytest.raises(UserError) as caught:
         groups_for(prompts, takes)
     assert str(caught.value) == f"no feedback can become {takes}: {said}"
-
-
-def test_max_actions_must_allow_a_comparison() -> None:
-    with pytest.raises(ValueError, match="max_actions is 1"):
-        groups_for([pair("p", "a", "b")], "preferences", max_actions=1)
 
 
 class TestSplit:
@@ -352,7 +350,9 @@ def a_record(draw: st.DrawFn) -> dict[str, Any]:
 def test_any_records_convert_or_are_refused_and_nothing_is_invented(rows: list[dict[str, Any]], takes: Any) -> None:
     records = [Record(**row) for row in rows]
     try:
-        groups, _ = groups_for(records, takes, max_actions=4)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(group_file, "MAX_ACTIONS", 4)
+            groups, _ = groups_for(records, takes)
     except UserError as error:
         assert "\n" not in str(error)
         return

@@ -23,19 +23,14 @@ def labels_to_rewards(labels: Labels) -> Rewards:
     return Rewards(value, present)
 
 
-def rewards_to_preferences(rewards: Rewards, *, temperature: float | None = None) -> Preferences:
+def rewards_to_preferences(rewards: Rewards) -> Preferences:
     """All comparisons within each context, with the reward difference as `margin` (so nothing is lost).
 
-    Args:
-        temperature: None gives 1 to the higher and 1/2 to ties; otherwise P(i beats j) = sigmoid((r_i - r_j) /
-            temperature), in the reward's unit, above 0.
+    The higher reward wins with probability 1; a tie gives 1/2 to both.
     """
-    if temperature is not None and not temperature > 0:
-        raise ValueError(f"`temperature` must be > 0, got {temperature}")
     value = torch.where(rewards.present, rewards.value, 0)
     margin = value[:, :, None] - value[:, None, :]
-    win = (margin.sign() + 1) / 2 if temperature is None else torch.sigmoid(margin / temperature)
-    return Preferences(win, both_present(rewards.present), rewards.present, margin)
+    return Preferences((margin.sign() + 1) / 2, both_present(rewards.present), rewards.present, margin)
 
 
 def labels_to_preferences(labels: Labels) -> Preferences:
@@ -138,17 +133,11 @@ def reward_statistics(rewards: Rewards) -> tuple[float, float]:
     return known.mean().item(), known.std(correction=0).item()
 
 
-def standardize(rewards: Rewards, *, mean: float | None = None, std: float | None = None) -> Rewards:
-    """Rewards to mean 0 and variance 1, by the data set's statistics or, when None, by those present here.
+def standardize(rewards: Rewards, mean: float, std: float) -> Rewards:
+    """Rewards to mean 0 and variance 1, by the data set's `reward_statistics`. Lossless given the two numbers.
 
-    Lossless given the two numbers. Rewards without spread (std 0) all become 0. ValueError if std < 0.
+    Rewards without spread (std 0) all become 0.
     """
-    if (mean is None) != (std is None):
-        raise ValueError("give both mean and std, or neither")
-    if mean is None or std is None:
-        mean, std = reward_statistics(rewards)
-    if not std >= 0:
-        raise ValueError(f"`std` must be >= 0, got {std}")
     # By rounding, the mean of equal rewards can differ from them: their deviation is then not a scale.
     smallest = 1e-6 * max(1.0, abs(mean))
     scaled = (rewards.value - mean) / std if std > smallest else torch.zeros_like(rewards.value)

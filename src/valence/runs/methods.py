@@ -16,7 +16,7 @@ import docstring_parser
 import tyro
 
 from valence.critics import dro_critic, token_critic
-from valence.data.groups import Group
+from valence.data.groups import Group, Takes
 from valence.data.groups.adjust import (
     dro_groups,
     pairs_or_scores,
@@ -57,9 +57,6 @@ from valence.runs.options import (
     Standardizing,
     ValueNetwork,
 )
-
-Takes = Literal["labels", "rewards", "preferences"]
-
 
 PARTS: tuple[type, ...] = (
     Reuse, Shaping, Refreshing, ValueNetwork, GivenCompletions, EtaSchedule, Standardizing, Coupling,

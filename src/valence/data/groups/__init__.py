@@ -7,9 +7,8 @@ adds what only records have: identical prompts and completions, compared as text
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
-from valence.data.groups.group import Group, Notes, Win
+from valence.data.groups.group import Group, Notes, Takes, Win
 from valence.data.groups.labels import to_labels
 from valence.data.groups.preferences import to_preferences
 from valence.data.groups.rewards import to_rewards
@@ -17,33 +16,24 @@ from valence.data.groups.split import split_groups
 from valence.data.records import Record
 from valence.errors import UserError
 
-__all__ = ["Group", "Win", "groups_for", "split_groups"]
+__all__ = ["Group", "Takes", "Win", "groups_for", "split_groups"]
 
 
-def groups_for(
-    records: Sequence[Record], takes: Literal["labels", "rewards", "preferences"], *, max_actions: int = 32
-) -> tuple[list[Group], list[str]]:
+def groups_for(records: Sequence[Record], takes: Takes) -> tuple[list[Group], list[str]]:
     """(contexts with the kind of feedback that a method takes, notes on every conversion).
 
     A context of labels has one completion. Scores, pairs and rankings of one identical prompt (and split) form one
-    context of at most `max_actions` completions. Further ones form further contexts of the same prompt, so that ten
+    context of at most `MAX_ACTIONS` completions. Further ones form further contexts of the same prompt, so that ten
     thousand rows without a prompt are not one context.
 
     Raises:
         UserError: nothing can be converted; the message has the notes.
-        ValueError: max_actions < 2.
     """
-    if max_actions < 2:
-        raise ValueError(f"max_actions is {max_actions}, and must be at least 2")
     notes = Notes()
     judged = [record for record in records if record.shape != "prompt"]
     notes.add("{n} rows with only a prompt were dropped (valence improve uses them)", len(records) - len(judged))
-    if takes == "labels":
-        groups = to_labels(judged, notes)
-    elif takes == "rewards":
-        groups = to_rewards(judged, notes, max_actions)
-    else:
-        groups = to_preferences(judged, notes, max_actions)
+    convert = {"labels": to_labels, "rewards": to_rewards, "preferences": to_preferences}[takes]
+    groups = convert(judged, notes)
     if not groups:
         why = "; ".join(notes.lines())
         raise UserError(f"no feedback can become {takes}" + (f": {why}" if why else ""))

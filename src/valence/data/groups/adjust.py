@@ -11,20 +11,22 @@ from typing import Any
 
 import torch
 
-from valence.data.groups.group import Group
+from valence.data.groups.group import Group, Takes
 from valence.data.records import Record
 from valence.errors import UserError
 from valence.feedback.conversions import reward_statistics, standardize
+from valence.objectives.dro import DRO
 from valence.objectives.fitting import ClassCounts
+from valence.objectives.pmpo import PMPO
 from valence.types import Rewards
 
 
-def scores_if_weighted(records: Sequence[Record], objective: Any) -> Any:
+def scores_if_weighted(records: Sequence[Record], objective: PMPO) -> Takes:
     """PMPO takes rewards where it has a `score_temperature`."""
     return "labels" if objective.score_temperature is None else "rewards"
 
 
-def pairs_or_scores(records: Sequence[Record], objective: Any) -> Any:
+def pairs_or_scores(records: Sequence[Record], objective: object) -> Takes:
     """REBEL takes scores where there are any, else bare preferences."""
     return "rewards" if any(record.scored or record.shape == "score" for record in records) else "preferences"
 
@@ -35,7 +37,7 @@ def count_classes(groups: Sequence[Group]) -> ClassCounts:
     return ClassCounts(signs.count(1), signs.count(-1), len(signs))
 
 
-def with_two_scores(groups: list[Group], options: Any, objective: Any) -> tuple[list[Group], list[str]]:
+def with_two_scores(groups: list[Group], options: object, objective: object) -> tuple[list[Group], list[str]]:
     """Scores of one prompt are compared: prompts with one completion are dropped."""
     if groups[0].reward is None:
         return groups, []
@@ -51,31 +53,25 @@ def _with_two(groups: list[Group], what: str, instead: str) -> tuple[list[Group]
     return several, [f"{alone} prompts with one completion were dropped: {what} compares"] if alone else []
 
 
-def dro_groups(groups: list[Group], options: Any, objective: Any) -> tuple[list[Group], list[str]]:
+def dro_groups(groups: list[Group], options: Any, objective: DRO) -> tuple[list[Group], list[str]]:
     """Rewards standardised over the data set; a mean over each prompt needs two completions of it."""
     notes: list[str] = []
     if objective.value == "prompt-mean":
         groups, notes = _with_two(groups, "`value=prompt-mean`", "use `value=batch-mean`")
-    if options.standardize:
-        groups, note = standardized(groups)
-        notes.append(note)
-    return groups, notes
-
-
-def standardized(groups: list[Group]) -> tuple[list[Group], str]:
-    """(the groups with rewards of mean 0 and deviation 1 over all of them, a note)."""
+    if not options.standardize:
+        return groups, notes
     flat = torch.tensor([value for group in groups for value in group.reward or ()], dtype=torch.float64)
     rewards = Rewards(flat[:, None], torch.ones_like(flat[:, None], dtype=torch.bool))
     mean, deviation = reward_statistics(rewards)
-    scaled = standardize(rewards, mean=mean, std=deviation).value[:, 0].tolist()
+    scaled = standardize(rewards, mean, deviation).value[:, 0].tolist()
     if not any(scaled):
-        raise UserError(f"all {len(scaled)} rewards are {float(mean):g}: there is nothing to learn from them")
+        raise UserError(f"all {len(scaled)} rewards are {mean:g}: there is nothing to learn from them")
     rest = iter(scaled)
-    made = [replace(group, reward=tuple(next(rest) for _ in group.reward or ())) for group in groups]
-    return made, f"rewards standardised over the data set: mean {float(mean):.4g}, deviation {float(deviation):.4g}"
+    groups = [replace(group, reward=tuple(next(rest) for _ in group.reward or ())) for group in groups]
+    return groups, [*notes, f"rewards standardised over the data set: mean {mean:.4g}, deviation {deviation:.4g}"]
 
 
-def supervised_groups(groups: list[Group], options: Any, objective: Any) -> tuple[list[Group], list[str]]:
+def supervised_groups(groups: list[Group], options: object, objective: object) -> tuple[list[Group], list[str]]:
     """Accepted completions alone; where no row is labelled, all are demonstrations."""
     if all(group.sign == (0,) for group in groups):
         shown = [replace(group, sign=(1,)) for group in groups]
@@ -84,6 +80,5 @@ def supervised_groups(groups: list[Group], options: Any, objective: Any) -> tupl
     if not accepted:
         raise UserError("supervised learns from accepted completions, and there are none")
     dropped = len(groups) - len(accepted)
-    return accepted, [f"{dropped} rejected or unlabelled rows were dropped: supervised does not use them"] * (
-        dropped > 0
-    )
+    notes = [f"{dropped} rejected or unlabelled rows were dropped: supervised does not use them"] if dropped else []
+    return accepted, notes

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from valence.data.records import Record, Text
 
+Takes = Literal["labels", "rewards", "preferences"]
+MAX_ACTIONS = 32
 Win = tuple[int, int, float, float | None]
 """(i, j, P(i beats j), score of i minus score of j, or None if they have no scores)."""
 PAIRS_TIED = "{n} pairs with equal scores were dropped (neither is preferred)"
@@ -66,26 +68,24 @@ class Notes:
         return [what.replace("{n}", str(count)) for what, count in self.counts.items()]
 
 
-def contexts(records: Sequence[Record], max_actions: int, notes: Notes) -> list[list[Record]]:
-    """The records of each prompt and split, in lists of at most `max_actions` completions.
+def contexts(records: Sequence[Record], notes: Notes) -> list[list[Record]]:
+    """The records of each prompt and split, in lists of at most `MAX_ACTIONS` completions.
 
     A record is never split: a larger ranking forms a list of its own.
     """
     by_prompt: defaultdict[tuple[Text, str | None], list[Record]] = defaultdict(list)
     for record in records:
         by_prompt[record.prompt, record.split].append(record)
+    exceeded = f"{{n}} contexts were added for prompts with more than {MAX_ACTIONS} completions"
     groups: list[list[Record]] = []
     for same in by_prompt.values():
         groups.append([])
         size = 0
         for record in same:
-            if groups[-1] and size + len(record.completions) > max_actions:
-                notes.add(_EXCEEDED.replace("{max}", str(max_actions)))
+            if groups[-1] and size + len(record.completions) > MAX_ACTIONS:
+                notes.add(f"{exceeded} (contexts are not compared)")
                 groups.append([])
                 size = 0
             groups[-1].append(record)
             size += len(record.completions)
     return groups
-
-
-_EXCEEDED = "{n} contexts were added for prompts with more than {max} completions (contexts are not compared)"

@@ -25,7 +25,8 @@ def to_labels(records: Sequence[Record], notes: Notes) -> list[Group]:
     """
     _note_unlabelled(records, notes)
     scored = iter(_of_scores([record for record in records if record.shape == "score"], notes))
-    compared = iter(signs([_order(record) for record in records if record.shape in ("pair", "ranking")]))
+    # Of a pair without scores, the first completion is better.
+    compared = iter(signs([record.values or (1.0, 0.0) for record in records if record.shape in ("pair", "ranking")]))
     groups: list[Group] = []
     for record in records:
         match record.shape:
@@ -49,11 +50,6 @@ def _note_unlabelled(records: Sequence[Record], notes: Notes) -> None:
         notes.add("{n} unlabelled completions were kept (for the KL or behaviour-cloning term only)", silent)
 
 
-def _order(record: Record) -> tuple[float, ...]:
-    """Numbers that order the completions of a record; of a pair without scores, the first is better."""
-    return record.values or (1.0, 0.0)
-
-
 def _of_scores(scores: Sequence[Record], notes: Notes) -> list[Signs]:
     """The sign of each score by the mean of its prompt or the median of the data set."""
     verdicts: list[Signs] = [None] * len(scores)
@@ -70,12 +66,11 @@ def _of_scores(scores: Sequence[Record], notes: Notes) -> list[Signs]:
     # A prompt without spread has no sign by its mean: the median decides.
     by_median = signs([[value] for value in everything], lambda rewards: label_threshold(rewards, middle))
     for places, row in zip(prompts, own, strict=True):
+        whose = "the data set's median" if row is None else "its prompt's mean"
         for index, place in enumerate(places):
             verdicts[place] = by_median[place] if row is None else (row[index],)
-    for sign, place in ((row, place) for places, row in zip(prompts, own, strict=True) for place in places):
-        word = "accepted" if verdicts[place] == (1,) else "rejected"
-        whose = "the data set's median" if sign is None else "its prompt's mean"
-        notes.add(f"{{n}} scores became {word} by {whose} (the size of the score is lost)")
+            word = "accepted" if verdicts[place] == (1,) else "rejected"
+            notes.add(f"{{n}} scores became {word} by {whose} (the size of the score is lost)")
     return verdicts
 
 

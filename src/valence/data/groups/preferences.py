@@ -31,7 +31,7 @@ class Judged(NamedTuple):
     scored: bool
 
 
-def to_preferences(records: Sequence[Record], notes: Notes, max_actions: int) -> list[Group]:
+def to_preferences(records: Sequence[Record], notes: Notes) -> list[Group]:
     """Comparisons of the completions of each context; identical completions of a context are one action.
 
     Pairs: unchanged. Rankings: every pair of distinct values (`feedback.rewards_to_pairs`). Scores of one prompt: every
@@ -41,9 +41,8 @@ def to_preferences(records: Sequence[Record], notes: Notes, max_actions: int) ->
     Raises:
         UserError: there are only labels, and no prompt has both signs.
     """
-    _refuse_labels_across_prompts(records)
     groups: list[Group] = []
-    grouped = contexts(_alternated(records), max_actions, notes)
+    grouped = contexts(_alternated(records), notes)
     judged = [list(_judged(context, notes)) for context in grouped]
     # One call of torch for each context would take most of the time.
     pairs = iter(ordered([one.values for several in judged for one in several]))
@@ -56,31 +55,20 @@ def to_preferences(records: Sequence[Record], notes: Notes, max_actions: int) ->
     return groups
 
 
-def _refuse_labels_across_prompts(records: Sequence[Record]) -> None:
-    """Labels become pairs only where one identical prompt has both signs."""
-    if not records or any(record.shape != "label" for record in records):
-        return
-    accepted = {(record.prompt, record.split) for record in records if record.values[0] > 0}
-    rejected = {(record.prompt, record.split) for record in records if record.values[0] < 0}
-    if not accepted & rejected:
+def _alternated(records: Sequence[Record]) -> list[Record]:
+    """Each prompt's labels, accepted and rejected ones in turn, so that a full context has both; then the others."""
+    labels = [record for record in records if record.shape == "label" and record.values[0]]
+    others = [record for record in records if record.shape != "label" or not record.values[0]]
+    by_prompt: defaultdict[tuple[Text, str | None], tuple[list[Record], list[Record]]] = defaultdict(lambda: ([], []))
+    for record in sorted(labels, key=lambda record: -record.values[0]):
+        by_prompt[record.prompt, record.split][record.values[0] < 0].append(record)
+    if records and all(record.shape == "label" for record in records) and not any(map(all, by_prompt.values())):
         raise UserError(
             "labels cannot become pairs here: no prompt has both an accepted and a rejected completion, and answers to"
             ' different prompts cannot be compared; use `method="pmpo"` or `method="kto"`, which take labels'
         )
-
-
-def _alternated(records: Sequence[Record]) -> list[Record]:
-    """Each prompt's labels, accepted and rejected ones in turn, so that a full context has both."""
-    accepted = [record for record in records if record.shape == "label" and record.values[0] > 0]
-    rejected = [record for record in records if record.shape == "label" and record.values[0] < 0]
-    others = [record for record in records if record.shape != "label" or not record.values[0]]
-    by_prompt: defaultdict[tuple[Text, str | None], tuple[list[Record], list[Record]]] = defaultdict(lambda: ([], []))
-    for side, labelled in enumerate((accepted, rejected)):
-        for record in labelled:
-            by_prompt[record.prompt, record.split][side].append(record)
     turns = chain.from_iterable(zip_longest(*sides) for sides in by_prompt.values())
-    labels = [record for turn in turns for record in turn if record is not None]
-    return [*labels, *others]
+    return [*(record for turn in turns for record in turn if record is not None), *others]
 
 
 def _judged(context: Sequence[Record], notes: Notes) -> Iterator[Judged]:

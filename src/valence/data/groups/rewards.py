@@ -11,7 +11,7 @@ from valence.data.records import Record
 MADE_UP = "some rewards are scores of the data and others were made of labels or ranks: their scales differ"
 
 
-def to_rewards(records: Sequence[Record], notes: Notes, max_actions: int) -> list[Group]:
+def to_rewards(records: Sequence[Record], notes: Notes) -> list[Group]:
     """A reward for each completion; identical completions stay separate actions, as each has its own feedback.
 
     Labels: +1 or -1 (as `feedback.labels_to_rewards`), one per context. Scores, also of pairs and rankings: unchanged.
@@ -22,10 +22,10 @@ def to_rewards(records: Sequence[Record], notes: Notes, max_actions: int) -> lis
     made_up = bool(groups)
     unscored = [record for record in records if record.shape == "ranking" and not record.scored]
     even = dict(zip(map(id, unscored), spread([record.values for record in unscored]), strict=True))
-    for context in contexts([record for record in records if record.shape != "label"], max_actions, notes):
+    for context in contexts([record for record in records if record.shape != "label"], notes):
         rewards = [_of(record, even.get(id(record), ()), notes) for record in context]
-        made_up = made_up or any(values and not record.scored for record, values in zip(context, rewards, strict=True))
         kept = [(record, values) for record, values in zip(context, rewards, strict=True) if values]
+        made_up = made_up or any(not record.scored for record, _ in kept)
         if kept:
             completions = tuple(completion for record, _ in kept for completion in record.completions)
             reward = tuple(value for _, values in kept for value in values)
