@@ -7,25 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from valence.types import Batch
-
-
-class Backbone(Protocol):
-    """What `TokenValue` reads of a language policy."""
-
-    core: Any
-    """The transformers model, whose output embeddings have the width of its hidden states."""
-    device: torch.device
-
-    def hidden_states(self, batch: Batch) -> tuple[Float[Tensor, "M H"], Bool[Tensor, "N K T"]]:
-        """The last hidden state that predicts each of the batch's M steps, and where those steps are."""
-        ...
 
 
 class TokenValue(nn.Module):
@@ -49,7 +37,7 @@ class TokenValue(nn.Module):
             raise ValueError(f"`per` is {per!r}, and must be 'token' or 'prompt'")
         # In a list, a shared backbone is not among this module's own parameters.
         self._backbone: Any = [backbone] if shared else nn.ModuleList([backbone])
-        self.per, self.shared = per, shared
+        self.per = per
         self.head = nn.Linear(backbone.core.get_output_embeddings().weight.shape[1], 1)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
@@ -57,8 +45,7 @@ class TokenValue(nn.Module):
 
     def value(self, batch: Batch) -> Float[Tensor, "..."]:
         """V of the batch's actions, differentiable, zero where an action has no step."""
-        backbone: Backbone = self._backbone[0]
-        hidden, place = backbone.hidden_states(batch)
+        hidden, place = self._backbone[0].hidden_states(batch)
         values = self.head(hidden.float())[:, 0]
         values = torch.zeros(place.shape, device=values.device).masked_scatter(place, values)
         if self.per == "token":
@@ -89,7 +76,7 @@ class BatchValue(nn.Module):
         return dict(self.named_parameters())
 
 
-def token_critic(objective: Any, network: Any, policy: Any, *, per: str = "token") -> TokenValue:
+def token_critic(objective: object, network: Any, policy: Any, *, per: str = "token") -> TokenValue:
     """A value network, before anything has trained; `network.value_network` is "separate" or "head"."""
     if network.value_network == "head":
         return TokenValue(policy, shared=True, per=per)

@@ -13,11 +13,9 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from valence.types import DECOUPLED, Action, Batch, Likelihood, Loss, Target
+from valence.types import Action, Batch, Likelihood, Loss, Target
 
 TargetT = TypeVar("TargetT", bound=Target)
-NEEDS = frozenset({"log_prob", "ref_log_prob", "ref_kl", "policy_kl", "value"}) | DECOUPLED
-"""The quantities that an objective may ask for: fields of `Likelihood`."""
 
 
 @runtime_checkable
@@ -70,7 +68,6 @@ class LinearPolicy(Policy, Protocol):
         ...
 
 
-@runtime_checkable
 class Reference(Protocol):
     """What the KL is to."""
 
@@ -110,9 +107,9 @@ class Objective(Protocol[TargetT]):
     """A frozen dataclass: pure arithmetic on a batch's likelihoods.
 
     Class attributes, or properties where they depend on the dataclass's fields:
-        needs: the quantities of `NEEDS` that the loss reads.
-        frozen_needs: the quantities that `prepare` reads, without gradient: of `NEEDS`, or "mismatched" for the
-            likelihood of `Batch.mismatched`.
+        needs: the fields of `Likelihood` that the loss reads.
+        frozen_needs: those that `prepare` reads, without gradient; "mismatched" is the likelihood of
+            `Batch.mismatched`.
         accepts: the feedback types that `prepare` accepts.
         linear: whether the loss is linear in the likelihoods, so that its gradient is known before they are measured.
     """
@@ -154,7 +151,6 @@ class Judge(Protocol):
         ...
 
 
-@runtime_checkable
 class Source(Protocol):
     """Gives one batch after another.
 
@@ -179,7 +175,6 @@ class Source(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
-@runtime_checkable
 class Critic(Protocol):
     """A value estimate that the learner trains beside the policy."""
 

@@ -33,12 +33,25 @@ from valence.objectives.ppo import PPO
 from valence.objectives.ppo_without_critic import PPOWithoutCritic
 from valence.objectives.rebel import REBEL
 from valence.objectives.scaled import ScaledLogProb, ScaledTarget
-from valence.protocols import NEEDS, Objective
-from valence.types import DECOUPLED, Action, Batch, Feedback, Labels, Likelihood, Pairs, Preferences, Rewards, Target
+from valence.protocols import Objective
+from valence.types import (
+    DECOUPLED,
+    PER_STEP,
+    Action,
+    Batch,
+    Feedback,
+    Labels,
+    Likelihood,
+    Pairs,
+    Preferences,
+    Rewards,
+    Target,
+)
 
 N, K, T = 5, 3, 4
 LENGTHS = torch.tensor([[4, 1, 2], [3, 2, 0], [2, 4, 1], [1, 0, 0], [0, 0, 0]])
 MICRO_BATCHES = (slice(0, 1), slice(1, 3), slice(3, 5))
+NEEDS = frozenset(PER_STEP) | {"value"}
 
 
 def found_objectives() -> Iterator[tuple[str, Any]]:

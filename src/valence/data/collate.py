@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from jinja2 import TemplateError
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from valence.data.groups import Group
-from valence.data.records import Message, Problem, Text
+from valence.data.records import Message, Problem, Text, contents
 from valence.types import Action, Batch, Feedback, Labels, Preferences, Rewards, TokenContext
 
 
@@ -82,18 +83,16 @@ class Encoder:
         return [*ids, self.tokenizer.eos_token_id] if first is None else ids[: first + 1]
 
     def _plain(self, completion: Text) -> list[int]:
-        text = completion if isinstance(completion, str) else "\n\n".join(turn.content for turn in completion)
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return list(self.tokenizer("\n\n".join(contents(completion)), add_special_tokens=False)["input_ids"])
 
     def _after_end(self, completion: Text) -> str:
         """The text after an end token that is spelled out in a completion."""
-        texts = [completion] if isinstance(completion, str) else [turn.content for turn in completion]
-        return "".join(texts).partition(self.tokenizer.eos_token)[2].strip()
+        return "".join(contents(completion)).partition(self.tokenizer.eos_token)[2].strip()
 
     def _template(self, turns: Sequence[Message], *, add_generation_prompt: bool) -> list[int]:
         rows = [turn._asdict() for turn in turns]
         text = self.tokenizer.apply_chat_template(rows, tokenize=False, add_generation_prompt=add_generation_prompt)
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return self._plain(text)
 
     def group(self, group: Group) -> tuple[EncodedGroup | None, Problem | None]:
         """(the encoded group, or None if it was dropped; why it was dropped or what was truncated, or None)."""
@@ -165,13 +164,6 @@ def pad_actions(rows: Sequence[Sequence[Sequence[int]]], pad: int) -> Action:
     return Action(steps, mask)
 
 
-def _table(rows: Sequence[Sequence[float | int]], shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
-    table = torch.zeros(shape, dtype=dtype)
-    for n, row in enumerate(rows):
-        table[n, : len(row)] = torch.tensor(row, dtype=dtype)
-    return table
-
-
 def pad_feedback(groups: Sequence[Group]) -> Feedback:
     """The feedback of groups as one object.
 
@@ -184,9 +176,10 @@ def pad_feedback(groups: Sequence[Group]) -> Feedback:
     rewards = [group.reward for group in groups if group.reward is not None]
     wins = [group.wins for group in groups if group.wins is not None]
     if len(signs) == len(groups):
-        return Labels(_table(signs, shape, torch.long), present)
+        return Labels(pad_sequence([torch.tensor(row, dtype=torch.long) for row in signs], batch_first=True), present)
     if len(rewards) == len(groups):
-        return Rewards(_table(rewards, shape, torch.float32), present)
+        values = [torch.tensor(row, dtype=torch.float32) for row in rewards]
+        return Rewards(pad_sequence(values, batch_first=True), present)
     if len(wins) != len(groups):
         raise ValueError("the groups of one batch have different kinds of feedback")
     win, observed = torch.zeros(*shape, shape[1]), torch.zeros(*shape, shape[1], dtype=torch.bool)
@@ -201,21 +194,18 @@ def pad_feedback(groups: Sequence[Group]) -> Feedback:
     return Preferences(win, observed, present, margin if known else None)
 
 
-def collate(
-    rows: Sequence[EncodedGroup], *, pad: int, mismatched: Sequence[EncodedGroup] | None = None
-) -> Batch:  # fmt: skip
+def collate(rows: Sequence[EncodedGroup], *, pad: int, mismatched: Sequence[EncodedGroup] | None = None) -> Batch:
     """Encoded groups as one batch.
 
     Args:
         pad: id of the padding token.
         mismatched: another group for each row, whose first completion is the row's mismatched one (KTO).
     """
-    other = None if mismatched is None else pad_actions([[row.completions[0]] for row in mismatched], pad)
     return Batch(
         context=pad_left([row.prompt for row in rows], pad),
         action=pad_actions([row.completions for row in rows], pad),
         feedback=pad_feedback([row.group for row in rows]),
-        mismatched=other,
+        mismatched=pad_actions([row.completions[:1] for row in mismatched], pad) if mismatched is not None else None,
     )
 
 

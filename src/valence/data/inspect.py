@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from valence.data.formats import Loaded
-from valence.data.records import Problem, Record, Text
+from valence.data.records import Problem, Record, Text, contents
 
 WORDS = {"label": "labels", "score": "scores", "pair": "pairs", "ranking": "rankings", "prompt": "prompts"}
 COLUMNS_SHOWN = 8
@@ -71,7 +71,7 @@ def summarize(loaded: Loaded) -> Summary:
     verdicts = [value for record in records if record.shape == "label" for value in record.values]
     judged = bool(shapes["label"] or shapes["pair"])
     scores = [value for record in records if record.scored for value in record.values]
-    lengths = [length(text) for record in records for text in record.completions]
+    lengths = [len("".join(contents(text))) for record in records for text in record.completions]
     method, why = choose_method(records)
     return Summary(
         shape=WORDS[next(iter(shapes))] if len(shapes) == 1 else "mixed",
@@ -89,7 +89,7 @@ def summarize(loaded: Loaded) -> Summary:
         mean_length=sum(lengths) / len(lengths) if lengths else 0.0,
         conflicts=_conflicts(records),
         ties=sum(record.shape == "pair" and record.scored and len(set(record.values)) == 1 for record in records),
-        empty_prompts=sum(record.shape != "prompt" and not length(record.prompt) for record in records),
+        empty_prompts=sum(record.shape != "prompt" and not any(contents(record.prompt)) for record in records),
         unread=loaded.unread,
     )
 
@@ -143,11 +143,6 @@ CHOICES: dict[str, Callable[[Sequence[Record]], tuple[str | None, str]]] = {
     "ranking": _for_rankings,
 }
 """Shape of the feedback -> its records -> (method, reason)."""
-
-
-def length(text: Text) -> int:
-    """Characters of a text, or of all of its messages."""
-    return len(text) if isinstance(text, str) else sum(len(turn.content) for turn in text)
 
 
 def _conflicts(records: Sequence[Record]) -> int:

@@ -19,6 +19,11 @@ Text = str | tuple[Message, ...]
 """Plain text, or messages to be rendered with the model's chat template; a record's texts are all of one kind."""
 
 
+def contents(text: Text) -> list[str]:
+    """A plain text alone, or the content of each message."""
+    return [text] if isinstance(text, str) else [turn.content for turn in text]
+
+
 @dataclass(frozen=True)
 class Record:
     """One unit of feedback.

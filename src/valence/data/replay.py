@@ -55,10 +55,8 @@ class Replay:
                 f"{num_environments} and {discount}"
             )
         self.capacity, self.steps, self.discount = capacity, steps, discount
-        shapes = {
-            "observation": (observation_size,), "action": (action_size,), "reward": (), "discount": (),
-            "following": (observation_size,),
-        }  # fmt: skip
+        seen, did = (observation_size,), (action_size,)
+        shapes = {"observation": seen, "action": did, "reward": (), "discount": (), "following": seen}
         self._store = {name: torch.zeros(capacity, *shape) for name, shape in shapes.items()}
         self._views = {name: part.numpy() for name, part in self._store.items()}
         self._pending: list[list[tuple[np.ndarray, np.ndarray, float]]] = [[] for _ in range(num_environments)]
@@ -80,10 +78,9 @@ class Replay:
         """
         queue = self._pending[environment]
         queue.append((observation, action, reward))
-        ended = terminated or truncated
         if len(queue) == self.steps:
             self._emit(queue, following, terminated)
-        while ended and queue:
+        while queue and (terminated or truncated):
             self._emit(queue, following, terminated)
 
     def _emit(self, queue: list[tuple[np.ndarray, np.ndarray, float]], following: np.ndarray, terminated: bool) -> None:

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from valence.policies.base import backward_live, referenced
 from valence.policies.denoising_steps import DenoisingStep
 from valence.protocols import Reference
-from valence.types import Action, Batch, Likelihood
+from valence.types import Action, Batch, Likelihood, Rows
 
 
 @runtime_checkable
@@ -51,7 +51,7 @@ TOGETHER = 256
 
 
 @dataclass(frozen=True)
-class ImageContext:
+class ImageContext(Rows):
     """N prompts, as text and as the network reads them.
 
     Args:
@@ -61,9 +61,6 @@ class ImageContext:
 
     prompts: Sequence[str]
     embedding: Float[Tensor, "N L E"] | None = None
-
-    def select(self, rows: slice) -> ImageContext:
-        return ImageContext(self.prompts[rows], None if self.embedding is None else self.embedding[rows])
 
 
 @dataclass(frozen=True)

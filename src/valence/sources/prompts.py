@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from valence.data.records import Text
+from valence.data.records import Text, contents
 from valence.rewards.ensemble import RewardFn
 from valence.rewards.judge import SelfPlay
 
@@ -64,4 +64,4 @@ def _answers(rows: Sequence[EncodedPrompt], completions: Sequence[Any]) -> list[
 
 def plain_prompt(row: EncodedPrompt) -> str:
     """The prompt as one text."""
-    return row.prompt if isinstance(row.prompt, str) else "\n\n".join(turn.content for turn in row.prompt)
+    return "\n\n".join(contents(row.prompt))

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 
 from valence.data.formats.row import Refused
-from valence.data.records import Message, Text
+from valence.data.records import Message, Text, contents
 
 UP = frozenset(("1", "+1", "true", "t", "yes", "y", "up", "accept", "accepted", "good", "like", "desirable", "👍"))
 DOWN = frozenset(
@@ -113,7 +113,7 @@ def message(value: object, what: str) -> Message:
 
 def is_blank(value: Text) -> bool:
     """Whether a text is empty or blank."""
-    return not (value if isinstance(value, str) else "".join(turn.content for turn in value)).strip()
+    return not "".join(contents(value)).strip()
 
 
 def _part(part: object, what: str) -> str:
