@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from valence.objectives.dro import DRO
+from valence.protocols import Critic, Policy
 from valence.types import Batch
 
 
@@ -86,7 +88,7 @@ def token_critic(objective: object, network: Any, policy: Any, *, per: str = "to
     return TokenValue(backbone.train(), per=per)
 
 
-def dro_critic(objective: Any, network: Any, policy: Any) -> TokenValue | BatchValue | None:
+def dro_critic(objective: DRO, network: Any, policy: Any) -> TokenValue | BatchValue | None:
     """DRO's value network; None where V is solved in closed form."""
     if "value" not in objective.needs:
         return None
@@ -95,7 +97,7 @@ def dro_critic(objective: Any, network: Any, policy: Any) -> TokenValue | BatchV
     return token_critic(objective, network, policy, per=objective.value)
 
 
-def trainable_parameters(module: Any) -> Iterator[nn.Parameter]:
+def trainable_parameters(module: nn.Module | Policy | Critic) -> Iterator[nn.Parameter]:
     """The parameters that learn, of a policy or a critic."""
     return (part for part in module.parameters() if part.requires_grad)
 

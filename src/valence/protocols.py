@@ -68,6 +68,7 @@ class LinearPolicy(Policy, Protocol):
         ...
 
 
+@runtime_checkable
 class Reference(Protocol):
     """What the KL is to."""
 
@@ -151,6 +152,7 @@ class Judge(Protocol):
         ...
 
 
+@runtime_checkable
 class Source(Protocol):
     """Gives one batch after another.
 
@@ -175,6 +177,7 @@ class Source(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
+@runtime_checkable
 class Critic(Protocol):
     """A value estimate that the learner trains beside the policy."""
 

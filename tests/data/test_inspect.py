@@ -89,7 +89,7 @@ def test_what_the_printed_view_adds(load_rows: Any) -> None:
         UP, {**UP, "label": 0, "split": "test"}, {**UP, "label": 0}, {**SCORE, "score": -3}, tied, SILENT
     )
     summary = summarize(loaded)
-    assert summary.layouts == {"label": 4, "score": 1, "pair": 1}
+    assert summary.loaded.layouts == {"label": 4, "score": 1, "pair": 1}
     assert summary.splits == {"": 5, "test": 1}
     assert summary.score_range == (-3.0, 2.0)
     assert summary.mean_length == pytest.approx((2 + 2 + 2 + 1 + 1 + 1 + 1) / 7)
@@ -126,13 +126,13 @@ def test_a_missed_prompt_column_shows(load_rows: Any) -> None:
 
 def test_named_and_displaced_columns_go_by_the_files_names(load_rows: Any) -> None:
     row = {"prompt": "old", "asked": "2+2?", "completion": "4", "label": 1}
-    assert summarize(load_rows(row, columns={"prompt": "asked"})).unread == {"prompt": 1}
-    assert summarize(load_rows(row)).unread == {"asked": 1}
+    assert summarize(load_rows(row, columns={"prompt": "asked"})).loaded.unread == {"prompt": 1}
+    assert summarize(load_rows(row)).loaded.unread == {"asked": 1}
 
 
 def test_no_more_than_a_few_unread_columns_are_printed(load_rows: Any) -> None:
     summary = summarize(load_rows({**UP, **{f"c{index}": index for index in range(11)}}))
-    assert len(summary.unread) == 11
+    assert len(summary.loaded.unread) == 11
     assert "c7 (1 rows) and 3 more" in printed(summary) and "no prompt" not in printed(summary)
 
 

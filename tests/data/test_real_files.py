@@ -54,7 +54,7 @@ def test_every_row_is_used_or_told(name: str, shape: str, rows: int, heldout: in
 def test_squality_has_scores_once_its_column_is_named() -> None:
     loaded = load_feedback([DATA / "squality_human/ratings.jsonl.gz"], columns={"score": "overall"})
     summary = summarize(loaded)
-    assert (summary.shape, summary.rows, summary.method) == ("scores", 900, "dro")
+    assert (summary.shape, loaded.rows, summary.method) == ("scores", 900, "dro")
     assert summary.score_range is not None and 0 <= summary.score_range[0] < summary.score_range[1] <= 100
 
 

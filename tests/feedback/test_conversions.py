@@ -13,7 +13,6 @@ from valence.feedback.conversions import (
     keep_best_worst,
     labels_to_preferences,
     labels_to_rewards,
-    preferences_to_labels,
     preferences_to_self_play,
     preferences_to_win_rates,
     reward_statistics,
@@ -84,19 +83,6 @@ def test_win_rates_average_two_directions():
     """P(0 beats 1) = 0.9, and P(1 beats 0) = 0.3, i.e. 0.7 for 0: 0.8."""
     rates = preferences_to_win_rates(preferences((0, 1, 0.9), (1, 0, 0.3), size=2))
     assert rates.value[0].tolist() == pytest.approx([0.8, 0.2])
-
-
-def test_preferences_to_labels():
-    """Win rates 3/4, 1/2 (at the bar: accepted) and 1/4; 3 was never compared."""
-    labels = preferences_to_labels(preferences((0, 1, 1.0), (0, 2, 0.5), (2, 1, 0.0), size=4))
-    assert labels.sign.tolist() == [[1, 1, -1, 0]]
-    assert labels.present.tolist() == [[True, True, True, False]]
-
-
-def test_preferences_without_spread_say_nothing():
-    """A pair judged even, and three that beat each other in a circle: every win rate is 1/2."""
-    assert not preferences_to_labels(preferences((0, 1, 0.5))).present.any()
-    assert not preferences_to_labels(preferences((0, 1, 1.0), (1, 2, 1.0), (2, 0, 1.0))).present.any()
 
 
 def test_win_rates_to_rewards():

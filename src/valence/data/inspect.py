@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass
 
 from valence.data.formats import Loaded
-from valence.data.records import Problem, Record, Text, contents
+from valence.data.records import Record, Text, contents
 
-WORDS = {"label": "labels", "score": "scores", "pair": "pairs", "ranking": "rankings", "prompt": "prompts"}
 COLUMNS_SHOWN = 8
 
 
@@ -19,14 +17,12 @@ class Summary:
     """The content of files of feedback.
 
     Args:
+        loaded: the rows, the problems, the layouts and the unread columns.
         shape: "labels", "scores", "pairs", "rankings", "prompts" or "mixed".
-        rows: number of rows, including those with problems.
         prompts: number of distinct prompts.
         accepted, rejected: number of completions; a pair counts as one of each. None without labels and pairs.
-        problems: the rows that cannot be used.
         method: the method that `align` chooses, or None if there is no feedback.
         why: the reason, in one line.
-        layouts: layout -> rows.
         unlabelled: number of completions without a label.
         splits: split mark -> rows; "" for rows without a mark.
         score_range: lowest and highest score, if there are scores.
@@ -34,33 +30,30 @@ class Summary:
         conflicts: number of completions of a prompt that are both accepted and rejected.
         ties: number of pairs with equal scores.
         empty_prompts: number of rows with a completion and no prompt.
-        unread: column that no layout reads -> rows with it; most common first.
     """
 
+    loaded: Loaded
     shape: str
-    rows: int
     prompts: int
     accepted: int | None
     rejected: int | None
-    problems: tuple[Problem, ...]
     method: str | None
     why: str
-    layouts: dict[str, int]
     unlabelled: int
     splits: dict[str, int]
     score_range: tuple[float, float] | None
     mean_length: float
     conflicts: int
     ties: int
-    empty_prompts: int = 0
-    unread: dict[str, int] = field(default_factory=dict)
+    empty_prompts: int
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """The documented fields, then those that show a prompt column that was not recognised."""
         return {
-            "shape": self.shape, "rows": self.rows, "prompts": self.prompts, "accepted": self.accepted,
-            "rejected": self.rejected, "problems": [asdict(problem) for problem in self.problems],
-            "method": self.method, "why": self.why, "empty_prompts": self.empty_prompts, "unread_columns": self.unread,
+            "shape": self.shape, "rows": self.loaded.rows, "prompts": self.prompts, "accepted": self.accepted,
+            "rejected": self.rejected, "problems": [asdict(problem) for problem in self.loaded.problems],
+            "method": self.method, "why": self.why, "empty_prompts": self.empty_prompts,
+            "unread_columns": self.loaded.unread,
         }  # fmt: skip
 
 
@@ -74,15 +67,13 @@ def summarize(loaded: Loaded) -> Summary:
     lengths = [len("".join(contents(text))) for record in records for text in record.completions]
     method, why = choose_method(records)
     return Summary(
-        shape=WORDS[next(iter(shapes))] if len(shapes) == 1 else "mixed",
-        rows=loaded.rows,
+        loaded=loaded,
+        shape=f"{next(iter(shapes))}s" if len(shapes) == 1 else "mixed",
         prompts=len({record.prompt for record in records}),
         accepted=verdicts.count(1.0) + shapes["pair"] if judged else None,
         rejected=verdicts.count(-1.0) + shapes["pair"] if judged else None,
-        problems=tuple(loaded.problems),
         method=method,
         why=why,
-        layouts=loaded.layouts,
         unlabelled=verdicts.count(0.0),
         splits=dict(Counter(record.split or "" for record in records)),
         score_range=(min(scores), max(scores)) if scores else None,
@@ -90,7 +81,6 @@ def summarize(loaded: Loaded) -> Summary:
         conflicts=_conflicts(records),
         ties=sum(record.shape == "pair" and record.scored and len(set(record.values)) == 1 for record in records),
         empty_prompts=sum(record.shape != "prompt" and not any(contents(record.prompt)) for record in records),
-        unread=loaded.unread,
     )
 
 
@@ -103,7 +93,7 @@ def choose_method(records: Sequence[Record]) -> tuple[str | None, str]:
     if len(shapes) == 1:
         method, why = CHOICES[judged[0].shape](judged)
     else:
-        names = ", ".join(WORDS[shape] for shape in WORDS if shape in shapes)
+        names = ", ".join(f"{shape}s" for shape in CHOICES if shape in shapes)
         method, why = "pmpo", f"mixed feedback ({names}): PMPO learns from all of it as accepted and rejected"
     bare = len(records) - len(judged)
     return method, why + (f"; {bare} rows with only a prompt are dropped (valence improve uses them)" if bare else "")
@@ -154,7 +144,7 @@ def _conflicts(records: Sequence[Record]) -> int:
     return sum({1.0, -1.0} <= signs for signs in verdicts.values())
 
 
-def render(summary: Summary, most: int = 10) -> Any:
+def render(summary: Summary, most: int = 10) -> object:
     """The summary as a rich renderable, with the first `most` problems."""
     from rich.console import Group
     from rich.table import Table
@@ -165,9 +155,10 @@ def render(summary: Summary, most: int = 10) -> Any:
     table.add_column()
     for name, value in _facts(summary):
         table.add_row(name, Line(value))
-    lines = [Line(f"  {problem}", style="yellow") for problem in summary.problems[:most]]
-    if len(summary.problems) > most:
-        lines.append(Line(f"  and {len(summary.problems) - most} more", style="yellow"))
+    problems = summary.loaded.problems
+    lines = [Line(f"  {problem}", style="yellow") for problem in problems[:most]]
+    if len(problems) > most:
+        lines.append(Line(f"  and {len(problems) - most} more", style="yellow"))
     return Group(table, *lines)
 
 
@@ -175,12 +166,13 @@ def _facts(summary: Summary) -> list[tuple[str, str]]:
     """(name, value) of each line of the table, without the empty ones."""
     splits = ", ".join(f"{rows} {name or 'unmarked'}" for name, rows in summary.splits.items())
     low, high = summary.score_range or (0.0, 0.0)
-    unread = [f"{name} ({rows} rows)" for name, rows in summary.unread.items()]
+    loaded = summary.loaded
+    unread = [f"{name} ({rows} rows)" for name, rows in loaded.unread.items()]
     more = f" and {len(unread) - COLUMNS_SHOWN} more" if len(unread) > COLUMNS_SHOWN else ""
     hint = "; if a column below is their prompt, name it with `columns`: prompt=…" if unread else ""
     facts = [
-        ("shape", f"{summary.shape} ({', '.join(f'{rows} {name}' for name, rows in summary.layouts.items())})"),
-        ("rows", f"{summary.rows}, {summary.prompts} distinct prompts"),
+        ("shape", f"{summary.shape} ({', '.join(f'{rows} {name}' for name, rows in loaded.layouts.items())})"),
+        ("rows", f"{loaded.rows}, {summary.prompts} distinct prompts"),
         ("verdicts", "" if summary.accepted is None else f"{summary.accepted} accepted, {summary.rejected} rejected"),
         ("no prompt", f"{summary.empty_prompts} rows{hint}" if summary.empty_prompts else ""),
         ("not read", ", ".join(unread[:COLUMNS_SHOWN]) + more),
@@ -191,6 +183,6 @@ def _facts(summary: Summary) -> list[tuple[str, str]]:
         ("conflicts", f"{summary.conflicts} completions both accepted and rejected" if summary.conflicts else ""),
         ("ties", f"{summary.ties} pairs with equal scores" if summary.ties else ""),
         ("method", f"{summary.method or 'none'}: {summary.why}"),
-        ("problems", f"{len(summary.problems)} rows cannot be used" if summary.problems else "none"),
+        ("problems", f"{len(loaded.problems)} rows cannot be used" if loaded.problems else "none"),
     ]
     return [(name, value) for name, value in facts if value]

@@ -61,17 +61,6 @@ def preferences_to_win_rates(preferences: Preferences) -> Rewards:
     return Rewards(value, preferences.present & (count > 0))
 
 
-def preferences_to_labels(preferences: Preferences) -> Labels:
-    """Accept what wins at least half of its comparisons, reject the rest. Lossy.
-
-    A pair becomes one accepted and one rejected action, a ranking its better and its worse half. Actions that were
-    never compared, and contexts whose win rates are all equal, are dropped.
-    """
-    rates = preferences_to_win_rates(preferences)
-    present = rates.present & has_spread(rates)
-    return Labels(torch.where(present, torch.where(rates.value >= 0.5, 1, -1), 0), present)
-
-
 def win_rates_to_rewards(win_rates: Rewards) -> Rewards:
     """Win rates in [0, 1] to rewards in [-1, 1]: a pair becomes +1 and -1, a ranking is spread evenly. Lossless.
 

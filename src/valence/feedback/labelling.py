@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from valence.feedback.conversions import has_spread, preferences_to_labels, rewards_to_preferences
+from valence.feedback.conversions import has_spread, preferences_to_win_rates, rewards_to_preferences
 from valence.types import Labels, Rewards
 
 
@@ -60,7 +60,8 @@ def label_halves(rewards: Rewards) -> Labels:
     (3, 2, 1) gives +1, +1, -1, as by the mean, and (1, 2, 2, 3) gives -1, +1, +1, +1. Only the order matters, tied
     actions have the same label, and a context with spread has both labels. A group without spread is dropped.
     """
-    return preferences_to_labels(rewards_to_preferences(rewards))
+    rates = preferences_to_win_rates(rewards_to_preferences(rewards))
+    return _split(rates.value, 0.5, rates.present & has_spread(rates))
 
 
 def label_threshold(rewards: Rewards, threshold: float) -> Labels:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 from valence.feedback import conversions, labelling
 from valence.types import Feedback, Rewards
@@ -108,5 +108,5 @@ class BestOverWorst:
 class Unchanged:
     """The rewards themselves."""
 
-    def converter(self, compared: Any = None) -> Converter | None:
+    def converter(self, compared: object = None) -> Converter | None:
         return None

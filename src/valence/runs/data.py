@@ -28,7 +28,7 @@ def load_and_describe(paths: Sequence[str], data: DataOptions, log: Log) -> Load
     loaded = load_feedback(paths, columns=parse_columns(data.columns), strict=data.strict)
     found = summarize(loaded)
     sides = "" if found.accepted is None else f", {found.accepted:,} accepted, {found.rejected:,} rejected"
-    log(f"feedback: {found.rows:,} rows, {found.prompts:,} prompts, shape {found.shape}{sides}")
+    log(f"feedback: {loaded.rows:,} rows, {found.prompts:,} prompts, shape {found.shape}{sides}")
     log_problems(loaded.problems, log)
     return loaded
 

@@ -5,30 +5,23 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
 from valence.data.groups.group import Group
-from valence.data.records import Record
+from valence.data.records import Record, Text
 
 HELDOUT = frozenset(("heldout", "held_out", "held-out", "test", "validation", "valid", "val", "eval", "dev"))
 FEW_PROMPTS = 20
 
 
 def split_groups(groups: Sequence[Group], *, fraction: float, seed: int = 0) -> tuple[list[Group], list[Group]]:
-    """Train and held-out groups.
+    """Train and held-out groups, each in their order. `fraction` is about the share to hold out.
 
     If any row is marked as held out (or test, validation, eval), the marks decide. Otherwise the SHA-256 of the prompt
     decides, so that a prompt is on one side only and stays there when the data set grows. With fewer than 20 prompts,
     prompt and completions decide. With two or more of them and a fraction above 0, no side is empty.
 
-    Args:
-        groups: the contexts.
-        fraction: the share to hold out, about, in [0, 1).
-        seed: of the choice.
-    Returns:
-        (train, heldout), each in the order of `groups`.
     Raises:
         ValueError: fraction outside [0, 1).
     """
@@ -46,7 +39,7 @@ def split_records(records: Sequence[Record], *, fraction: float, seed: int) -> t
     one prompt, a share of the rows."""
     if any(map(is_heldout, records)):
         return [row for row in records if not is_heldout(row)], [row for row in records if is_heldout(row)]
-    names: list[Any] = [row.prompt for row in records]
+    names: list[Text | int] = [row.prompt for row in records]
     if len(set(names)) == 1:
         names = list(range(len(records)))
     different = list(dict.fromkeys(names))
