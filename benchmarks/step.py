@@ -87,7 +87,7 @@ def count(pairs: list[dict[str, str]]) -> int:
 def ours(folder: Path, method: str, *, head: str = "fused", batching: str = "auto") -> list[float]:
     """Seconds of the steps after the warm-up, and MiB; so the others, too."""
     from valence.data.collate import Encoder
-    from valence.data.formats import load_feedback
+    from valence.data.load import load_feedback
     from valence.data.groups import groups_for
     from valence.data.groups.adjust import count_classes
     from valence.policies.loading import load_language_policy

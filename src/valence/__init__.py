@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from valence.data.formats import load_feedback
+    from valence.data.load import load_feedback
     from valence.errors import UserError
     from valence.policies.runner import PolicyRunner
     from valence.runs.align import align

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from valence.data.formats import Loaded, load_feedback
+from valence.data.load import Loaded, load_feedback
 
 
 @pytest.fixture

@@ -97,14 +97,14 @@ def test_what_the_printed_view_adds(load_rows: Any) -> None:
 
 
 def test_the_printed_view_shows_counts_method_and_problems_and_no_markup(load_rows: Any) -> None:
-    bad = [{**UP, "label": "[bold]no"}] * 12
+    bad = [{**UP, "label": ["[bold]no", 1], "completion": "[bold]no"}] * 12
     console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(render(summarize(load_rows(UP, DOWN, *bad))))
     shown = console.export_text()
     console.file.close()
     assert "1 accepted, 1 rejected" in shown and "pmpo: " in shown and "labels (2 label)" in shown
     assert "12 rows cannot be used" in shown and "and 2 more" in shown
-    assert shown.count("label is '[bold]no'") == 10
+    assert shown.count("label is a list, not a label") == 10 and "labels (2 label)" in shown
     assert "ties" not in shown and "conflicts" not in shown
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from valence.data.formats.row import LABEL
 from valence.data.records import Message, Record
 
 SKY = [{"role": "user", "content": "What color is the sky?"}]
@@ -408,10 +409,15 @@ def test_each_layout_becomes_its_record(load_rows: Any, layout: str, row: dict[s
 
 
 def test_mixed_layouts_in_one_file_keep_their_order_lines_and_counts(load_rows: Any) -> None:
-    rows = [row for _, row, _ in PLAIN + TRL + OTHERS]
+    # One spelling of labels: a column of several is refused as a whole.
+    chosen = [
+        (row, record) for _, row, record in PLAIN + TRL + OTHERS
+        if all(row.get(name) in (None, "") or isinstance(row[name], bool) for name in LABEL)
+    ]  # fmt: skip
+    rows = [row for row, _ in chosen]
     loaded = load_rows(*rows)
-    assert [record.line for record in loaded.records] == list(range(1, len(rows) + 1))
-    assert [replace(record, file="", line=0) for record in loaded.records] == [r for _, _, r in PLAIN + TRL + OTHERS]
+    assert len(rows) > 20 and [record.line for record in loaded.records] == list(range(1, len(rows) + 1))
+    assert [replace(record, file="", line=0) for record in loaded.records] == [record for _, record in chosen]
     assert sum(loaded.layouts.values()) == loaded.rows == len(rows)
 
 

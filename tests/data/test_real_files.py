@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from valence.data.formats import Loaded, load_feedback
+from valence.data.load import Loaded, load_feedback
 from valence.data.groups import groups_for, split_groups
 from valence.data.inspect import summarize
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from valence.data.formats import load_feedback
+from valence.data.load import load_feedback
 from valence.errors import UserError
 from valence.objectives.bradley_terry import bradley_terry_loss, score_loss
 from valence.rewards import load_reward

@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
-from valence.data.formats import Loaded
+from valence.data.load import Loaded
 from valence.data.records import Record, Text, contents
 
 COLUMNS_SHOWN = 8

@@ -36,6 +36,7 @@ class Record:
             become their negatives, with `scored` False) · pair: (score_chosen, score_rejected), or () without scores.
         scored: whether `values` are scores (True) or only an order or a label (False).
         margin: how much better chosen is, of a pair without scores.
+        rate: P(chosen beats rejected) of a pair, in (0.5, 1].
         split: the row's own "train" / "heldout" mark, if any.
         file, line: its place (lines from 1).
         columns: the row's other fields, for reward functions.
@@ -47,6 +48,7 @@ class Record:
     values: tuple[float, ...] = ()
     scored: bool = False
     margin: float | None = None
+    rate: float = 1.0
     split: str | None = None
     file: str = ""
     line: int = 0

@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 import tyro
 
 from valence.data.collate import Encoder
-from valence.data.formats import Loaded
 from valence.data.groups.adjust import count_classes
+from valence.data.load import Loaded
 from valence.data.prepare import Encoded, encode_feedback
 from valence.errors import UserError
 from valence.evaluation.samples import Evaluation

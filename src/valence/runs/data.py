@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from valence.data.formats import Loaded, load_feedback, parse_columns
+from valence.data.formats.columns import parse_columns
 from valence.data.groups import groups_for, split_groups
 from valence.data.groups.split import is_heldout
 from valence.data.inspect import choose_method, summarize
+from valence.data.load import Loaded, load_feedback
 from valence.data.prepare import Feedback, Log, log_problems
 from valence.data.records import Record
 from valence.errors import UserError

@@ -8,8 +8,9 @@ from typing import ClassVar
 
 import tyro
 
-from valence.data.formats import load_feedback, parse_columns
+from valence.data.formats.columns import parse_columns
 from valence.data.inspect import render, summarize
+from valence.data.load import load_feedback
 from valence.errors import UserError
 from valence.runs.run import Log
 from valence.runs.settings import RunConfig

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from valence.data.formats import load_feedback
+from valence.data.load import load_feedback
 from valence.data.records import Problem, Record
 from valence.errors import UserError, one_line
 from valence.sources.modality import Drawn, OnlineSettings

@@ -7,7 +7,7 @@ from itertools import pairwise, takewhile
 
 from valence.data.formats import row as names
 from valence.data.formats.row import Refused, Row
-from valence.data.formats.values import is_blank, number, sign, text
+from valence.data.formats.values import is_blank, number, text
 from valence.data.records import Message, Record, Text
 
 ASKING = ("user", "system", "developer")
@@ -104,14 +104,16 @@ def answer_of(row: Row, prompt: object) -> Record | None:
 
 def single_of(row: Row, prompt: object, completion: object) -> Record:
     """One completion with its label if the row has one, else with its score, else unlabelled."""
-    verdicts = {name: sign(row.take(name), name) for name in names.LABEL if row.has(name)}
-    signs = {verdict for verdict in verdicts.values() if verdict}
+    found = {name: row.verdict(name) for name in names.LABEL if row.has(name)}
+    signs = {verdict for verdict in found.values() if verdict}
     if len(signs) > 1:
-        raise Refused(f"{' and '.join(verdicts)} contradict each other")
+        raise Refused(f"{' and '.join(found)} contradict each other")
     key = row.first(names.SCORE)
     if signs or not key or row.peek(key) == "":
         return label(prompt, completion, signs.pop() if signs else 0)
-    return score(prompt, completion, number(row.take(key), key))
+    if row.verdicts.rule.given or row.verdicts.is_word(row.peek(key), spelled=True):
+        return label(prompt, completion, row.verdict(key))
+    return score(prompt, completion, row.number(key))
 
 
 def pair_of(row: Row, prompt: object, chosen: object, rejected: object) -> Record:

@@ -7,11 +7,12 @@ cannot be used.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from valence.data.formats import build, tools
 from valence.data.formats import row as names
 from valence.data.formats.row import Refused, Row
-from valence.data.formats.values import number, sign
+from valence.data.formats.values import number
 from valence.data.records import Record
 
 
@@ -42,10 +43,25 @@ def pair(row: Row) -> Record | None:
     return build.pair_of(row, build.prompt_of(row), row.take(chosen), row.take(rejected))
 
 
+def winner(row: Row) -> Record | None:
+    """Two answers and which of them won: a word, a model's name, a probability or votes."""
+    key = row.first(names.WINNER)
+    sides = next((pair for pair in zip(names.FIRST, names.SECOND, strict=True) if row.has(*pair)), None)
+    if key is None or sides is None:
+        return None
+    texts, models = [row.take(side) for side in sides], [row.peek(name) for name in ("model_a", "model_b")]
+    rate = row.verdicts.winner(row.take(key), key, texts, models)
+    row.used.update(("model_a", "model_b"))
+    better, worse = texts if rate > 0.5 else reversed(texts)
+    record = build.pair(build.prompt_of(row), better, worse, None)
+    return replace(record, rate=max(rate, 1 - rate))
+
+
 def single(row: Row) -> Record | None:
     """One completion with a label, a score or neither."""
-    bare = not row.first(names.PROMPT) or _judged(row)
-    key = row.first(names.COMPLETION) or (row.first(("text",)) if bare else None)
+    judged = _judged(row)
+    bare = ("text",) if judged or not row.first(names.PROMPT) else ()
+    key = row.first((*names.COMPLETION, *(names.ANSWER if judged else ()), *bare))
     if key is None:
         return None
     completion = row.take(key)
@@ -63,13 +79,18 @@ def prompts(row: Row) -> Record | None:
 
 def _judged(row: Row) -> str | None:
     """The name of the first field of the row that is feedback."""
-    return next((name for name in names.FEEDBACK if row.has(name) and _is_verdict(row.peek(name), name)), None)
+    return next((name for name in names.FEEDBACK if row.has(name) and _is_verdict(row, name)), None)
 
 
-def _is_verdict(value: object, name: str) -> bool:
+def _is_verdict(row: Row, name: str) -> bool:
     """Whether a field is feedback. OpenRLHF's prompts have the right answer in `label`, which is not."""
+    value = row.peek(name)
+    if isinstance(value, list) and name not in names.LABEL:
+        return True
+    if row.verdicts.is_word(value) or row.verdicts.rule.names(value):
+        return True
     try:
-        return bool(sign(value, name)) if name in names.LABEL else isinstance(value, list) or bool(number(value, name))
+        return name not in names.LABEL and bool(number(value, name))
     except Refused:
         return False
 
@@ -86,6 +107,7 @@ LAYOUTS: tuple[tuple[str, Callable[[Row], Record | None]], ...] = (
     ("", ranking),
     ("implicit-prompt", implicit_pair),
     ("", pair),
+    ("winner", winner),
     ("", single),
     ("", prompts),
 )

@@ -3,11 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
-PROMPT = ("prompt", "instruction", "input", "query", "question", "user_prompt", "context_messages", "context")
-COMPLETION = ("completion", "response", "output")
+if TYPE_CHECKING:
+    from valence.data.formats.verdicts import Verdicts
+
+PROMPT = (
+    *("prompt", "instruction", "input", "query", "question", "user_prompt", "user_message", "user_input"),
+    *("context_messages", "context"),
+)
+COMPLETION = (
+    *("completion", "response", "output", "model_output", "model_response", "assistant_response", "assistant_message"),
+    *("ai_response", "bot_response", "generated_text"),
+)
+ANSWER = ("answer", "reply", "generation", "prediction")
+"""Names of a completion where the row has a verdict; without one they may be the right answer of a problem."""
+_SIDES = ("response", "completion", "answer", "output")
+FIRST = ("a", "output_A", *(f"{name}_a" for name in _SIDES), *(f"{name}_1" for name in _SIDES))
+SECOND = ("b", "output_B", *(f"{name}_b" for name in _SIDES), *(f"{name}_2" for name in _SIDES))
+WINNER = ("winner", "better", "preferred_answer")
+MODEL_FIRST = ("model_a",)
+MODEL_SECOND = ("model_b",)
 COMPLETIONS = ("completions", "responses")
-LABEL = ("label", "accept", "accepted", "kto_tag", "thumb", "sign")
+LABEL = (
+    *("label", "accept", "accepted", "kto_tag", "thumb", "sign", "thumbs", "thumbs_up", "vote", "verdict", "liked"),
+    "approved",
+)
 SCORE = ("reward", "score", "rating", "overall_score")
 SCORES = ("scores", "rewards", "ratings")
 RANKS = ("ranks", "ranking")
@@ -22,6 +43,7 @@ SCORE_REJECTED = (
 ALIASES = (
     *(PROMPT, COMPLETION, COMPLETIONS, LABEL, SCORE, SCORES, RANKS, CHOSEN, REJECTED),
     *(SCORE_CHOSEN, SCORE_REJECTED, ("margin",), ("split",)),
+    *(FIRST, SECOND, WINNER, MODEL_FIRST, MODEL_SECOND),
 )
 FEEDBACK = (*LABEL, *SCORE, *SCORES, *RANKS)
 
@@ -30,16 +52,21 @@ class Refused(ValueError):
     """A row that cannot be used; the message is the reason."""
 
 
+class Skipped(Exception):
+    """A row that says nothing on purpose (a skip, a tie, an ignored value); it is counted under its reason."""
+
+
 class Row:
     """The fields of a row, and which of them a layout has read; the others become the record's columns.
 
     A null field is absent: tables with rows of several shapes fill the columns of the other shapes with null. `aside`
-    holds columns that no layout reads, such as those that a rename displaced.
+    holds columns that no layout reads, such as those that a rename displaced. `verdicts` reads the values that judge.
     """
 
-    def __init__(self, fields: Mapping[str, object], aside: Mapping[str, object]) -> None:
+    def __init__(self, fields: Mapping[str, object], aside: Mapping[str, object], verdicts: Verdicts) -> None:
         self.fields = {name: value for name, value in fields.items() if value is not None}
         self.aside = dict(aside)
+        self.verdicts = verdicts
         self.used: set[str] = set()
 
     def has(self, *names: str) -> bool:
@@ -64,3 +91,11 @@ class Row:
     def unread(self) -> dict[str, object]:
         """The fields that no layout has read."""
         return {name: value for name, value in self.fields.items() if name not in self.used}
+
+    def verdict(self, name: str) -> int:
+        """The label in a field: +1 accepted, -1 rejected, 0 unlabelled."""
+        return self.verdicts.label(self.take(name, ""), name)
+
+    def number(self, name: str) -> float:
+        """The score in a field."""
+        return self.verdicts.score(self.take(name), name)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from valence.data.formats import build
 from valence.data.formats import row as names
 from valence.data.formats.row import Refused, Row
-from valence.data.formats.values import number, sign, text
+from valence.data.formats.values import number, text
 from valence.data.records import Record, Text
 
 
@@ -30,7 +30,7 @@ def halos(row: Row) -> Record | None:
     prompt = row.take(row.first(names.PROMPT))
     if form == "scalar_feedback":
         return build.score(prompt, row.take("output"), number(row.take("reward"), "reward"))
-    verdict = sign(row.take("label", ""), "label")
+    verdict = row.verdict("label")
     if form == "binary_feedback":
         return build.label(prompt, row.take("output"), verdict)
     if verdict == 0:

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 
 from valence.data.formats.row import Refused
 from valence.data.records import Message, Text, contents
-
-UP = frozenset(("1", "+1", "true", "t", "yes", "y", "up", "accept", "accepted", "good", "like", "desirable", "👍"))
-DOWN = frozenset(
-    ("0", "-1", "false", "f", "no", "n", "down", "reject", "rejected", "bad", "dislike", "undesirable", "👎")
-)
-NEITHER = frozenset(("", "none", "null", "unlabelled", "unlabeled", "unknown"))
 
 ROLES = {
     **dict.fromkeys(("human", "prompter"), "user"),
@@ -34,11 +29,13 @@ def brief(value: object) -> str:
 
 
 def number(value: object, what: str) -> float:
-    """A finite number, also if it is spelled as text, as in CSV.
+    """A finite number, also as text: 3.5, 3,5, "4 stars", ★★★★☆, 80% (0.8), 4/5 (0.8); or a list of one number.
 
     Raises:
         Refused: a boolean, another type, NaN or infinity.
     """
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
     if value is None:
         raise Refused(f"{what} is missing")
     if isinstance(value, bool):
@@ -50,30 +47,33 @@ def number(value: object, what: str) -> float:
     except OverflowError:
         raise Refused(f"{what} is too large a number") from None
     except ValueError:
-        raise Refused(f"{what} is {brief(value)}, not a number") from None
+        result = _spelled(str(value), what)
     if not math.isfinite(result):
         raise Refused(f"{what} is {result}: not a finite number")
     return result
 
 
-def sign(value: object, what: str) -> int:
-    """+1 accepted, -1 rejected, 0 unlabelled. The value 0 is unlabelled in a field `sign`, and a rejection elsewhere.
+def _spelled(text: str, what: str) -> float:
+    """The number of a text such as 3,5, "4 stars", ★★★★☆, 80% or 4/5."""
+    plain = text.strip().lower().replace("\ufe0f", "")
+    if re.fullmatch("[★⭐]+[☆✩]*|[☆✩]+", plain):
+        return float(sum(letter in "★⭐" for letter in plain))
+    found = re.fullmatch(r"([+-]?\d+(?:[.,]\d+)?)\s*(%|stars?|points?|(?:/|out of|von|of)\s*(\d+))?", plain)
+    # 1,000 may be a thousand or one.
+    if found is None or re.match(r"[+-]?\d{1,3},\d{3}$", found[1]):
+        raise Refused(f"{what} is {brief(text)}, not a number")
+    size = float(found[1].replace(",", "."))
+    if found[2] == "%":
+        return size / 100
+    return size / float(found[3]) if found[3] and float(found[3]) else size
 
-    Raises:
-        Refused: another value.
-    """
-    if not isinstance(value, (bool, int, float, str)):
-        raise Refused(f"{what} is {kind(value)}, not a label")
-    word = str(value).strip().lower().removesuffix(".0")
-    if word.startswith("thumb"):
-        word = word.removeprefix("thumb").removeprefix("s").strip(" _-")
-    if word in NEITHER or (what == "sign" and word == "0"):
-        return 0
-    if word in UP:
-        return 1
-    if word in DOWN:
-        return -1
-    raise Refused(f"{what} is {brief(value)}: not true/false, 1/0, up/down or accepted/rejected")
+
+def unit(value: object) -> str:
+    """The unit in which a text gives a number: %, /5, stars, or "" for a plain number."""
+    found = re.search(r"(%)|(?:/|of)\s*(\d+)|star|[★⭐☆✩]", value.lower()) if isinstance(value, str) else None
+    if found is None:
+        return ""
+    return found[1] or (f"/{found[2]}" if found[2] else "stars")
 
 
 def text(value: object, what: str) -> Text:
@@ -82,6 +82,8 @@ def text(value: object, what: str) -> Text:
     Raises:
         Refused: another type, a message without text, or text that is not valid Unicode.
     """
+    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str):
+        value = value[0]
     if isinstance(value, str):
         return _unicode(value, what)
     if isinstance(value, Mapping):

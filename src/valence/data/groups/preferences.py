@@ -15,11 +15,12 @@ from valence.errors import UserError
 
 
 class Comparison(NamedTuple):
-    """One judgement: `better` beats `worse`, by `margin` if they have scores."""
+    """One judgement: `better` beats `worse` with probability `rate`, by `margin` if they have scores."""
 
     better: Text
     worse: Text
     margin: float | None
+    rate: float = 1.0
 
 
 class Judged(NamedTuple):
@@ -105,7 +106,7 @@ def _of_pairs(context: Sequence[Record], notes: Notes) -> Iterator[Comparison]:
         if record.scored and not margin:
             notes.add(PAIRS_TIED)
         else:
-            yield Comparison(better, worse, margin)
+            yield Comparison(better, worse, margin, record.rate)
 
 
 def _compared(judged: Judged, pairs: Sequence[tuple[int, int, float]]) -> Iterator[Comparison]:
@@ -117,15 +118,15 @@ def _merged(comparisons: Sequence[Comparison], notes: Notes) -> tuple[tuple[Text
     """The distinct completions, and for each compared pair the share of judgements won and the mean margin."""
     index: dict[Text, int] = {}
     judged: defaultdict[tuple[int, int], list[tuple[float, float | None]]] = defaultdict(list)
-    for better, worse, margin in comparisons:
+    for better, worse, margin, rate in comparisons:
         if better == worse:
             notes.add("{n} comparisons of a completion with itself were dropped")
             continue
         i, j = (index.setdefault(text, len(index)) for text in (better, worse))
         if i < j:
-            judged[i, j].append((1.0, margin))
+            judged[i, j].append((rate, margin))
         else:
-            judged[j, i].append((0.0, None if margin is None else -margin))
+            judged[j, i].append((1 - rate, None if margin is None else -margin))
     wins = tuple(_win(i, j, judgements) for (i, j), judgements in judged.items())
     both_ways = sum(0 < p < 1 for _, _, p, _ in wins)
     notes.add("{n} pairs were judged both ways: their win probability is the share of judgements", both_ways)

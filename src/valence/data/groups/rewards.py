@@ -55,7 +55,7 @@ def _of(record: Record, even: tuple[float, ...], notes: Notes) -> tuple[float, .
             notes.add("{n} pairs with a margin became rewards of plus and minus half of it (only their gap is known)")
             return record.margin / 2, -record.margin / 2
         notes.add("{n} pairs without scores became rewards of +1 and -1 (their gap is not known)")
-        return 1.0, -1.0
+        return 2 * record.rate - 1, 1 - 2 * record.rate
     if len(set(record.values)) < 2:
         notes.add(RANKINGS_TIED)
         return ()

@@ -1,0 +1,269 @@
+"""Feedback of any shape, read into records. Every row is a record, a problem with its line, or skipped on purpose."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from valence.data.formats.columns import ABSENT, FIELDS, FOLDED, Column, Template, canonical, displaced, folded
+from valence.data.formats.join import Join
+from valence.data.formats.layouts import detect
+from valence.data.formats.read import read_rows
+from valence.data.formats.row import LABEL, PROMPT, SCORE, WINNER, Refused, Row, Skipped
+from valence.data.formats.suggest import UnknownColumns, looks_like_verdicts
+from valence.data.formats.verdicts import LabelRule, Verdicts
+from valence.data.products import product_of, repair
+from valence.data.records import Problem, Record
+from valence.errors import UserError
+
+MapRow = Callable[[dict[str, object]], "Mapping[str, object] | None"]
+SAMPLED = 200
+"""Rows of each file that a message about its columns is made from."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """The content of files of feedback: every row is one record, one problem, or skipped.
+
+    Args:
+        records: the rows that can be used, in the order of the files.
+        problems: the rows that cannot be used, each with its file, line and reason.
+        layouts: layout -> number of its records.
+        rows: number of rows. A row of an export that holds several pieces of feedback counts as so many.
+        unread: column that no layout reads -> number of records with it; most common first.
+        skipped: reason -> rows that say nothing on purpose, such as ties and ignored values.
+        verdict_like: unread columns whose values look like verdicts -> some of the values.
+    """
+
+    records: list[Record]
+    problems: list[Problem]
+    layouts: dict[str, int]
+    rows: int
+    unread: dict[str, int] = field(default_factory=dict)
+    skipped: dict[str, int] = field(default_factory=dict)
+    verdict_like: dict[str, str] = field(default_factory=dict)
+
+
+def load_feedback(
+    paths: Sequence[str | Path], *, columns: Mapping[str, str] | None = None, labels: str | None = None,
+    join: Sequence[str] = (), map_row: MapRow | None = None, prompt_template: str | None = None,
+    split: str | None = None, subset: str | None = None, strict: bool = False,
+) -> Loaded:  # fmt: skip
+    """Read feedback of any shape from JSON, JSONL, CSV, Parquet (the text ones also gzipped), exports of products,
+    saved data sets, or data sets of the hub.
+
+    Args:
+        paths: files, folders that `datasets` saved, or ids of the hub such as owner/name.
+        columns: our name -> the file's column: a name, a path such as turns[-1].content, a sum such as
+            instruction+input, or a list such as a|b|c.
+        labels: what the values of a column of verdicts mean (`LabelRule.parse`).
+        join: (file, "on=KEY") or (file, "on=KEY=ITS_KEY"): each row gets the columns of the file's row with its key.
+        map_row: row -> row, or None to drop it.
+        prompt_template: a text file with {column} where a column's text belongs.
+        split, subset: of a data set of the hub.
+        strict: raise a UserError for the first row that cannot be used.
+    Raises:
+        UserError: a file cannot be read, has no usable row, or has a column whose values have no clear meaning;
+            `columns` has an unknown field, a column that no row has, or a field that no layout reads.
+    """
+    if isinstance(paths, str) or not paths:
+        raise UserError("no feedback files given")
+    joined = Join.parse(join) if join else None
+    template = Template(prompt_template) if prompt_template else None
+    reader = _Reader(columns or {}, LabelRule.parse(labels), map_row, template)
+    records: list[Record] = []
+    problems: list[Problem] = []
+    for path in map(str, paths):
+        before, counted = len(records), len(problems)
+        reader.begin(path)
+        for line, row in (joined or _as_it_is)(read_rows(path, split=split, subset=subset, repair=repair)):
+            for found in reader.read(row):
+                if isinstance(found, Record):
+                    records.append(replace(found, file=path, line=line))
+                elif isinstance(found, Refused):
+                    problems.append(Problem(path, line, str(found)))
+        reader.verdicts.check(path)
+        reader.check_names(path)
+        if len(records) == before and not reader.skipped:
+            raise reader.nothing_read(path, problems[counted:])
+    reader.check_renames()
+    if not records:
+        why = "; ".join(f"{reason} ({count:,} rows)" for reason, count in reader.skipped.most_common())
+        raise UserError(f"{', '.join(map(str, paths))}: no row says anything: {why}")
+    if strict and problems:
+        more = f" (and {len(problems) - 1} more rows with problems)" if len(problems) > 1 else ""
+        raise UserError(f"{problems[0]}{more}")
+    unread = {name: rows for name, rows in reader.unread.most_common() if name not in reader.read_columns}
+    return Loaded(
+        records, problems, dict(reader.layouts), len(records) + len(problems) + sum(reader.skipped.values()), unread,
+        dict(reader.skipped), looks_like_verdicts(reader.sample, unread),
+    )  # fmt: skip
+
+
+def _as_it_is(rows: Iterator[tuple[int, object]]) -> Iterator[tuple[int, object]]:
+    return rows
+
+
+class _Reader:
+    """Rows into records, by the user's names of the columns.
+
+    It counts which columns of the files the layouts read, how many records have each of the others, what was skipped,
+    and the values of each column of verdicts.
+    """
+
+    def __init__(
+        self, columns: Mapping[str, str], rule: LabelRule, map_row: MapRow | None, template: Template | None
+    ) -> None:
+        self.renames = canonical(columns)
+        self.columns = {ours: Column(theirs) for ours, theirs in self.renames.items()}
+        self.displaced = displaced(self.renames) | ({*PROMPT} - {*self.renames} if template else set())
+        self.rule, self.map_row, self.template = rule, map_row, template
+        self.seen: dict[str, None] = {}
+        self.used: set[str] = set()
+        self.found: set[str] = set()
+        self.read_columns: set[str] = set()
+        self.unread: Counter[str] = Counter()
+        self.layouts: Counter[str] = Counter()
+        self.skipped: Counter[str] = Counter()
+        self.known: dict[str, str] = {}
+        self.begin("")
+
+    def begin(self, path: str) -> None:
+        """Start a file: verdicts are checked file by file."""
+        self.path = path
+        self.verdicts = Verdicts(self.rule, lambda name: self.renames.get(name, name))
+        self.sample: list[dict[str, object]] = []
+        self.names: Counter[str] = Counter()
+
+    def read(self, row: object) -> Iterator[Record | Refused]:
+        """The records of a row, and why it cannot be used. What is skipped is counted."""
+        try:
+            for product, unit in self._units(row):
+                try:
+                    if isinstance(unit, Skipped):
+                        raise unit
+                    yield self._record(unit, product)
+                except Skipped as skipped:
+                    self.skipped[str(skipped)] += 1
+                except Refused as refused:
+                    yield refused
+        except Skipped as skipped:
+            self.skipped[str(skipped)] += 1
+        except Refused as refused:
+            yield refused
+
+    def _units(self, row: object) -> Iterator[tuple[str, dict[str, object] | Skipped]]:
+        """(the product, or "", a row of our own layouts) of each piece of feedback of a row."""
+        if not isinstance(row, dict):
+            raise row if isinstance(row, Refused | Skipped) else Refused("not a JSON object")
+        if self.map_row is not None:
+            try:
+                row = self.map_row(row)
+            except Exception as error:
+                raise Refused(f"`map` failed: {type(error).__name__}: {error}") from error
+            if row is None:
+                raise Skipped("dropped by `map`")
+            if not isinstance(row, Mapping):
+                raise Refused(f"`map` gave {type(row).__name__}, and must give a row or None")
+        row = dict(row)
+        if len(self.sample) < SAMPLED:
+            self.sample.append(row)
+        product = product_of(row)
+        if product is None or {*self.renames} - {LABEL[0], SCORE[0], WINNER[0]}:
+            yield "", row
+            return
+        wanted = next((self.renames[name] for name in (LABEL[0], SCORE[0], WINNER[0]) if name in self.renames), None)
+        for unit in product.rows(row):
+            if isinstance(unit, Skipped):
+                yield product.NAME, unit
+                continue
+            name = unit.pop("feedback_name", None)
+            if isinstance(name, str):
+                self.names[name] += 1
+                if wanted is not None and wanted != name:
+                    yield product.NAME, Skipped("feedback of another name than `columns` asks for")
+                    continue
+                self.found.update(field for field, theirs in self.renames.items() if theirs == name)
+            yield product.NAME, unit
+
+    def _record(self, row: dict[str, object], product: str) -> Record:
+        """The row as a Record with its split and its other columns."""
+        self.seen.update(dict.fromkeys(row))
+        columns = {} if product else self.columns
+        given = {ours: column.of(row) for ours, column in columns.items()}
+        given = {ours: value for ours, value in given.items() if value is not ABSENT and value is not None}
+        origin = {ours: columns[ours].names(row) for ours in given}
+        taken = {name for names in origin.values() for name in names}
+        fields: dict[str, object] = {}
+        aside: dict[str, object] = {}
+        for name, value in row.items():
+            ours = self._field(name, row)
+            if columns and ours in self.displaced:
+                aside[name] = value
+            elif name not in taken:
+                fields[ours] = value
+                origin.setdefault(ours, [name])
+        self.found.update(given)
+        fields |= given
+        if self.template is not None:
+            fields[PROMPT[0]] = self.template.of(row)
+        view = Row(fields, {name: value for name, value in aside.items() if value is not None}, self.verdicts)
+        name, record = detect(view)
+        split = view.take("split") if isinstance(view.peek("split"), str) else None
+        self.used.update(view.used)
+        self.read_columns.update(each for ours in view.used for each in origin.get(ours, ()))
+        unread = view.unread()
+        self.unread.update([*(each for ours in unread for each in origin.get(ours, ())), *view.aside])
+        self.layouts[f"{product} {record.shape}" if product else name] += 1
+        if self.rule.invert:
+            record = inverted(record)
+        return replace(record, split=split, columns=unread | view.aside)
+
+    def _field(self, name: str, row: Mapping[str, object]) -> str:
+        """Our name of a column that is spelled otherwise, such as "User message"; else the name itself."""
+        if name not in self.known:
+            self.known[name] = name if name in FIELDS else FOLDED.get(folded(name), name)
+        ours = self.known[name]
+        return name if ours != name and ours in row else ours
+
+    def check_names(self, path: str) -> None:
+        """Raise UserError where an export holds feedback of several names and the user chose none, or another."""
+        if not self.names:
+            return
+        shown = ", ".join(f"{name} ({count:,})" for name, count in self.names.most_common())
+        asked = [name for name in (LABEL[0], SCORE[0], WINNER[0]) if name in self.renames]
+        if len(self.names) > 1 and not asked:
+            first = next(iter(self.names))
+            raise UserError(f"{path} holds feedback of several names: {shown}. Choose one: `columns=label={first}`")
+        if asked and not any(self.renames[name] in self.names for name in asked):
+            raise UserError(f"{path} has no feedback named {self.renames[asked[0]]}: there are {shown}")
+
+    def check_renames(self) -> None:
+        """Raise UserError if no row has a column that the user named, or no layout reads it."""
+        for ours, theirs in self.renames.items():
+            if ours not in self.found:
+                names = ", ".join(self.seen)
+                raise UserError(f"`columns` has {ours}={theirs}, and no row has a column {theirs}: there are {names}")
+            if ours not in self.used and not self.names:
+                layouts = ", ".join(self.layouts) or "no layout"
+                raise UserError(
+                    f"`columns` has {ours}={theirs}, and these rows are read as {layouts}, which does not use {ours}: "
+                    f"leave it out, or leave out the columns that it contradicts"
+                )
+
+    def nothing_read(self, path: str, problems: Sequence[Problem]) -> UserError:
+        """The error for a file without a usable row."""
+        if not problems:
+            return UserError(f"{path}: no rows")
+        reason = f"{path}: none of its {len(problems)} rows can be used; line {problems[0].line}: {problems[0].reason}"
+        return UnknownColumns(reason, self.sample) if self.sample else UserError(reason)
+
+
+def inverted(record: Record) -> Record:
+    """The record with the reverse of what it says."""
+    values = tuple(-value for value in record.values)
+    if record.shape == "pair":
+        return replace(record, completions=record.completions[::-1], values=values[::-1])
+    return replace(record, values=values)
