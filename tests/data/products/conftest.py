@@ -35,8 +35,7 @@ class Reading:
 
 def merged(row: dict[str, Any], joined: dict[str, Any]) -> dict[str, Any]:
     """A feedback row and its joined row, as the join of two files makes it."""
-    clashes = {f"JOINED.{name}": value for name, value in joined.items() if name in row}
-    return {**{name: value for name, value in joined.items() if name not in row}, **row, **clashes, "JOINED": joined}
+    return {**joined, **row, "JOINED": joined}
 
 
 @pytest.fixture
@@ -97,6 +96,39 @@ def only_known_outcomes() -> Callable[..., int]:
     return run
 
 
+ORDINARY: list[dict[str, Any]] = [
+    {"prompt": "1+1?", "completion": "2", "label": True},
+    {"prompt": "1+1?", "completion": "2", "score": 4.0, "id": 7, "model": "m"},
+    {"prompt": "1+1?", "chosen": "2", "rejected": "3", "winner": "model_a"},
+    {"prompt": "1+1?", "response_a": "2", "response_b": "3", "winner": "a", "model_a": "m", "model_b": "n"},
+    {"prompt": "1+1?", "completions": ["2", "3"], "ranks": [1, 2]},
+    {"instruction": "Add.", "input": "1 and 1", "output": "2", "rating": 5},
+    {"messages": [{"role": "user", "content": "1+1?"}, {"role": "assistant", "content": "2"}], "label": 1},
+    {"question": "1+1?", "answer": "accept", "feedback": "up"},
+    {"request": "1+1?", "response": "2", "verdict": "good"},
+    {"inputs": {"question": "1+1?"}, "output": "2", "feedback": [{"score": 1}]},
+    {"id": 1, "data": {"prompt": "1+1?"}, "name": "x", "result": "2", "status": "completed"},
+    {"fields": {}, "responses": ["2", "3"]},
+    {},
+]
+"""Rows of no product."""
+
+
+@pytest.fixture
+def matches_alone() -> Callable[[ModuleType], None]:
+    """Check that an adapter matches no ordinary row and no row of another product's files."""
+
+    def run(adapter: ModuleType) -> None:
+        own = adapter.__name__.rpartition(".")[2]
+        assert not [row for row in ORDINARY if adapter.matches(row)]
+        for path in sorted(FILES.glob("*/*")):
+            if path.parent.name != own and not path.name.endswith(".expected.json"):
+                rows = [row for _, row in read_rows(path) if isinstance(row, dict)]
+                assert not [row for row in rows if adapter.matches(row)], path
+
+    return run
+
+
 def mutants(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Copies of a row with one value in it, at any depth, replaced by another kind of value, or left out."""
     for path in _paths(row):
@@ -107,6 +139,30 @@ def mutants(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
         spoiled = copy.deepcopy(row)
         del _parent(spoiled, path)[path[-1]]
         yield spoiled
+
+
+@pytest.fixture
+def agrees() -> Callable[..., list[Any]]:
+    """`agrees(reading, written, words={"good": 1, "bad": 0})`: labels, scores, pairs and rankings are those written.
+
+    `words` says what the user's own labels mean; labels of other words are returned.
+    """
+
+    def check(reading: Reading, written: dict[str, Any], words: dict[Any, int] | None = None) -> list[Any]:
+        sides = {True: 1, False: 0, **(words or {})}
+        labels = [{**row, "label": sides[row["label"]]} for row in reading.rows if row.get("label") in sides]
+        for name, found in (("labels", labels), ("scores", reading.rows), ("pairs", reading.rows)):
+            fields = ("chosen", "rejected") if name == "pairs" else ("completion", name.removesuffix("s"))
+            rows = [row for row in found if all(each in row for each in fields)]
+            shown = [{"prompt": as_messages(row["prompt"]), **{each: row[each] for each in fields}} for row in rows]
+            assert shown == written[name], name
+        ranked = [row for row in reading.rows if "completions" in row]
+        orders = [{"prompt": as_messages(row["prompt"]), "completions": row["completions"]} for row in ranked]
+        assert orders == written["rankings"]
+        assert all(row["ranks"] == sorted(row["ranks"]) for row in ranked)
+        return [row["label"] for row in reading.rows if "label" in row and row["label"] not in sides]
+
+    return check
 
 
 def as_messages(prompt: Any) -> list[dict[str, str]]:

@@ -92,18 +92,16 @@ def _sides(data: Mapping[str, object], span_id: object) -> tuple[object, object]
     if len(roots) == 1 and isinstance(attributes := roots[0].get("attributes"), Mapping):
         return _parsed(attributes.get("mlflow.spanInputs")), _parsed(attributes.get("mlflow.spanOutputs"))
     if "request" in data and "response" in data:
-        return _parsed(data["request"]), _parsed(data["response"])
+        return data["request"], data["response"]
     raise Refused("a trace without a root span")
 
 
 def _parsed(value: object) -> object:
-    """The value of JSON text; text that is no JSON is the value."""
-    if isinstance(value, str):
-        try:
-            return json.loads(value)
-        except (ValueError, RecursionError):
-            return value
-    return value
+    """The value of a span's attribute, which is JSON text."""
+    try:
+        return json.loads(value) if isinstance(value, str) else value
+    except (ValueError, RecursionError):
+        raise Refused("a span's inputs or outputs are no JSON") from None
 
 
 def _prompt(request: object) -> object:

@@ -69,7 +69,7 @@ def _prompt(span: Mapping[str, object]) -> object:
     turns = _turns(span.get("attributes.llm.input_messages"))
     if turns:
         return messages(turns, "the span's input messages")
-    value = _parsed(span.get("attributes.input.value"))
+    value = _value(span, "input")
     if isinstance(value, Mapping) and "messages" not in value:
         raise Refused("the span's input is an object without messages")
     return messages(value, "the span's input")
@@ -81,7 +81,7 @@ def _completion(span: Mapping[str, object]) -> object:
         raise Skipped("several answers, and one verdict")
     if turns:
         return content(turns[0], "the span's output message")
-    value = _parsed(span.get("attributes.output.value"))
+    value = _value(span, "output")
     if value in (None, "", {}, []):
         raise Skipped("no answer")
     if isinstance(value, Mapping):
@@ -100,11 +100,12 @@ def _turns(value: object) -> list[dict[str, object]]:
     return [{key: each.get(f"message.{key}") for key in ("role", "content", "tool_calls")} for each in value]
 
 
-def _parsed(value: object) -> object:
-    """The value of JSON text; text that is no JSON is the value."""
-    if isinstance(value, str):
+def _value(span: Mapping[str, object], side: str) -> object:
+    """The span's input or output: text, or the value of JSON text where its type says so."""
+    value = span.get(f"attributes.{side}.value")
+    if isinstance(value, str) and span.get(f"attributes.{side}.mime_type") == "application/json":
         try:
             return json.loads(value)
         except (ValueError, RecursionError):
-            return value
+            raise Refused(f"the span's {side} is no JSON") from None
     return value
