@@ -24,7 +24,7 @@ def test_annotations_alone_ask_for_the_spans(name, read):
     assert {each.rpartition("give the spans with ")[2] for each in reading.refused} == {
         "`join=spans.jsonl on=span_id=context.span_id`"
     }
-    assert len(reading.refused) == 5 and not reading.rows
+    assert len(reading.refused) == 7 and not reading.rows
 
 
 def annotation(**span):

@@ -55,10 +55,10 @@ def _pair(row: Mapping[str, object]) -> Iterator[dict[str, object]]:
 
 
 def _judged(row: Mapping[str, object]) -> Iterator[dict[str, object]]:
-    response = _response(row)
+    request, response = _request(row), _response(row)
     if row.get("feedback_rating") is None and "feedback_rating" in row:
         raise Skipped("no verdict")
-    prompt = messages(_request(row), "the request")
+    prompt = messages(request, "the request")
     if REDACTED in (prompt, prompt[-1]["content"] if isinstance(prompt, list) else None):
         raise Skipped("redacted")
     found = dict(_verdicts(row))

@@ -40,6 +40,9 @@ def rows(row: Mapping[str, object]) -> Iterator[dict[str, object] | Skipped]:
 
 
 def _read(row: Mapping[str, object]) -> dict[str, object]:
+    span = row.get("JOINED")
+    if not isinstance(span, Mapping):
+        raise Refused(NO_SPAN)
     if row.get("annotator_kind") != "HUMAN":
         raise Skipped("made by code" if row.get("annotator_kind") == "CODE" else "made by a judge")
     inner = row.get("result")
@@ -47,9 +50,6 @@ def _read(row: Mapping[str, object]) -> dict[str, object]:
     label, score = result.get("label"), result.get("score")
     if label in (None, "") and score in (None, ""):
         raise Skipped("no label and no score")
-    span = row.get("JOINED")
-    if not isinstance(span, Mapping):
-        raise Refused(NO_SPAN)
     if label not in (None, ""):
         if not isinstance(label, str):
             raise Refused("result.label is no text")
