@@ -48,8 +48,7 @@ def single(row: Row) -> Record | None:
     key = row.first(names.COMPLETION) or (row.first(("text",)) if bare else None)
     if key is None:
         return None
-    completion = row.take(key)
-    return build.single_of(row, build.prompt_of(row), completion)
+    return build.single_of(row, build.prompt_of(row), row.take(key))
 
 
 def prompts(row: Row) -> Record | None:

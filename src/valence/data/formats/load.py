@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from valence.data.formats.layouts import detect
@@ -30,7 +30,7 @@ class Loaded:
     problems: list[Problem]
     layouts: dict[str, int]
     rows: int
-    unread: dict[str, int] = field(default_factory=dict)
+    unread: dict[str, int]
 
 
 def load_feedback(
