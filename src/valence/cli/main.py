@@ -130,13 +130,11 @@ def call(name: str, words: Sequence[str]) -> None:
     if "-h" in words or "--help" in words:
         print(spell(help_of(kind, words, name)))
         return
-    rest, positional = with_config_file(kind, words)
-    run: Any = getattr(module, command.run)
-    prog = f"valence {name}"
+    given, run = with_config_file(kind, words), getattr(module, command.run)
     if command.early:
-        run(rest, positional, log=log, show=True)
+        run(*given, log=log, show=True)
     else:
-        run(configure(kind, rest, positional, prog=prog), log=log, show=True)
+        run(configure(kind, *given), log=log, show=True)
 
 
 def help_of(kind: Any, words: Sequence[str], name: str) -> str:
@@ -145,10 +143,10 @@ def help_of(kind: Any, words: Sequence[str], name: str) -> str:
     from valence.runs.methods import METHODS
     from valence.runs.settings import preset_default, take
 
-    table, (asked, _) = METHODS.get(kind.place, {}), take(words, "method", "preset")
+    table, (asked, _) = METHODS.get(name, {}), take(words, "method", "preset")
     method = asked["method"] or (kind.method if table else name)
     default = preset_default(kind, table[method], asked["preset"], method) if method in table else kind()
-    return render(kind, default, method, list(table) if len(table) > 1 else [])
+    return render(default, method, list(table) if len(table) > 1 else [])
 
 
 def with_config_file(kind: Any, words: Sequence[str]) -> tuple[list[str], dict[str, Any]]:

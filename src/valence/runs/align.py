@@ -28,8 +28,8 @@ from valence.runs.language import (
 )
 from valence.runs.methods import ALIGN, describe
 from valence.runs.options import CachedReferenceOptions, ValueNetwork
-from valence.runs.run import Job, Log, RunResult, begin, claim, make_schedule, resume, run_job, settings_of
-from valence.runs.settings import configure, to_words
+from valence.runs.run import Job, Log, RunResult, begin, claim, make_schedule, resume, run_job
+from valence.runs.settings import configure, settings_of, to_words
 from valence.sources.offline import OfflineSource
 from valence.training.learner import Learner
 from valence.training.reference_cache import CachedHidden, CachedLogProbs, cache_reference
@@ -39,7 +39,7 @@ from valence.training.reference_cache import CachedHidden, CachedLogProbs, cache
 class AlignConfig(LanguageConfig):
     """Make a language model better from feedback of any shape. `valence inspect` shows what a file holds."""
 
-    place: ClassVar[str] = "align"
+    command: ClassVar[str] = "align"
     paths: ClassVar[tuple[str, ...]] = ("feedback", "eval_feedback")
     required: ClassVar[tuple[str, ...]] = ("feedback", "model", "out")
     usage: ClassVar[str] = "valence align FEEDBACK --model MODEL --out DIR"
@@ -81,7 +81,7 @@ def align_from_words(words: Sequence[str], positional: dict[str, Any], *, log: L
         loaded.append(load_and_describe(config.feedback, config.data, log))
         return method_for(loaded[0].records, log)
 
-    config = configure(AlignConfig, words, positional, prog="valence align", choose=choose)
+    config = configure(AlignConfig, words, positional, choose=choose)
     return run_alignment(config, loaded[0] if loaded else None, log=log, show=show)
 
 

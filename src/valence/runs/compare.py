@@ -18,48 +18,43 @@ from valence.evaluation.statistics import WinRate, win_rate
 from valence.rewards import load_reward
 from valence.runs.data import load_rows
 from valence.runs.language import device_of, load_policy, positions_of
-from valence.runs.options import DataOptions, ModelOptions, check_numbers
-from valence.runs.run import Log, begin, claim, settings_of, write_settings
+from valence.runs.options import Count, DataOptions, ModelOptions, Options, Positive, TwoOrMore, Whole
+from valence.runs.run import Log, begin, claim, write_settings
 from valence.runs.settings import RunConfig, configure, to_words
 from valence.sources.prompts import EncodedPrompt, plain_prompt, verdicts
 
 
 @dataclass(frozen=True)
-class ComparisonOptions:
+class ComparisonOptions(Options):
     """How the comparison is made."""
 
     judge_template: str = "helpful"
     """Question to a pairwise judge: helpful, summary, or a text with {prompt}, {first} and {second}."""
     columns: str | None = None
     """Names of your columns, such as prompt=question."""
-    max_prompts: int = 200
+    max_prompts: Count = 200
     """Prompts, at most: a random part of the file."""
-    max_new_tokens: int = 64
+    max_new_tokens: Count = 64
     """Longest completion, in tokens."""
-    max_length: int = 1024
+    max_length: TwoOrMore = 1024
     """Longest prompt, in tokens; longer ones are dropped and counted."""
-    temperature: float = 1.0
+    temperature: Positive = 1.0
     """Sampling temperature."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the models."""
     device: str = "auto"
     """auto takes a GPU where there is one."""
-    seed: int = 0
+    seed: Whole = 0
     """Random seed for the choice of prompts and sampling."""
-    threads: int = 0
+    threads: Whole = 0
     """CPU threads; 0 leaves the choice to torch."""
-
-    def __post_init__(self) -> None:
-        check_numbers(self, "max_prompts", "max_new_tokens", least=1)
-        check_numbers(self, "max_length", least=2)
-        check_numbers(self, "temperature", above=0)
-        check_numbers(self, "seed", "threads", least=0)
 
 
 @dataclass(frozen=True)
 class CompareConfig(RunConfig):
     """Whose completions of the same prompts are better: win rate with its interval, ties, lengths controlled."""
 
+    command: ClassVar[str] = "compare"
     paths: ClassVar[tuple[str, ...]] = ("models",)
     required: ClassVar[tuple[str, ...]] = ("models", "prompts", "judge", "out")
     usage: ClassVar[str] = "valence compare MODEL MODEL --prompts FILE --judge J --out DIR"
@@ -82,7 +77,7 @@ def compare(*models: str | Path, quiet: bool = False, **options: Any) -> WinRate
         UserError: bad input, in one line; or no completion could be judged.
     """
     words, positional = to_words(CompareConfig, {"models": models} | options)
-    config = configure(CompareConfig, words, positional, prog="valence compare")
+    config = configure(CompareConfig, words, positional)
     return run_comparison(config, log=(lambda line: None) if quiet else print)
 
 
@@ -92,7 +87,7 @@ def run_comparison(config: CompareConfig, *, log: Log = print, show: bool = True
         raise UserError(f"{len(config.models)} models given: {config.usage}")
     options = config.comparison
     begin(options.threads, options.seed)
-    out, settings = Path(config.out), settings_of(config)
+    out, settings = Path(config.out)(config)
     claim(out, settings, can_resume=False)
     judge = load_reward(
         config.judge, device=device_of(options.device), cache=out / "judge.sqlite", template=options.judge_template,

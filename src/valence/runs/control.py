@@ -22,9 +22,20 @@ from valence.policies.categorical import CategoricalPolicy
 from valence.policies.gaussian import GaussianPolicy
 from valence.policies.runner import save_actor
 from valence.runs.methods import CONTROL
-from valence.runs.options import Coupling, RunOptions, check, check_numbers
-from valence.runs.run import Job, Log, RunResult, begin, claim, make_schedule, resume, run_job, settings_of
-from valence.runs.settings import NoOptions, RunConfig, configure, to_words
+from valence.runs.options import (
+    Count,
+    Coupling,
+    Discount,
+    Options,
+    Positive,
+    RunOptions,
+    Sizes,
+    TwoOrMore,
+    Whole,
+    check,
+)
+from valence.runs.run import Job, Log, RunResult, begin, claim, make_schedule, resume, run_job
+from valence.runs.settings import NoOptions, RunConfig, configure, settings_of, to_words
 from valence.sources.control import ControlSettings, ControlSource
 from valence.sources.environments import Crew, Environment, make_environment
 from valence.training.learner import Learner
@@ -44,32 +55,28 @@ COLUMNS: tuple[Column, ...] = (
 
 
 @dataclass(frozen=True)
-class AgentOptions:
+class AgentOptions(Options):
     """Networks and critic, and how fast they learn."""
 
     policy: Literal["gaussian", "categorical"] = "gaussian"
     """Gaussian, or each action dimension in bins."""
-    bins: int = 11
+    bins: TwoOrMore = 11
     """Categorical: bins of each dimension."""
-    hidden: tuple[int, ...] = (256, 256)
+    hidden: Sizes = (256, 256)
     """Units of each hidden layer, of the policy and of each critic."""
-    lr: float = 1e-3
+    lr: Positive = 1e-3
     """Learning rate of the policy."""
-    refresh_every: int = 25
+    refresh_every: Count = 25
     """Updates between copies of the policy into the reference."""
-    discount: float = 0.99
+    discount: Discount = 0.99
     """Gamma, per action."""
-    n_step: int = 3
+    n_step: Count = 3
     """Rewards in a critic's target before it bootstraps."""
     init_scale: float = 0.5
     """Gaussian: standard deviation at the start, in units of half the action range."""
 
     def __post_init__(self) -> None:
-        check(bool(self.hidden) and min(self.hidden) >= 1, "hidden", self.hidden, "one size or more, each at least 1")
-        check_numbers(self, "lr", above=0)
-        check_numbers(self, "refresh_every", "n_step", least=1)
-        check_numbers(self, "bins", least=2)
-        check_numbers(self, "discount", above=0, most=1)
+        super().__post_init__()
         gaussian = self.policy == "gaussian"
         name, default = ("bins", AgentOptions.bins) if gaussian else ("init_scale", AgentOptions.init_scale)
         unused = getattr(self, name)
@@ -78,20 +85,20 @@ class AgentOptions:
 
 
 @dataclass(frozen=True)
-class TrialOptions:
+class TrialOptions(Options):
     """How long the run is, from which seed, and what is measured and saved."""
 
-    steps: int = 100_000
+    steps: Count = 100_000
     """Environment steps, in all environments together."""
-    seed: int = 0
+    seed: Whole = 0
     """Random seed; the same seed gives the same bits on one machine with as many threads."""
-    num_environments: int = 1
+    num_environments: Count = 1
     """Environments side by side."""
-    eval_every: int = 10_000
+    eval_every: Whole = 10_000
     """Environment steps between evaluations; 0 evaluates at the end only."""
-    eval_episodes: int = 5
+    eval_episodes: Count = 5
     """Episodes of each evaluation, acting by the most likely action."""
-    save_every: int = 10_000
+    save_every: Whole = 10_000
     """Environment steps between checkpoints; 0 saves none."""
     resume: bool = False
     """Continue from the last checkpoint in the output folder."""
@@ -99,19 +106,15 @@ class TrialOptions:
     """Where metrics also go; metrics.jsonl is always written."""
     video: bool = False
     """Write video.gif of an episode of the final policy."""
-    threads: int = 1
+    threads: Count = 1
     """CPU threads; one is fastest for networks of this size."""
-
-    def __post_init__(self) -> None:
-        check_numbers(self, "steps", "num_environments", "eval_episodes", "threads", least=1)
-        check_numbers(self, "seed", "eval_every", "save_every", least=0)
 
 
 @dataclass(frozen=True)
 class ControlConfig(RunConfig):
     """Improve a control policy by acting: a critic judges actions, the method learns from its verdicts."""
 
-    place: ClassVar[str] = "control"
+    command: ClassVar[str] = "control"
     required: ClassVar[tuple[str, ...]] = ("environment",)
     usage: ClassVar[str] = "valence control ENVIRONMENT --method M --out DIR"
 
@@ -143,7 +146,7 @@ def control(environment: str, *, quiet: bool = False, **options: Any) -> RunResu
         UserError: bad input, in one line that says what, where and what to do.
     """
     words, positional = to_words(ControlConfig, {"environment": environment} | options)
-    config = configure(ControlConfig, words, positional, prog="valence control")
+    config = configure(ControlConfig, words, positional)
     return run_control(config, log=(lambda line: None) if quiet else print, show=not quiet)
 
 

@@ -96,7 +96,7 @@ def run_improvement(
     Args:
         config: an `ImproveConfig` or `ImagesConfig`.
     """
-    row = METHODS[config.place][config.method]
+    row = METHODS[config.command][config.method]
     learner, source, schedule = _build(config, row, adapter)
     reuse, shaping = row.part(Reuse, config.options), row.part(Shaping, config.options)
     log(

@@ -26,8 +26,8 @@ from valence.runs.improve import Adapter, check_samples, run_improvement
 from valence.runs.language import SMALL_NETWORK, device_of
 from valence.runs.methods import IMPROVE_IMAGES
 from valence.runs.options import ImageJudgeOptions, RunOptions, TrainOptions
-from valence.runs.run import Log, RunResult, claim, settings_of
-from valence.runs.settings import NoOptions, RunConfig, configure, to_words
+from valence.runs.run import Log, RunResult, claim
+from valence.runs.settings import NoOptions, RunConfig, configure, settings_of, to_words
 from valence.sources.images import ImageModality, image_prompts, read_prompts
 from valence.sources.prompts import EncodedPrompt
 from valence.training.reference import AdaptersOff, FrozenCopy
@@ -42,7 +42,7 @@ LR, LR_SMALL = 3e-4, 1e-3
 class ImagesConfig(RunConfig):
     """Improve an image pipeline (consistency or diffusion) on prompts: draw from it, ask a reward, learn, repeat."""
 
-    place: ClassVar[str] = "improve-images"
+    command: ClassVar[str] = "improve-images"
     required: ClassVar[tuple[str, ...]] = ("pipeline", "out")
     usage: ClassVar[str] = "valence improve-images --pipeline P --prompts FILE --reward R --out DIR"
 
@@ -92,7 +92,7 @@ def improve_images(
     names = [str(judge) if isinstance(judge, str | Path) else name_of(judge) for judge in judges]
     values = {"pipeline": pipeline, "out": out, "reward": names[0], "gold": names[1]} | options
     words, positional = to_words(ImagesConfig, values | ({"prompts": prompts} if given is None else {}))
-    config = configure(ImagesConfig, words, positional, prog="valence improve-images")
+    config = configure(ImagesConfig, words, positional)
     own = [
         None if isinstance(judge, str | Path) else image_judge(judge, name=name, timeout=config.judging.reward_timeout)
         for judge, name in zip(judges, names, strict=True)

@@ -22,8 +22,8 @@ from valence.runs.improve import Adapter, check_samples, run_improvement
 from valence.runs.language import LanguageConfig, initial_reference, learning_rate, load_policy, positions_of
 from valence.runs.methods import IMPROVE
 from valence.runs.options import GivenCompletions, JudgeOptions
-from valence.runs.run import Log, RunResult, begin, claim, settings_of
-from valence.runs.settings import configure, to_words
+from valence.runs.run import Log, RunResult, begin, claim
+from valence.runs.settings import configure, settings_of, to_words
 from valence.sources.text import TextModality, encode_prompts, merged
 
 MAX_NEW_TOKENS = 64
@@ -34,7 +34,7 @@ MAX_NEW_TOKENS = 64
 class ImproveConfig(LanguageConfig):
     """Improve a language model on prompts: sample from it, ask a reward, learn, repeat."""
 
-    place: ClassVar[str] = "improve"
+    command: ClassVar[str] = "improve"
     paths: ClassVar[tuple[str, ...]] = ("prompts", "eval_feedback")
     required: ClassVar[tuple[str, ...]] = ("prompts", "model", "out", "reward")
     usage: ClassVar[str] = "valence improve PROMPTS --model MODEL --reward R --out DIR"
@@ -75,7 +75,7 @@ def improve(
     names = [str(judge) if isinstance(judge, str | Path) else name_of(judge) for judge in judges]
     values = {"prompts": prompts, "model": model, "out": out, "reward": names[0], "gold": names[1]} | options
     words, positional = to_words(ImproveConfig, values)
-    config = configure(ImproveConfig, words, positional, prog="valence improve")
+    config = configure(ImproveConfig, words, positional)
     own = [
         None if isinstance(judge, str | Path) else as_judge(judge, name=name, timeout=config.judging.reward_timeout)
         for judge, name in zip(judges, names, strict=True)

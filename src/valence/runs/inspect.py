@@ -20,6 +20,7 @@ from valence.runs.settings import RunConfig
 class InspectConfig(RunConfig):
     """Show what files of feedback hold: shape, counts, problem rows, and the method that would learn from them."""
 
+    command: ClassVar[str] = "inspect"
     paths: ClassVar[tuple[str, ...]] = ("files",)
     usage: ClassVar[str] = "valence inspect FILE…"
 

@@ -10,14 +10,7 @@ import torch
 from valence.errors import UserError
 from valence.policies.language import LanguagePolicy
 from valence.policies.loading import DTYPES, check_device, load_language_policy
-from valence.runs.options import (
-    DataOptions,
-    ModelOptions,
-    ReferenceOptions,
-    RunOptions,
-    SamplingOptions,
-    TrainOptions,
-)
+from valence.runs.options import DataOptions, ModelOptions, ReferenceOptions, RunOptions, SamplingOptions, TrainOptions
 from valence.runs.settings import NoOptions, RunConfig
 from valence.training.learner import Learner, make_optimizer
 from valence.training.reference import AdaptersOff, FrozenCopy

@@ -6,14 +6,12 @@ docstrings say. A new method is a row here, an objective's file and a test; see 
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, Field, dataclass, field, fields, make_dataclass, replace
+from dataclasses import dataclass, field, fields, make_dataclass, replace
 from functools import cached_property
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 import docstring_parser
-import tyro
 
 from valence.critics import dro_critic, token_critic
 from valence.data.groups import Group
@@ -61,11 +59,6 @@ from valence.runs.options import (
 Takes = Literal["labels", "rewards", "preferences"]
 
 
-PARTS: tuple[type, ...] = (
-    Reuse, Shaping, Refreshing, ValueNetwork, GivenCompletions, EtaSchedule, Standardizing, Coupling,
-)  # fmt: skip
-
-
 @dataclass(frozen=True, kw_only=True)
 class Method:
     """A row of the table.
@@ -110,22 +103,24 @@ class Method:
         return {item.name for item in fields(self.objective) if item.init} - set(self.fixed)
 
     @cached_property
+    def sources(self) -> list[type[Any]]:
+        """The classes whose fields are options."""
+        refreshing = [Refreshing] if self.anchor == "refreshed" else []
+        network = [ValueNetwork] if self.critic is not None else []
+        return [self.objective, self.convert, *self.parts, *refreshing, *network]
+
+    @cached_property
     def options(self) -> type:
-        """The dataclass of the method's options."""
-        sources = [self.objective, self.convert, *self.parts]
-        sources += [Refreshing] if self.anchor == "refreshed" else []
-        sources += [ValueNetwork] if self.critic is not None else []
+        """The dataclass of the method's options. The help of each stands in its field's metadata."""
         found: dict[str, tuple[str, Any, Any]] = {}
-        for source in sources:
-            hints, help_of = get_type_hints(source), docstring_help(source)
+        for source in self.sources:
+            hints, help_of, usual = get_type_hints(source), docstring_help(source), source()
             for item in fields(source):
                 if item.init and item.name not in self.fixed:
-                    hint = Annotated[hints[item.name], tyro.conf.arg(help=help_of[item.name])]
-                    default = self.defaults.get(item.name, _default(item))
-                    found[item.name] = (item.name, hint, field(default=default))
-        made = make_dataclass("MethodOptions", list(found.values()), frozen=True, kw_only=True)
-        made.__doc__ = f"{self.objective.__name__}: {(inspect.getdoc(self.objective) or '').splitlines()[0]}"
-        return made
+                    default = self.defaults.get(item.name, getattr(usual, item.name))
+                    value = field(default=default, metadata={"help": help_of[item.name]})
+                    found[item.name] = (item.name, hints[item.name], value)
+        return make_dataclass("MethodOptions", found.values(), frozen=True, kw_only=True)
 
     def preset_values(self, preset: str, **given: Any) -> dict[str, Any]:
         """The fields of the objective that a preset sets beside those that are given; {} where there is none."""
@@ -141,7 +136,7 @@ class Method:
         Raises:
             ValueError: an option is out of range; the message begins with its name.
         """
-        for kind in (self.convert, *PARTS):
+        for kind in self.sources[1:]:
             self.part(kind, options)
         return self.objective(**self.fixed, **{name: getattr(options, name) for name in self.objective_fields})
 
@@ -155,12 +150,8 @@ class Method:
         return self.takes(records, objective) if callable(self.takes) else self.takes
 
 
-def _default(item: Field[Any]) -> Any:
-    return item.default if item.default is not MISSING else item.default_factory()  # pyright: ignore[reportCallIssue]
-
-
 def docstring_help(kind: type) -> dict[str, str]:
-    """Field -> its documentation: an entry under `Args:`, or the string below the field; bases included."""
+    """Field -> its documentation: its metadata, an entry under `Args:`, or the string below it; bases included."""
     found: dict[str, str] = {}
     for base in reversed(kind.__mro__[:-1]):
         try:
@@ -168,7 +159,7 @@ def docstring_help(kind: type) -> dict[str, str]:
         except (OSError, TypeError):  # a class made at run time has no source
             parsed = docstring_parser.parse(base.__doc__ or "")
         found |= {item.arg_name: " ".join((item.description or "").split()) for item in parsed.params}
-    return found
+    return found | {item.name: item.metadata["help"] for item in fields(kind) if "help" in item.metadata}
 
 
 def describe(objective: Any) -> str:

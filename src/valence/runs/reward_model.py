@@ -27,50 +27,46 @@ from valence.rewards.training import (
 )
 from valence.runs.data import load_rows
 from valence.runs.language import SMALL_NETWORK, device_of
-from valence.runs.options import DataOptions, check, check_numbers
-from valence.runs.run import Log, begin, claim, settings_of, write_settings
-from valence.runs.settings import RunConfig, configure, to_words
+from valence.runs.options import Count, DataOptions, Fraction, Options, Positive, TwoOrMore, Whole, check
+from valence.runs.run import Log, begin, claim, write_settings
+from valence.runs.settings import RunConfig, configure, settings_of, to_words
 
 
 @dataclass(frozen=True)
-class RewardModelOptions:
+class RewardModelOptions(Options):
     """What is learned and how."""
 
     kind: Literal["auto", "pairs", "scores", "preference"] = "auto"
     """pairs (Bradley-Terry), scores (regression) or preference (an embedding that can express cycles); auto takes
     pairs where there are any, else scores."""
-    embedding: int = 8
+    embedding: TwoOrMore = 8
     """preference: numbers in a text's embedding, even; 2 hold one cycle."""
     columns: str | None = None
     """Names of your columns, such as prompt=question,completion=answer."""
-    lr: float | None = None
+    lr: Positive | None = None
     """Learning rate, falling to 0; 1e-4 below 100M parameters, else 1e-5."""
-    batch_size: int = 32
+    batch_size: Count = 32
     """Comparisons or scores in a step."""
-    epochs: float = 1.0
+    epochs: Positive = 1.0
     """Passes over the rows where max-steps is not given."""
-    max_steps: int | None = None
+    max_steps: Count | None = None
     """Optimizer steps."""
-    max_length: int = 512
+    max_length: TwoOrMore = 512
     """Longest prompt plus completion, in tokens; what is longer is truncated."""
-    eval_fraction: float = 0.1
+    eval_fraction: Fraction = 0.1
     """Share of the rows that is held out where none is marked as held out."""
     device: str = "auto"
     """auto takes a GPU where there is one."""
-    seed: int = 0
+    seed: Whole = 0
     """Random seed for shuffling and the held-out split; members of an ensemble differ by it."""
-    threads: int = 0
+    threads: Whole = 0
     """CPU threads; 0 leaves the choice to torch."""
 
     def __post_init__(self) -> None:
         known = self.embedding == RewardModelOptions.embedding or self.kind == PREFERENCE
         check(known, "embedding", self.embedding, f"left out: `kind={self.kind}` does not use it")
         check(self.embedding % 2 == 0, "embedding", self.embedding, "even")
-        check_numbers(self, "lr", "epochs", above=0)
-        check_numbers(self, "batch_size", "max_steps", least=1)
-        check_numbers(self, "max_length", "embedding", least=2)
-        check_numbers(self, "seed", "threads", least=0)
-        check_numbers(self, "eval_fraction", least=0, below=1)
+        super().__post_init__()
 
 
 @dataclass(frozen=True)
@@ -78,6 +74,7 @@ class RewardModelConfig(RunConfig):
     """Train a judge for valence improve: a reward model from comparisons (Bradley-Terry) or scores, or a preference
     model, which can express cycles."""
 
+    command: ClassVar[str] = "reward-model"
     paths: ClassVar[tuple[str, ...]] = ("feedback",)
     required: ClassVar[tuple[str, ...]] = ("feedback", "model", "out")
     usage: ClassVar[str] = "valence reward-model PAIRS --model MODEL --out DIR"
@@ -101,7 +98,7 @@ def reward_model(
         UserError: bad input, in one line.
     """
     words, positional = to_words(RewardModelConfig, {"feedback": feedback, "model": model, "out": out} | options)
-    config = configure(RewardModelConfig, words, positional, prog="valence reward-model")
+    config = configure(RewardModelConfig, words, positional)
     return train_reward_model(config, log=(lambda line: None) if quiet else print)
 
 

@@ -20,7 +20,7 @@ from valence.errors import UserError
 from valence.evaluation.write import figures_of, write_run
 from valence.protocols import Source
 from valence.runs.options import RunOptions
-from valence.runs.settings import CONFIG_FILE, flat
+from valence.runs.settings import CONFIG_FILE
 from valence.training.checkpoint import PREFIX, REPLACED, checkpoints, load_checkpoint, save_checkpoint
 from valence.training.learner import Learner
 from valence.training.loop import Schedule, train
@@ -65,11 +65,6 @@ class RunResult:
     def model(self) -> Path:
         """Where the model lies."""
         return self.out / "model"
-
-
-def settings_of(config: Any) -> dict[str, Any]:
-    """The configuration as config.yaml holds it: running it again begins anew, so it does not say `resume`."""
-    return {name: value for name, value in flat(config).items() if name != "resume"}
 
 
 def begin(threads: int, seed: int) -> None:

@@ -14,9 +14,9 @@ import tyro
 
 from valence.errors import UserError
 from valence.runs.methods import SEARCH
-from valence.runs.options import check_numbers
-from valence.runs.run import Log, RunResult, claim, settings_of, write_settings
-from valence.runs.settings import NoOptions, RunConfig
+from valence.runs.options import Count, Finite, Options
+from valence.runs.run import Log, RunResult, claim, write_settings
+from valence.runs.settings import NoOptions, RunConfig, settings_of
 from valence.search.minimize import Curve, Function, find_function, minimize, plot_curve
 from valence.search.search import PreferenceSearch
 from valence.search.space import Box
@@ -33,16 +33,16 @@ COLUMNS: tuple[Column, ...] = (
 
 
 @dataclass(frozen=True)
-class SearchOptions:
+class SearchOptions(Options):
     """Where and how long to search."""
 
-    dim: int | None = None
+    dim: Count | None = None
     """Number of coordinates."""
-    budget: int = 10_000
+    budget: Count = 10_000
     """Evaluations in all."""
-    low: float | None = None
+    low: Finite | None = None
     """Lower bound of every coordinate; a named function's own, or -5, by default."""
-    high: float | None = None
+    high: Finite | None = None
     """Upper bound of every coordinate; a named function's own, or 5, by default."""
     sigma: float = 0.3
     """Initial standard deviation, as a fraction of the width."""
@@ -54,7 +54,7 @@ class SearchOptions:
     """Points in an improvement step; from the dimension by default."""
     restarts: int = 9
     """How often to start again with twice the population after a run has converged."""
-    target: float | None = None
+    target: Finite | None = None
     """Stop at this value."""
     seed: int = 0
     """Random seed; the same seed gives the same bits."""
@@ -63,16 +63,12 @@ class SearchOptions:
     quiet: bool = False
     """Show no progress."""
 
-    def __post_init__(self) -> None:
-        check_numbers(self, "dim", "budget", least=1)
-        check_numbers(self, "low", "high", "target")
-
 
 @dataclass(frozen=True)
 class SearchConfig(RunConfig):
     """Find where a function is smallest, by asking for points and learning from which half of them is better."""
 
-    place: ClassVar[str] = "search"
+    command: ClassVar[str] = "search"
     required: ClassVar[tuple[str, ...]] = ("function",)
     usage: ClassVar[str] = "valence search FUNCTION --dim D"
 
