@@ -68,7 +68,7 @@ COMMANDS = {
     ),
     "search": Command(
         "find where a function is smallest, from values of any scale, by accepting and rejecting",
-        f"{RUNS}.search", "SearchConfig", "run_search_command", "control",
+        f"{RUNS}.search", "SearchConfig", "run_search", "control",
     ),
     "demo": Command(
         "align the small model that Valence carries with real human thumbs, in minutes",

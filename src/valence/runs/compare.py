@@ -76,8 +76,7 @@ def compare(*models: str | Path, quiet: bool = False, **options: Any) -> WinRate
     Raises:
         UserError: bad input, in one line; or no completion could be judged.
     """
-    words, positional = to_words(CompareConfig, {"models": models} | options)
-    config = configure(CompareConfig, words, positional)
+    config = configure(CompareConfig, *to_words(CompareConfig, {"models": models} | options))
     return run_comparison(config, log=(lambda line: None) if quiet else print)
 
 

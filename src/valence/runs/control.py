@@ -131,11 +131,6 @@ class ControlConfig(RunConfig):
     critic: ControlSettings = field(default_factory=ControlSettings)
     trial: TrialOptions = field(default_factory=TrialOptions)
 
-    @property
-    def folder(self) -> Path:
-        """The output folder."""
-        return Path(self.out or f"runs/{self.environment.replace('/', '-').replace(':', '-')}")
-
 
 def control(environment: str, *, quiet: bool = False, **options: Any) -> RunResult:
     """Improve a control policy by acting in `environment`; `options` are the command line's.
@@ -145,18 +140,8 @@ def control(environment: str, *, quiet: bool = False, **options: Any) -> RunResu
     Raises:
         UserError: bad input, in one line that says what, where and what to do.
     """
-    words, positional = to_words(ControlConfig, {"environment": environment} | options)
-    config = configure(ControlConfig, words, positional)
+    config = configure(ControlConfig, *to_words(ControlConfig, {"environment": environment} | options))
     return run_control(config, log=(lambda line: None) if quiet else print, show=not quiet)
-
-
-def make_policy(agent: AgentOptions, observation_size: int, action_size: int) -> Actor:
-    """The policy network."""
-    if agent.policy == "gaussian":
-        return GaussianPolicy(
-            observation_size, action_size, agent.hidden, init_scale=agent.init_scale, min_scale=MIN_SCALE
-        )
-    return CategoricalPolicy(observation_size, action_size, agent.hidden, bins=agent.bins)
 
 
 def make(config: ControlConfig, *, pictures: bool = False) -> Environment:
@@ -177,81 +162,87 @@ def make_objective(config: ControlConfig, action_size: int) -> tuple[Any, Any, l
     return objective, conversion.converter(config.critic.num_actions), notes
 
 
-class Agent:
-    """The parts of a run, wired: `learner` improves `policy` on the batches of `source`."""
-
-    def __init__(self, config: ControlConfig) -> None:
-        agent, trial = config.agent, config.trial
-        torch.manual_seed(trial.seed)
-        crew = Crew(lambda: make(config), trial.num_environments, trial.seed)
-        self.environment = crew.environments[0]
-        sizes = (self.environment.observation_size, self.environment.action_size)
-        self.policy = make_policy(agent, *sizes)
-        reference = FrozenCopy(self.policy, refresh_every=agent.refresh_every)
-        objective, label, self.notes = make_objective(config, sizes[1])
-        replay = Replay(
-            min(trial.steps, REPLAY), *sizes, num_environments=trial.num_environments, steps=agent.n_step,
-            discount=agent.discount,
-        )  # fmt: skip
-        critic = QNetwork(*sizes, agent.hidden)
-        self.source = ControlSource(crew, critic, reference, replay, config.critic, label=label, seed=trial.seed)
-        optimizers: dict[str, torch.optim.Optimizer] = {
-            "policy": torch.optim.Adam(self.policy.parameters(), lr=agent.lr, fused=True)
-        }
-        duals = objective.state()
-        if duals is not None:
-            optimizers["dual"] = torch.optim.Adam(duals.parameters(), lr=DUAL_LR)
-        self.learner = Learner(self.policy, objective, reference, optimizers, max_grad_norm=MAX_GRAD_NORM)
-        self.updates = max(1, int((trial.steps - config.critic.warmup_steps) / config.critic.steps_per_update))
+def build(config: ControlConfig) -> tuple[Learner, ControlSource, Actor, list[str]]:
+    """(learner, its source, its policy, notes)."""
+    agent, trial = config.agent, config.trial
+    crew = Crew(lambda: make(config), trial.num_environments, trial.seed)
+    sizes = (crew.environments[0].observation_size, crew.environments[0].action_size)
+    if agent.policy == "gaussian":
+        policy = GaussianPolicy(*sizes, agent.hidden, init_scale=agent.init_scale, min_scale=MIN_SCALE)
+    else:
+        policy = CategoricalPolicy(*sizes, agent.hidden, bins=agent.bins)
+    reference = FrozenCopy(policy, refresh_every=agent.refresh_every)
+    objective, label, notes = make_objective(config, sizes[1])
+    replay = Replay(
+        min(trial.steps, REPLAY), *sizes, num_environments=trial.num_environments, steps=agent.n_step,
+        discount=agent.discount,
+    )  # fmt: skip
+    critic = QNetwork(*sizes, agent.hidden)
+    source = ControlSource(crew, critic, reference, replay, config.critic, label=label, seed=trial.seed)
+    optimizers: dict[str, torch.optim.Optimizer] = {
+        "policy": torch.optim.Adam(policy.parameters(), lr=agent.lr, fused=True)
+    }
+    duals = objective.state()
+    if duals is not None:
+        optimizers["dual"] = torch.optim.Adam(duals.parameters(), lr=DUAL_LR)
+    learner = Learner(policy, objective, reference, optimizers, max_grad_norm=MAX_GRAD_NORM)
+    return learner, source, policy, notes
 
 
 def run_control(config: ControlConfig, *, log: Log = print, show: bool = True) -> RunResult:
     """Run what `config` describes."""
-    trial, warmup = config.trial, config.critic.warmup_steps
-    if trial.steps <= warmup:
-        raise UserError(f"`steps` is {trial.steps}, and must be more than `warmup_steps`, {warmup}")
-    begin(trial.threads, trial.seed)
+    trial, per_update = config.trial, config.critic.steps_per_update
+    learned = trial.steps - config.critic.warmup_steps
+    if learned <= 0:
+        raise UserError(f"`steps` is {trial.steps}, and must be more than `warmup_steps`, {config.critic.warmup_steps}")
     if "DISPLAY" not in os.environ:
         # MuJoCo looks for a screen otherwise, and complains that there is none.
         os.environ.setdefault("MUJOCO_GL", "egl" if trial.video else "disable")
     if trial.video:
         check_camera(lambda: make(config, pictures=True), config.environment)
+    begin(trial.threads, trial.seed)
+    learner, source, policy, notes = build(config)
     settings = settings_of(config)
-    agent = Agent(config)
-    out = claim(config.folder, settings, resume=trial.resume)
-    for note in agent.notes:
+    name = config.environment.replace("/", "-").replace(":", "-")
+    out = claim(Path(config.out or f"runs/{name}"), settings, resume=trial.resume)
+    for note in notes:
         log(note)
-    log_every, eval_every, save_every, track_every = (
-        _updates(steps, config.critic.steps_per_update) for steps in (2000, trial.eval_every, trial.save_every, 1000)
-    )
-    run = RunOptions(log_every=log_every, eval_every=eval_every, save_every=save_every, tracker=trial.tracker)
-    schedule = make_schedule(agent.updates, run, track_every=track_every)
+
+    def updates(env_steps: int) -> int:
+        """So many environment steps as updates; 0 stays 0."""
+        return max(1, round(env_steps / per_update)) if env_steps else 0
+
+    run = RunOptions(
+        log_every=updates(2000), eval_every=updates(trial.eval_every), save_every=updates(trial.save_every),
+        tracker=trial.tracker,
+    )  # fmt: skip
+    schedule = make_schedule(max(1, int(learned / per_update)), run, track_every=updates(1000))
     if trial.resume:
-        resume(out, agent.learner, agent.source, schedule, log)
+        resume(out, learner, source, schedule, log)
     evaluation = LearningCurve(
-        Evaluation(lambda: make(config), trial.eval_episodes), agent.policy, agent.source, out / "results.json",
-        settings, start=agent.learner.step,
+        Evaluation(lambda: make(config), trial.eval_episodes), policy, source, out / "results.json", settings,
+        start=learner.step,
     )  # fmt: skip
 
     def save(folder: Path) -> None:
-        space = agent.environment
+        space = source.crew.environments[0]
         save_actor(
-            folder / "policy", agent.policy, low=space.low, high=space.high, environment=config.environment,
+            folder / "policy", policy, low=space.low, high=space.high, environment=config.environment,
             action_repeat=config.critic.action_repeat,
         )  # fmt: skip
 
     job = Job(
-        method=config.method, learner=agent.learner, source=agent.source, schedule=schedule, evaluation=evaluation,
-        save=save, evaluates_first=False, show=show, unit="update", columns=COLUMNS,
+        method=config.method, learner=learner, source=source, schedule=schedule, evaluation=evaluation, save=save,
+        evaluates_first=False, show=show, unit="update", columns=COLUMNS,
     )  # fmt: skip
     try:
         result = run_job(out, job, run, settings, log)
     finally:
-        agent.source.crew.close()
+        source.crew.close()
         evaluation.close()
     if trial.video:
         with contextlib.closing(make(config, pictures=True)) as environment:
-            film(agent.policy, environment, out / "video.gif")
+            film(policy, environment, out / "video.gif")
     result.details.update(evaluation.results)
     returns = evaluation.results["returns"]
     log(
@@ -259,8 +250,3 @@ def run_control(config: ControlConfig, *, log: Log = print, show: bool = True) -
         f"{max(returns):.1f})\nwritten: {out} (valence.PolicyRunner.load({str(out)!r}).act(observation) acts)"
     )
     return result
-
-
-def _updates(env_steps: int, per_update: float) -> int:
-    """How many updates so many environment steps are; 0 stays 0."""
-    return max(1, round(env_steps / per_update)) if env_steps else 0

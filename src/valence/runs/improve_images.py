@@ -91,8 +91,7 @@ def improve_images(
     judges = (reward, "none" if gold is None else gold)
     names = [str(judge) if isinstance(judge, str | Path) else name_of(judge) for judge in judges]
     values = {"pipeline": pipeline, "out": out, "reward": names[0], "gold": names[1]} | options
-    words, positional = to_words(ImagesConfig, values | ({"prompts": prompts} if given is None else {}))
-    config = configure(ImagesConfig, words, positional)
+    config = configure(ImagesConfig, *to_words(ImagesConfig, values | ({"prompts": prompts} if given is None else {})))
     own = [
         None if isinstance(judge, str | Path) else image_judge(judge, name=name, timeout=config.judging.reward_timeout)
         for judge, name in zip(judges, names, strict=True)

@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 
 import tyro
 
-from valence.data.collate import Encoder
 from valence.data.groups.split import split_records
 from valence.data.records import Record
 from valence.errors import UserError
@@ -19,7 +18,7 @@ from valence.rewards import load_reward
 from valence.rewards.functions import as_judge, name_of
 from valence.runs.data import load_rows
 from valence.runs.improve import Adapter, check_samples, run_improvement
-from valence.runs.language import LanguageConfig, initial_reference, learning_rate, load_policy, positions_of
+from valence.runs.language import LanguageConfig, initial_reference, learning_rate, load_policy, make_encoder
 from valence.runs.methods import IMPROVE
 from valence.runs.options import GivenCompletions, JudgeOptions
 from valence.runs.run import Log, RunResult, begin, claim
@@ -74,8 +73,7 @@ def improve(
     judges: tuple[Any, Any] = (reward, gold or "")
     names = [str(judge) if isinstance(judge, str | Path) else name_of(judge) for judge in judges]
     values = {"prompts": prompts, "model": model, "out": out, "reward": names[0], "gold": names[1]} | options
-    words, positional = to_words(ImproveConfig, values)
-    config = configure(ImproveConfig, words, positional)
+    config = configure(ImproveConfig, *to_words(ImproveConfig, values))
     own = [
         None if isinstance(judge, str | Path) else as_judge(judge, name=name, timeout=config.judging.reward_timeout)
         for judge, name in zip(judges, names, strict=True)
@@ -96,11 +94,7 @@ def run_language_improvement(
     policy = load_policy(config.model, config.network, temperature=config.sampling.temperature)
     policy.max_new_tokens = config.sampling.max_new_tokens or MAX_NEW_TOKENS
     given = IMPROVE[config.method].part(GivenCompletions, config.options).num_given
-    longest = min(config.data.max_length, positions_of(policy, config.data.max_length))
-    encoder = Encoder(
-        policy.tokenizer, encoder_decoder=policy.encoder_decoder, max_length=longest,
-        separator=config.data.separator, end_token_ids=policy.end_token_ids,
-    )  # fmt: skip
+    encoder = make_encoder(policy, config.data)
     prompts, dropped = encode_prompts(encoder, records, longest_sample=policy.max_new_tokens, num_given=given)
     held, more = encode_prompts(encoder, heldout, longest_sample=policy.max_new_tokens)
     for reason, count in (*dropped.items(), *more.items()):

@@ -7,10 +7,20 @@ from typing import Any
 
 import torch
 
+from valence.data.collate import Encoder
 from valence.errors import UserError
 from valence.policies.language import LanguagePolicy
 from valence.policies.loading import DTYPES, check_device, load_language_policy
-from valence.runs.options import DataOptions, ModelOptions, ReferenceOptions, RunOptions, SamplingOptions, TrainOptions
+from valence.runs.methods import Method
+from valence.runs.options import (
+    DataOptions,
+    ModelOptions,
+    ReferenceOptions,
+    RunOptions,
+    SamplingOptions,
+    TrainOptions,
+    ValueNetwork,
+)
 from valence.runs.settings import NoOptions, RunConfig
 from valence.training.learner import Learner, make_optimizer
 from valence.training.reference import AdaptersOff, FrozenCopy
@@ -45,6 +55,14 @@ def device_of(name: str) -> str:
     return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
 
 
+def make_encoder(policy: LanguagePolicy, data: DataOptions) -> Encoder:
+    """What turns rows into token ids of the policy's model, at most as many as it has positions."""
+    return Encoder(
+        policy.tokenizer, encoder_decoder=policy.encoder_decoder, separator=data.separator,
+        max_length=min(data.max_length, positions_of(policy, data.max_length)), end_token_ids=policy.end_token_ids,
+    )  # fmt: skip
+
+
 def load_policy(model: str, network: ModelOptions, *, temperature: float = 1.0) -> LanguagePolicy:
     """The language policy as the options describe it."""
     options = vars(network) | {"device": device_of(network.device), "temperature": temperature}
@@ -75,14 +93,17 @@ def learning_rate(train: TrainOptions, network: ModelOptions, policy: LanguagePo
 
 
 def make_learner(
-    policy: Any, objective: Any, reference: Any, train: TrainOptions, *, lr: float, steps: int, critic: Any = None,
-    value_lr: float | None = None, eps: float = 1e-8, micro_batch_tokens: int = 0,
+    config: Any, row: Method, policy: Any, objective: Any, reference: Any, *, lr: float, steps: int, eps: float = 1e-8,
+    micro_batch_tokens: int = 0,
 ) -> Learner:  # fmt: skip
-    """The learner with the optimizers of the policy and, where there is one, of the critic.
+    """The learner with the optimizers of the policy and, where the method has one, of its critic.
 
     Raises:
         UserError: a learning rate is given for a value network that the method does not have.
     """
+    train, network = config.train, row.part(ValueNetwork, config.options)
+    critic = None if row.critic is None else row.critic(objective, network, policy)
+    value_lr = network.value_lr
     if value_lr is not None and critic is None:
         raise UserError(f"`value_lr` is {value_lr}, and must be left out: this method has no value network")
     kind, decay = train.optimizer, train.weight_decay

@@ -98,8 +98,9 @@ def offline_control(episodes: str | Path, out: str | Path, **options: Any) -> Ru
     Raises:
         UserError: the folder cannot be read, or holds nothing that the options ask for; or `out` holds a run already.
     """
-    words, positional = to_words(OfflineControlConfig, {"episodes": episodes, "out": out} | options)
-    config = configure(OfflineControlConfig, words, positional)
+    config = configure(
+        OfflineControlConfig, *to_words(OfflineControlConfig, {"episodes": episodes, "out": out} | options)
+    )
     return run_offline_control(config, log=lambda line: None, show=not config.learning.quiet)
 
 

@@ -47,8 +47,10 @@ Fraction = Annotated[float, FINITE, least(0), BELOW_ONE]
 OpenFraction = Annotated[float, FINITE, ABOVE_ZERO, BELOW_ONE]
 Discount = Annotated[float, FINITE, ABOVE_ZERO, most(1)]
 Sizes = Annotated[
-    tuple[int, ...],
-    Rule("one size or more, each at least 1", lambda sizes: bool(sizes) and min(sizes) >= 1),
+    tuple[int, ...], Rule("one size or more, each at least 1", lambda sizes: bool(sizes) and min(sizes) >= 1)
+]
+StepSizes = Annotated[
+    tuple[float, ...], Rule("finite numbers above 0", lambda etas: all(0 < eta < math.inf for eta in etas))
 ]
 
 
@@ -314,9 +316,7 @@ class GivenCompletions(Options):
 class EtaSchedule(Options):
     """Step sizes that change."""
 
-    eta_schedule: Annotated[
-        tuple[float, ...], Rule("finite numbers above 0", lambda etas: all(0 < eta < math.inf for eta in etas))
-    ] = ()
+    eta_schedule: StepSizes = ()
     """eta of each collected batch in turn, in place of eta; the last one stays."""
 
 

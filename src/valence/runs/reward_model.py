@@ -97,8 +97,9 @@ def reward_model(
     Raises:
         UserError: bad input, in one line.
     """
-    words, positional = to_words(RewardModelConfig, {"feedback": feedback, "model": model, "out": out} | options)
-    config = configure(RewardModelConfig, words, positional)
+    config = configure(
+        RewardModelConfig, *to_words(RewardModelConfig, {"feedback": feedback, "model": model, "out": out} | options)
+    )
     return train_reward_model(config, log=(lambda line: None) if quiet else print)
 
 
