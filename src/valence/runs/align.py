@@ -41,7 +41,6 @@ class AlignConfig(LanguageConfig):
     """Make a language model better from feedback of any shape. `valence inspect` shows what a file holds."""
 
     command: ClassVar[str] = "align"
-    paths: ClassVar[tuple[str, ...]] = ("feedback", "eval_feedback")
     required: ClassVar[tuple[str, ...]] = ("feedback", "model", "out")
     usage: ClassVar[str] = "valence align FEEDBACK --model MODEL --out DIR"
 

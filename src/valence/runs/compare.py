@@ -55,7 +55,6 @@ class CompareConfig(RunConfig):
     """Whose completions of the same prompts are better: win rate with its interval, ties, lengths controlled."""
 
     command: ClassVar[str] = "compare"
-    paths: ClassVar[tuple[str, ...]] = ("models",)
     required: ClassVar[tuple[str, ...]] = ("models", "prompts", "judge", "out")
     usage: ClassVar[str] = "valence compare MODEL MODEL --prompts FILE --judge J --out DIR"
 
@@ -107,10 +106,9 @@ def run_comparison(config: CompareConfig, *, log: Log = print, show: bool = True
     lengths = [(len(first[place].split()), len(second[place].split())) for place in known]
     found = win_rate([float(judged[place] or 0.0) for place in known], lengths)
     samples = [
-        {"prompt": plain_prompt(rows[place]), "first": first[place], "second": second[place],
-         "verdict": judged[place]}
+        {"prompt": plain_prompt(rows[place]), "first": first[place], "second": second[place], "verdict": judged[place]}
         for place in known
-    ]  # fmt: skip
+    ]
     write_settings(out, settings)
     (out / "results.json").write_text(json.dumps({"config": settings, "result": asdict(found)}, indent=1) + "\n")
     (out / "samples.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in samples))

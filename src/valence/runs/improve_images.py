@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
-
 from valence.data.prepare import log_problems
 from valence.data.records import Problem, Record
 from valence.errors import UserError
@@ -26,7 +24,7 @@ from valence.runs.improve import Adapter, check_samples, run_improvement
 from valence.runs.language import SMALL_NETWORK, device_of
 from valence.runs.methods import IMPROVE_IMAGES
 from valence.runs.options import ImageJudgeOptions, RunOptions, TrainOptions
-from valence.runs.run import Log, RunResult, claim
+from valence.runs.run import Log, RunResult, begin, claim
 from valence.runs.settings import NoOptions, RunConfig, configure, settings_of, to_words
 from valence.sources.images import ImageModality, image_prompts, read_prompts
 from valence.sources.prompts import EncodedPrompt
@@ -106,8 +104,6 @@ def run_image_improvement(
 ) -> RunResult:  # fmt: skip
     """Run what `config` describes; `records`, `reward` and `gold` in place of the names that it holds."""
     check_samples(IMPROVE_IMAGES[config.method], config)
-    if config.run.threads:
-        torch.set_num_threads(config.run.threads)
     settings, judging, train = settings_of(config), config.judging, config.train
     out = claim(Path(config.out), settings, resume=config.run.resume)
     if records is None:
@@ -120,7 +116,7 @@ def run_image_improvement(
     reward = reward or load_image_reward(names[0], device=device, timeout=judging.reward_timeout)
     if gold is None and names[1]:
         gold = load_image_reward(names[1], device=device, timeout=judging.reward_timeout, argument="gold")
-    torch.manual_seed(train.seed)
+    begin(config.run.threads, train.seed)
     policy = load_denoiser(config.pipeline, config.network, device=device)
     if cut := sum(policy.pipeline.too_long(str(row.prompt)) for row in prompts):
         log(f"{cut:,} prompts are longer than the text encoder reads: it sees their beginning")

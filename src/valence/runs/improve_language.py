@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,7 +14,6 @@ from valence.data.groups.split import split_records
 from valence.data.records import Record
 from valence.errors import UserError
 from valence.evaluation.samples import Evaluation
-from valence.policies.language import LanguagePolicy
 from valence.rewards import load_reward
 from valence.rewards.functions import as_judge, name_of
 from valence.runs.data import load_rows
@@ -34,7 +34,6 @@ class ImproveConfig(LanguageConfig):
     """Improve a language model on prompts: sample from it, ask a reward, learn, repeat."""
 
     command: ClassVar[str] = "improve"
-    paths: ClassVar[tuple[str, ...]] = ("prompts", "eval_feedback")
     required: ClassVar[tuple[str, ...]] = ("prompts", "model", "out", "reward")
     usage: ClassVar[str] = "valence improve PROMPTS --model MODEL --reward R --out DIR"
 
@@ -101,8 +100,12 @@ def run_language_improvement(
         log(f"{count:,} prompts were dropped: {reason}")
     if not prompts:
         raise UserError(f"no prompt fits `max_length={config.data.max_length}`: raise it")
-    judge = judge or _load(config, config.reward, policy, out, "reward")
-    gold = gold or (_load(config, config.gold, policy, out, "gold") if config.gold else None)
+    load = partial(
+        load_reward, device=str(policy.device), timeout=config.judging.reward_timeout, cache=out / "judge.sqlite",
+        template=config.judging.judge_template,
+    )  # fmt: skip
+    judge = judge or load(config.reward, argument="reward")
+    gold = gold or (load(config.gold, argument="gold") if config.gold else None)
     initial, pool = initial_reference(policy, config.network, config.reference), held or prompts
     adapter = Adapter(
         policy=policy, initial_policy=initial, prompts=prompts, pool=pool, modality=TextModality(policy.pad_token_id),
@@ -118,13 +121,6 @@ def run_language_improvement(
         describe=lambda plan: f"model: {config.model} on {policy.device}\nrun: {plan} and {len(held):,} held out",
     )  # fmt: skip
     return run_improvement(config, out, settings, adapter, log, show=show)
-
-
-def _load(config: ImproveConfig, name: str, policy: LanguagePolicy, out: Path, argument: str) -> Any:
-    return load_reward(
-        name, device=str(policy.device), timeout=config.judging.reward_timeout, cache=out / "judge.sqlite",
-        template=config.judging.judge_template, argument=argument,
-    )  # fmt: skip
 
 
 def _read(config: ImproveConfig, log: Log) -> tuple[list[Record], list[Record]]:

@@ -21,7 +21,6 @@ class InspectConfig(RunConfig):
     """Show what files of feedback hold: shape, counts, problem rows, and the method that would learn from them."""
 
     command: ClassVar[str] = "inspect"
-    paths: ClassVar[tuple[str, ...]] = ("files",)
     usage: ClassVar[str] = "valence inspect FILE…"
 
     files: tyro.conf.Positional[tuple[str, ...]] = field(default=())

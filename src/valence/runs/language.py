@@ -47,7 +47,9 @@ class LanguageConfig(RunConfig):
 
     def check_complete(self) -> None:
         super().check_complete()
-        self.reference.check_beside(self.network.lora_rank)
+        for name in ("reference_dtype", "reference_device"):
+            if self.network.lora_rank and getattr(self.reference, name):
+                raise UserError(f"`{name}` must be left out with `lora_rank`: the base model is the reference")
 
 
 def device_of(name: str) -> str:

@@ -176,12 +176,8 @@ _at_reference, _at_collector = {"anchor": "reference"}, {"anchor": "old"}
 _gaussian_only = {"covariance_beta": None}
 
 ALIGN: dict[str, Method] = {
-    "pmpo": replace(
-        _pmpo, takes=scores_if_weighted, prepare=with_two_scores, fit=pmpo_from_data, fixed=_gaussian_only,
-    ),
-    "dro": Method(
-        objective=DRO, critic=dro_critic, parts=(Standardizing,), prepare=dro_groups, high_lr=True,
-    ),
+    "pmpo": replace(_pmpo, takes=scores_if_weighted, prepare=with_two_scores, fit=pmpo_from_data, fixed=_gaussian_only),
+    "dro": Method(objective=DRO, critic=dro_critic, parts=(Standardizing,), prepare=dro_groups, high_lr=True),
     "rebel": replace(_rebel, takes=pairs_or_scores, prepare=with_two_scores, fixed=_at_reference),
     "kto": Method(objective=KTO, takes="labels", fit=kto_from_data),
     "dpo": replace(_dpo, fixed=_at_reference),
@@ -189,10 +185,8 @@ ALIGN: dict[str, Method] = {
     "rpo": Method(objective=RPO, takes="preferences", fixed=_at_reference),
     "simpo": Method(objective=SimPO, takes="preferences"),
     "orpo": Method(objective=ORPO, takes="preferences"),
-    "supervised": Method(
-        objective=Supervised, takes="labels", prepare=supervised_groups, fit=supervised_from_data,
-    ),
-}  # fmt: skip
+    "supervised": Method(objective=Supervised, takes="labels", prepare=supervised_groups, fit=supervised_from_data),
+}
 """Methods that learn from a file of feedback."""
 
 _reused = {"num_epochs": 4}

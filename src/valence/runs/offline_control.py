@@ -33,6 +33,7 @@ from valence.training.progress import TRAINING, Progress
 
 VALUE_STEPS = 150
 """Regression steps of the value in each round."""
+COLUMNS = (*TRAINING, ("transitions/s", "transitions_per_second", "{:,.0f}"))
 LOSSES = ("accept", "reject", "clone")
 
 
@@ -122,10 +123,7 @@ def run_offline_control(config: OfflineControlConfig, *, log: Log = print, show:
     rows = mixture(table, sign, **{loss: loss in options.use for loss in LOSSES})
     alpha, beta = class_weights(rows, sign, config)
     write_settings(out, settings)
-    progress = Progress(
-        options.steps, show=show and not options.quiet, columns=[*TRAINING, ("transitions/s", "transitions_per_second",
-                                                                           "{:,.0f}")],
-    )  # fmt: skip
+    progress = Progress(options.steps, show=show and not options.quiet, columns=COLUMNS)
     try:
         policy, figures = train_policy(
             rows, alpha=alpha, beta=beta, lr=options.lr, steps=options.steps, seed=options.seed,

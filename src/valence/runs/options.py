@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_type_hints
 
-from valence.errors import UserError
-
 
 class Rule(NamedTuple):
     """What must hold for a value; it stands in an option's annotation."""
@@ -145,12 +143,6 @@ class ReferenceOptions:
     """Precision of the reference copy; the policy's by default."""
     reference_device: str = ""
     """Device of the reference copy, such as cpu; the policy's by default."""
-
-    def check_beside(self, lora_rank: int) -> None:
-        """Raise UserError where LoRA leaves no copy to place."""
-        for name in ("reference_dtype", "reference_device"):
-            if lora_rank and getattr(self, name):
-                raise UserError(f"`{name}` must be left out with `lora_rank`: the base model is the reference")
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,6 @@ class RewardModelConfig(RunConfig):
     model, which can express cycles."""
 
     command: ClassVar[str] = "reward-model"
-    paths: ClassVar[tuple[str, ...]] = ("feedback",)
     required: ClassVar[tuple[str, ...]] = ("feedback", "model", "out")
     usage: ClassVar[str] = "valence reward-model PAIRS --model MODEL --out DIR"
 
@@ -111,25 +110,28 @@ def train_reward_model(config: RewardModelConfig, *, log: Log = print, show: boo
     begin(options.threads, options.seed)
     loaded = load_rows(config.feedback, DataOptions(columns=options.columns), log)
     preference = options.kind == PREFERENCE
-    model, tokenizer = _classifier(config, outputs=options.embedding if preference else 1)
+    device = device_of(options.device)
+    check_device(device)
+    path = str(small_lm_path()) if config.model == SMALL_LM else config.model
+    model, tokenizer = load_classifier(path, device=device, outputs=options.embedding if preference else 1)
     records, held = split_records(loaded.records, fraction=options.eval_fraction, seed=options.seed)
     kind = options.kind
     if kind == "auto":
         kind = "pairs" if comparisons(records, tokenizer) else "scores"
-    make = scored if kind == "scores" else comparisons
+    make, what = (scored, "scores") if kind == "scores" else (comparisons, "comparisons")
     train, heldout = make(records, tokenizer), make(held, tokenizer)
     for line in unused_rows(kind, make, records, tokenizer):
         log(line)
     if len(train) < 2:
-        what = "scores or labels" if kind == "scores" else "comparisons"
-        raise UserError(f"{len(train)} {what} are too few to learn from")
+        raise UserError(f"{len(train)} {what}{' or labels' * (kind == 'scores')} are too few to learn from")
     steps = options.max_steps or max(1, math.ceil(options.epochs * len(train) / options.batch_size))
     size = sum(part.numel() for part in model.parameters())
     lr = options.lr or (1e-4 if size < SMALL_NETWORK else 1e-5)
-    counts = f"{len(train):,} {'scores' if kind == 'scores' else 'comparisons'}, {len(heldout):,} held out"
-    name = "preference" if preference else "reward"
-    log(f"{name} model: {counts}, {steps} steps of {options.batch_size}, lr {lr:g}")
-    gap = preference_score if preference else reward_gap
+    name, gap = ("preference", preference_score) if preference else ("reward", reward_gap)
+    log(
+        f"{name} model: {len(train):,} {what}, {len(heldout):,} held out, {steps} steps of {options.batch_size}, "
+        f"lr {lr:g}"
+    )
 
     def on_step(step: int, loss: float) -> None:
         if step % max(1, steps // 10) == 0:
@@ -139,8 +141,9 @@ def train_reward_model(config: RewardModelConfig, *, log: Log = print, show: boo
         model, tokenizer, train, steps=steps, batch_size=options.batch_size, lr=lr, seed=options.seed,
         max_length=options.max_length, gap=gap, on_step=on_step,
     )  # fmt: skip
-    figures: dict[str, Any] = {"kind": kind, "rows": len(train), "held_out": len(heldout), "steps": steps,
-                               "max_length": options.max_length}  # fmt: skip
+    figures: dict[str, Any] = {
+        "kind": kind, "rows": len(train), "held_out": len(heldout), "steps": steps, "max_length": options.max_length,
+    }  # fmt: skip
     if heldout:
         figures |= held_out_figures(model, tokenizer, heldout, max_length=options.max_length, gap=gap)
     model.save_pretrained(out)
@@ -151,10 +154,3 @@ def train_reward_model(config: RewardModelConfig, *, log: Log = print, show: boo
     method = " --method spo" if preference else ""
     log(f"held out: {shown or 'nothing'}\nwritten: {out}; valence improve PROMPTS --reward {out}{method}")
     return figures
-
-
-def _classifier(config: RewardModelConfig, *, outputs: int) -> tuple[Any, Any]:
-    device = device_of(config.training.device)
-    check_device(device)
-    path = str(small_lm_path()) if config.model == SMALL_LM else config.model
-    return load_classifier(path, device=device, outputs=outputs)

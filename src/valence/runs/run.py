@@ -90,9 +90,7 @@ def claim(out: Path, settings: Mapping[str, Any], *, resume: bool = False, can_r
         raise UserError(f"{out} already holds a run: {advice}give another `out`")
     if resume and (out / CONFIG_FILE).is_file():
         was = yaml.safe_load((out / CONFIG_FILE).read_text(encoding="utf-8"))
-        changed = [
-            name for name in settings if name not in MAY_CHANGE and was.get(name, settings[name]) != settings[name]
-        ]
+        changed = [name for name, now in settings.items() if name not in MAY_CHANGE and was.get(name, now) != now]
         if changed:
             name = changed[0]
             raise UserError(
@@ -118,14 +116,12 @@ class Job:
     """A run that has been built: what trains, what evaluates, what is saved.
 
     Args:
-        method: the method's name.
         evaluation: step -> figures; with `kl(step)` for a KL budget, and the parts of a report where `facts` are given.
         evaluates_first: evaluate the initial policy before training.
         save: writes the trained policy into the folder.
         facts: name -> text, for the report and the model card; None writes neither.
         section: more of the report, as HTML.
         before_batch: called before each batch is collected.
-        show: show progress.
         unit: what the progress line calls a step.
         columns: the figures of the progress line.
     """
@@ -184,7 +180,7 @@ def run_job(out: Path, job: Job, run: RunOptions, settings: Mapping[str, Any], l
     write_settings(out, settings)
     learner = job.learner
     trackers = open_trackers(run.tracker, out, dict(settings), keep_until=learner.step)
-    profiler = Profiler(out, on=run.profile)
+    profiler, folder = Profiler(out, on=run.profile), out / "checkpoints"
     progress = Progress(job.schedule.steps, start=learner.step, show=job.show, unit=job.unit, columns=job.columns)
 
     def on_step(step: int, figures: dict[str, float]) -> None:
@@ -204,20 +200,18 @@ def run_job(out: Path, job: Job, run: RunOptions, settings: Mapping[str, Any], l
         outcome = train(
             learner, job.source, job.schedule, trackers=trackers, evaluate=evaluate,
             measure_kl=job.evaluation.kl if run.kl_budget is not None else None,
-            checkpoint_folder=out / "checkpoints" if run.save_every else None, on_step=on_step,
-            before_batch=job.before_batch,
+            checkpoint_folder=folder if run.save_every else None, on_step=on_step, before_batch=job.before_batch,
         )  # fmt: skip
         # After a budget stop the weights were restored: the optimizer's state belongs to other weights.
         if run.save_every and outcome.stopped is None:
-            save_checkpoint(out / "checkpoints", learner, job.source)
+            save_checkpoint(folder, learner, job.source)
     except UserError as error:
         # Within a batch there is nothing to continue from: the source is already past it.
         if not run.save_every or not learner.step or learner.step % job.schedule.batch_steps:
             raise
-        saved = save_checkpoint(out / "checkpoints", learner, job.source)
-        raise UserError(f"{error} (saved: {saved})") from error
+        raise UserError(f"{error} (saved: {save_checkpoint(folder, learner, job.source)})") from error
     except FloatingPointError as error:
-        found = checkpoints(out / "checkpoints")
+        found = checkpoints(folder)
         raise UserError(f"{error}; " + (f"{found[-1]} is whole" if found else "no checkpoint was saved")) from error
     finally:
         profiler.close()
@@ -231,8 +225,7 @@ def run_job(out: Path, job: Job, run: RunOptions, settings: Mapping[str, Any], l
         out, job.method, outcome.steps, outcome.stopped, evaluations[0], evaluations[-1], {"seconds": outcome.seconds}
     )
     if job.facts is not None:
-        facts = {"method": job.method} | dict(job.facts)
-        facts |= {"steps": str(result.steps), "stopped early": result.stopped or "no"}
+        facts = {"method": job.method, **job.facts, "steps": str(result.steps), "stopped early": result.stopped or "no"}
         write_run(out, facts, rows, job.evaluation, job.section() + job.evaluation.section(learner.step))
         for name in result.after:
             log(f"  {name:26} {result.before.get(name, math.nan):9.3f} -> {result.after[name]:9.3f}")

@@ -39,13 +39,11 @@ class RunConfig:
 
     Attributes:
         command: the command's name, under which the table has its methods.
-        paths: the fields that hold one path or several.
         required: the fields that must not be empty.
         usage: how the command is called, for messages.
     """
 
     command: ClassVar[str]
-    paths: ClassVar[tuple[str, ...]] = ()
     required: ClassVar[tuple[str, ...]] = ()
     usage: ClassVar[str] = ""
 
@@ -251,7 +249,8 @@ def to_words(kind: type[RunConfig], values: Mapping[str, Any]) -> tuple[list[str
         if value is None and defaults.get(name, "") is None:
             # Left out: a preset may say otherwise.
             continue
-        value = _paths(name, value) if name in kind.paths else value
+        # Options that hold several texts hold paths; one alone may be given as it is.
+        value = _paths(name, value) if hints.get(name) == tuple[str, ...] else value
         if name in positionals(kind):
             positional[name] = tuple(value) if isinstance(value, list) else _scalar(name, value)
         else:
