@@ -13,7 +13,7 @@ from valence.runs.settings import RunConfig, positionals
 
 NAME_WIDTH = 30
 INDENT = " " * (NAME_WIDTH + 2)
-NAMES = {str: "TEXT", int: "INT", float: "FLOAT", NoneType: "", bool: ""}
+NAMES: dict[object, str] = {str: "TEXT", int: "INT", float: "FLOAT", NoneType: "", bool: ""}
 TITLES = {"network": "Model", "train": "Training", "judging": "Reward", "trial": "Run"}
 """Titles of the groups that are not called by their field's name."""
 
@@ -58,7 +58,7 @@ def _group(group: Any, width: int) -> list[str]:
     return lines
 
 
-def _values(hint: Any) -> str:
+def _values(hint: object) -> str:
     """What may stand behind an option's name."""
     if get_origin(hint) is Literal:
         return "|".join(str(choice) for choice in get_args(hint) if choice)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 import tyro
@@ -20,7 +20,7 @@ from valence.runs.data import load_rows
 from valence.runs.language import device_of, load_policy, positions_of
 from valence.runs.options import Count, DataOptions, ModelOptions, Options, Positive, TwoOrMore, Whole
 from valence.runs.run import Log, begin, claim, write_settings
-from valence.runs.settings import RunConfig, configure, to_words
+from valence.runs.settings import RunConfig, settings_of
 from valence.sources.prompts import EncodedPrompt, plain_prompt, verdicts
 
 
@@ -69,23 +69,17 @@ class CompareConfig(RunConfig):
     comparison: ComparisonOptions = field(default_factory=ComparisonOptions)
 
 
-def compare(*models: str | Path, quiet: bool = False, **options: Any) -> WinRate:
-    """Compare two models; `options` are the command line's: prompts, judge, out, …
+def run_comparison(config: CompareConfig, *, log: Log = print, show: bool = True) -> WinRate:
+    """Sample from both, judge, and write results.json, samples.jsonl and compare.html.
 
     Raises:
         UserError: bad input, in one line; or no completion could be judged.
     """
-    config = configure(CompareConfig, *to_words(CompareConfig, {"models": models} | options))
-    return run_comparison(config, log=(lambda line: None) if quiet else print)
-
-
-def run_comparison(config: CompareConfig, *, log: Log = print, show: bool = True) -> WinRate:
-    """Sample from both, judge, and write results.json, samples.jsonl and compare.html."""
     if len(config.models) != 2:
         raise UserError(f"{len(config.models)} models given: {config.usage}")
     options = config.comparison
     begin(options.threads, options.seed)
-    out, settings = Path(config.out)(config)
+    out, settings = Path(config.out), settings_of(config)
     claim(out, settings, can_resume=False)
     judge = load_reward(
         config.judge, device=device_of(options.device), cache=out / "judge.sqlite", template=options.judge_template,

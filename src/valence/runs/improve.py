@@ -13,7 +13,8 @@ from valence.errors import UserError
 from valence.evaluation.watch import Watch
 from valence.feedback.running import RunningStandard
 from valence.objectives.scaled import ScaledLogProb
-from valence.protocols import Reference
+from valence.protocols import Policy, Reference
+from valence.rewards.ensemble import Judge
 from valence.rewards.judge import SelfPlay
 from valence.runs.language import make_learner
 from valence.runs.methods import METHODS, Method, describe
@@ -47,13 +48,13 @@ class Adapter:
         describe: the log's first lines, from a sentence about the run.
     """
 
-    policy: Any
+    policy: Policy
     initial_policy: Reference
     prompts: Sequence[EncodedPrompt]
     pool: Sequence[EncodedPrompt]
     modality: Modality
-    judge: Any
-    gold: Any | None
+    judge: Judge
+    gold: Judge | None
     evaluation: Callable[[Watch], Any]
     lr: float
     contexts: int
@@ -87,7 +88,7 @@ def check_samples(row: Method, config: Any) -> None:
 
 
 def run_improvement(
-    config: Any, out: Path, settings: Mapping[str, Any], adapter: Adapter, log: Log, *, show: bool
+    config: Any, out: Path, settings: Mapping[str, object], adapter: Adapter, log: Log, *, show: bool
 ) -> RunResult:
     """Build the learner and its source, train, and report.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, make_dataclass, replace
 from functools import cached_property
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal, TypeVar, get_type_hints
 
 import docstring_parser
 
@@ -57,6 +57,7 @@ from valence.runs.options import (
 )
 
 Takes = Literal["labels", "rewards", "preferences"]
+Part = TypeVar("Part")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,10 +141,10 @@ class Method:
             self.part(kind, options)
         return self.objective(**self.fixed, **{name: getattr(options, name) for name in self.objective_fields})
 
-    def part(self, kind: type[Any], options: Any) -> Any:
+    def part(self, kind: Callable[..., Part], options: object) -> Part:
         """The options of one part; its defaults where the row does not have it."""
-        known = {item.name for item in fields(options)}
-        return kind(**{item.name: getattr(options, item.name) for item in fields(kind) if item.name in known})
+        own = get_type_hints(kind)
+        return kind(**{name: value for name, value in vars(options).items() if name in own})
 
     def feedback_kind(self, records: Sequence[Record], objective: Any) -> Takes:
         """What the groups of these records are converted to."""

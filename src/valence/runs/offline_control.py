@@ -26,7 +26,7 @@ from valence.policies.runner import save_actor
 from valence.runs.methods import OFFLINE_CONTROL
 from valence.runs.options import Count, Fraction, OpenFraction, Options, Positive, Sizes, Whole, check
 from valence.runs.run import Log, RunResult, begin, claim, write_settings
-from valence.runs.settings import NoOptions, RunConfig, configure, to_words
+from valence.runs.settings import NoOptions, RunConfig, settings_of
 from valence.sources.episodes import Rows, mixture, tabulate, unscale
 from valence.training.episodes import make_labels, train_policy
 from valence.training.progress import TRAINING, Progress
@@ -91,23 +91,13 @@ class OfflineControlConfig(RunConfig):
     learning: OfflineOptions = field(default_factory=OfflineOptions)
 
 
-def offline_control(episodes: str | Path, out: str | Path, **options: Any) -> RunResult:
-    """Learn from a folder in Minari's format; `options` are the command line's.
+def run_offline_control(config: OfflineControlConfig, *, log: Log = print, show: bool = True) -> RunResult:
+    """Run what `config` describes; writes `out/policy` and `out/results.json`, whose content `details` holds too.
 
-    Returns:
-        The result; `details` as in its results.json.
     Raises:
         UserError: the folder cannot be read, or holds nothing that the options ask for; or `out` holds a run already.
     """
-    config = configure(
-        OfflineControlConfig, *to_words(OfflineControlConfig, {"episodes": episodes, "out": out} | options)
-    )
-    return run_offline_control(config, log=lambda line: None, show=not config.learning.quiet)
-
-
-def run_offline_control(config: OfflineControlConfig, *, log: Log = print, show: bool = True) -> RunResult:
-    """Run what `config` describes; writes `out/policy` and `out/results.json`."""
-    options, settings = config.learning(config)
+    options, settings = config.learning, settings_of(config)
     begin(1, options.seed)
     found = read_episodes(config.episodes)
     out = claim(Path(config.out), settings, can_resume=False)

@@ -74,7 +74,7 @@ def begin(threads: int, seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def claim(out: Path, settings: Mapping[str, Any], *, resume: bool = False, can_resume: bool = True) -> Path:
+def claim(out: Path, settings: Mapping[str, object], *, resume: bool = False, can_resume: bool = True) -> Path:
     """Make the output folder. A folder that holds a run is written to only with `resume`, and then the settings must
     be the run's own, apart from where it ends and what it reports.
 
@@ -106,7 +106,7 @@ def claim(out: Path, settings: Mapping[str, Any], *, resume: bool = False, can_r
     return out
 
 
-def write_settings(out: Path, settings: Mapping[str, Any]) -> None:
+def write_settings(out: Path, settings: Mapping[str, object]) -> None:
     """Write config.yaml."""
     (out / CONFIG_FILE).write_text(yaml.safe_dump(dict(settings), sort_keys=False), encoding="utf-8")
 
@@ -131,7 +131,7 @@ class Job:
     source: Source
     schedule: Schedule
     evaluation: Any
-    save: Callable[[Path], Any]
+    save: Callable[[Path], object]
     evaluates_first: bool = True
     facts: Mapping[str, str] | None = None
     section: Callable[[], str] = str
@@ -141,7 +141,7 @@ class Job:
     columns: Sequence[Column] = TRAINING
 
 
-def make_schedule(steps: int, run: RunOptions, **more: Any) -> Schedule:
+def make_schedule(steps: int, run: RunOptions, **more: int) -> Schedule:
     """When the loop evaluates, saves and logs, by the run's options."""
     return Schedule(
         steps, log_every=run.log_every, eval_every=run.eval_every, save_every=run.save_every, kl_budget=run.kl_budget,
@@ -169,7 +169,7 @@ def resume(out: Path, learner: Learner, source: Source, schedule: Schedule, log:
     log(f"resumed from {found[-1].name}")
 
 
-def run_job(out: Path, job: Job, run: RunOptions, settings: Mapping[str, Any], log: Log) -> RunResult:
+def run_job(out: Path, job: Job, run: RunOptions, settings: Mapping[str, object], log: Log) -> RunResult:
     """Train, evaluate, and write policy, samples, metrics, card and report to `out`.
 
     Args:

@@ -57,15 +57,15 @@ class RunConfig:
 Config = TypeVar("Config", bound=RunConfig)
 
 
-def annotations(kind: Any) -> Iterator[tuple[str, Any]]:
+def hints_of(kind: Any) -> Iterator[tuple[str, Any]]:
     """(name, annotation) of every option of a configuration class, groups flattened."""
     hints = get_type_hints(kind)
     for item in fields(kind):
         hint = hints[item.name]
-        yield from annotations(hint) if is_dataclass(hint) else [(item.name, hint)]
+        yield from hints_of(hint) if is_dataclass(hint) else [(item.name, hint)]
 
 
-def annotations_of_methods(command: str) -> dict[str, Any]:
+def hints_of_methods(command: str) -> dict[str, Any]:
     """Option -> annotation, of all methods of a command."""
     rows = METHODS.get(command, {}).values()
     return {name: hint for row in rows for name, hint in get_type_hints(row.options).items()}
@@ -154,9 +154,8 @@ def preset_default(kind: type, row: Method, preset: str | None, name: str) -> An
     default = with_options(kind, row.options)()
     changed: dict[str, Any] = {}
     for title, group in vars(default).items():
-        mine = {key: values[key] for key in vars(group) if key in values} if is_dataclass(group) else {}
-        if mine:
-            changed[title] = replace(group, **mine)
+        if is_dataclass(group) and not isinstance(group, type):
+            changed[title] = replace(group, **{key: values[key] for key in vars(group) if key in values})
     return replace(default, **changed)
 
 
@@ -164,7 +163,7 @@ def _any_options(command: str) -> type:
     """One class with the options of every method, to read a command line whose method is not known yet."""
     made = [
         (name, hint, False) if hint is bool else (name, (hint if get_origin(hint) is tuple else str) | None, None)
-        for name, hint in annotations_of_methods(command).items()
+        for name, hint in hints_of_methods(command).items()
     ]
     return make_dataclass("AnyOptions", made, frozen=True)
 
@@ -241,7 +240,7 @@ def to_words(kind: type[RunConfig], values: Mapping[str, Any]) -> tuple[list[str
     Raises:
         UserError: a value that no option can have.
     """
-    hints = annotations_of_methods(kind.command) | dict(annotations(kind))
+    hints = hints_of_methods(kind.command) | dict(hints_of(kind))
     defaults = settings_of(kind()) | {"preset": None}
     words: list[str] = []
     positional: dict[str, Any] = {}
@@ -258,7 +257,7 @@ def to_words(kind: type[RunConfig], values: Mapping[str, Any]) -> tuple[list[str
     return words, positional
 
 
-def _as_words(name: str, hint: Any, value: Any) -> list[str]:
+def _as_words(name: str, hint: object, value: object) -> list[str]:
     flag = f"--{name.replace('_', '-')}"
     if hint is bool or (hint is str and isinstance(value, bool | None)):
         if hint is str or not isinstance(value, bool):
@@ -271,7 +270,7 @@ def _as_words(name: str, hint: Any, value: Any) -> list[str]:
     return [f"{flag}={_scalar(name, value)}"]
 
 
-def _scalar(name: str, value: Any) -> str:
+def _scalar(name: str, value: object) -> str:
     if not isinstance(value, str | int | float | PathLike | None):
         raise UserError(f"`{name}` is {str(value)[:60]!r}, and must be a single text or number")
     if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
