@@ -15,6 +15,7 @@ from valence.feedback.running import RunningStandard
 from valence.objectives.scaled import ScaledLogProb
 from valence.protocols import Policy, Reference
 from valence.rewards.ensemble import Judge
+from valence.rewards.functions import name_of
 from valence.rewards.judge import SelfPlay
 from valence.runs.language import make_learner
 from valence.runs.methods import METHODS, Method, describe
@@ -76,6 +77,13 @@ def steps_per_batch(
     return Schedule(0, num_epochs=num_epochs or defaults["num_epochs"], minibatch_size=minibatch_size).steps_of(
         batch_size
     )
+
+
+def own_judges(reward: Any, gold: Any) -> tuple[dict[str, Any], dict[str, str]]:
+    """(those that are no names, the names of both)."""
+    judges = {"reward": reward, "gold": gold}
+    own = {key: judge for key, judge in judges.items() if not isinstance(judge, str | Path)}
+    return own, {key: name_of(judge) if key in own else str(judge) for key, judge in judges.items()}
 
 
 def check_samples(row: Method, config: Any) -> None:

@@ -16,11 +16,10 @@ from valence.policies.denoiser import Denoiser
 from valence.policies.image_pipelines import SMALL, load_denoiser, small_pipeline_folder
 from valence.policies.sampler_settings import SamplerSettings
 from valence.rewards.digits import WORDS, digit_named
-from valence.rewards.functions import name_of
 from valence.rewards.image_loading import image_judge, load_image_reward
 from valence.rewards.images import DEFAULT_REWARD, JUDGE
 from valence.rewards.judge import SelfPlay
-from valence.runs.improve import Adapter, check_samples, run_improvement
+from valence.runs.improve import Adapter, check_samples, own_judges, run_improvement
 from valence.runs.language import SMALL_NETWORK, device_of
 from valence.runs.methods import IMPROVE_IMAGES
 from valence.runs.options import ImageJudgeOptions, RunOptions, TrainOptions
@@ -86,16 +85,13 @@ def improve_images(
         UserError: bad input, in one line that says what, where and what to do.
     """
     given = None if isinstance(prompts, str | Path) else [Record("prompt", prompt) for prompt in prompts]
-    judges = (reward, "none" if gold is None else gold)
-    names = [str(judge) if isinstance(judge, str | Path) else name_of(judge) for judge in judges]
-    values = {"pipeline": pipeline, "out": out, "reward": names[0], "gold": names[1]} | options
-    config = configure(ImagesConfig, *to_words(ImagesConfig, values | ({"prompts": prompts} if given is None else {})))
-    own = [
-        None if isinstance(judge, str | Path) else image_judge(judge, name=name, timeout=config.judging.reward_timeout)
-        for judge, name in zip(judges, names, strict=True)
-    ]
+    own, names = own_judges(reward, "none" if gold is None else gold)
+    values = {"pipeline": pipeline, "out": out} | names | options | ({"prompts": prompts} if given is None else {})
+    config = configure(ImagesConfig, *to_words(ImagesConfig, values))
     log: Log = (lambda line: None) if quiet else print
-    return run_image_improvement(config, records=given, reward=own[0], gold=own[1], log=log, show=not quiet)
+    timeout = config.judging.reward_timeout
+    made = {key: image_judge(judge, name=names[key], timeout=timeout) for key, judge in own.items()}
+    return run_image_improvement(config, records=given, **made, log=log, show=not quiet)
 
 
 def run_image_improvement(

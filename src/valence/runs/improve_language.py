@@ -15,9 +15,9 @@ from valence.data.records import Record
 from valence.errors import UserError
 from valence.evaluation.samples import Evaluation
 from valence.rewards import load_reward
-from valence.rewards.functions import as_judge, name_of
+from valence.rewards.functions import as_judge
 from valence.runs.data import load_rows
-from valence.runs.improve import Adapter, check_samples, run_improvement
+from valence.runs.improve import Adapter, check_samples, own_judges, run_improvement
 from valence.runs.language import LanguageConfig, initial_reference, learning_rate, load_policy, make_encoder
 from valence.runs.methods import IMPROVE
 from valence.runs.options import GivenCompletions, JudgeOptions
@@ -69,22 +69,17 @@ def improve(
     Raises:
         UserError: bad input, in one line that says what, where and what to do.
     """
-    judges: tuple[Any, Any] = (reward, gold or "")
-    names = [str(judge) if isinstance(judge, str | Path) else name_of(judge) for judge in judges]
-    values = {"prompts": prompts, "model": model, "out": out, "reward": names[0], "gold": names[1]} | options
+    own, names = own_judges(reward, gold or "")
+    values = {"prompts": prompts, "model": model, "out": out} | names | options
     config = configure(ImproveConfig, *to_words(ImproveConfig, values))
-    own = [
-        None if isinstance(judge, str | Path) else as_judge(judge, name=name, timeout=config.judging.reward_timeout)
-        for judge, name in zip(judges, names, strict=True)
-    ]
-    log: Log = (lambda line: None) if quiet else print
-    return run_language_improvement(config, judge=own[0], gold=own[1], log=log, show=not quiet)
+    made = {key: as_judge(judge, name=names[key], timeout=config.judging.reward_timeout) for key, judge in own.items()}
+    return run_language_improvement(config, **made, log=(lambda line: None) if quiet else print, show=not quiet)
 
 
 def run_language_improvement(
-    config: ImproveConfig, *, judge: Any = None, gold: Any = None, log: Log = print, show: bool = True
+    config: ImproveConfig, *, reward: Any = None, gold: Any = None, log: Log = print, show: bool = True
 ) -> RunResult:
-    """Run what `config` describes; `judge` and `gold` in place of the names that it holds."""
+    """Run what `config` describes; `reward` and `gold` in place of the names that it holds."""
     check_samples(IMPROVE[config.method], config)
     begin(config.run.threads, config.train.seed)
     settings = settings_of(config)
@@ -104,12 +99,12 @@ def run_language_improvement(
         load_reward, device=str(policy.device), timeout=config.judging.reward_timeout, cache=out / "judge.sqlite",
         template=config.judging.judge_template,
     )  # fmt: skip
-    judge = judge or load(config.reward, argument="reward")
+    reward = reward or load(config.reward, argument="reward")
     gold = gold or (load(config.gold, argument="gold") if config.gold else None)
     initial, pool = initial_reference(policy, config.network, config.reference), held or prompts
     adapter = Adapter(
         policy=policy, initial_policy=initial, prompts=prompts, pool=pool, modality=TextModality(policy.pad_token_id),
-        judge=judge, gold=gold, lr=learning_rate(config.train, config.network, policy, high=False),
+        judge=reward, gold=gold, lr=learning_rate(config.train, config.network, policy, high=False),
         contexts=len(prompts) if config.judging.full_batch else config.train.batch_size,
         micro_batch_tokens=config.network.micro_batch_tokens,
         settings={"unfinished_reward": config.judging.unfinished_reward, "num_given": given},
