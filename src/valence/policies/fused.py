@@ -367,7 +367,6 @@ def fused_likelihoods(
     """Per-token quantities at M action positions, each `[M]`, nats.
 
     "log_prob" and "ref_kl" are differentiable in `hidden` and in `head`.
-
     Source: PMPO paper, Eq. 17: the KL of a sequence is the sum of its tokens' full-vocabulary KLs.
 
     Args:

@@ -145,11 +145,8 @@ class LanguagePolicy(nn.Module):
         parts = self._through_head(states, own, asked)
         if cache is not None:
             # It calls `measure` for the rows that it has not stored.
-            rows, measure = (
-                present_rows(batch.context, batch.action),
-                self._measured_by(cache, LanguagePolicy.step_log_probs),
-            )
-            parts["ref_log_prob"] = cache.recall_log_probs(rows, measure)
+            measure = self._measured_by(cache, LanguagePolicy.step_log_probs)
+            parts["ref_log_prob"] = cache.recall_log_probs(present_rows(batch.context, batch.action), measure)
         return token_head.scatter(parts, batch.action.mask)
 
     def backward(

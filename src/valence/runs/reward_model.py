@@ -13,7 +13,7 @@ import tyro
 
 from valence.data.groups.split import split_records
 from valence.errors import UserError
-from valence.policies.loading import SMALL_LM, check_device, small_lm_path
+from valence.policies.loading import carried, check_device
 from valence.rewards.preference_model import preference_score
 from valence.rewards.reward_model import FIGURES, PREFERENCE
 from valence.rewards.training import (
@@ -158,5 +158,5 @@ def train_reward_model(config: RewardModelConfig, *, log: Log = print, show: boo
 def _classifier(config: RewardModelConfig, *, outputs: int) -> tuple[Any, Any]:
     device = device_of(config.training.device)
     check_device(device)
-    path = str(small_lm_path()) if config.model == SMALL_LM else config.model
+    path = carried(config.model)
     return load_classifier(path, device=device, outputs=outputs)
