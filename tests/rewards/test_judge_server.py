@@ -28,7 +28,7 @@ import torch
 from safetensors.torch import load_file
 
 from valence.errors import UserError
-from valence.policies.loading import small_lm_path
+from valence.policies.loading import carried
 from valence.rewards import http_judge, load_reward
 from valence.rewards.http_judge import PairJudge
 from valence.rewards.judge import SelfPlay
@@ -95,7 +95,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The carried model with the least of chat templates, for it has none."""
     folder = tmp_path_factory.mktemp("models") / "small-lm"
-    shutil.copytree(small_lm_path(), folder)
+    shutil.copytree(carried("small-lm"), folder)
     (folder / "chat_template.jinja").write_text("{{ bos_token }}{{ messages[-1]['content'] }}")
     return folder
 

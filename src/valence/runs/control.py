@@ -20,7 +20,6 @@ from valence.objectives.fitting import Acting
 from valence.policies.actor import Actor
 from valence.policies.categorical import CategoricalPolicy
 from valence.policies.gaussian import GaussianPolicy
-from valence.policies.runner import save_actor
 from valence.runs.methods import CONTROL
 from valence.runs.options import (
     Count,
@@ -226,8 +225,8 @@ def run_control(config: ControlConfig, *, log: Log = print, show: bool = True) -
 
     def save(folder: Path) -> None:
         space = source.crew.environments[0]
-        save_actor(
-            folder / "policy", policy, low=space.low, high=space.high, environment=config.environment,
+        policy.save(
+            folder / "policy", low=space.low, high=space.high, environment=config.environment,
             action_repeat=config.critic.action_repeat,
         )  # fmt: skip
 

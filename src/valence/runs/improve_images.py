@@ -13,8 +13,9 @@ from valence.errors import UserError
 from valence.evaluation.images import ImageEvaluation
 from valence.feedback.running import RunningStandard
 from valence.policies.denoiser import Denoiser
-from valence.policies.image_pipelines import SMALL, load_denoiser, small_pipeline_folder
-from valence.policies.sampler_settings import SamplerSettings
+from valence.policies.image_pipelines import load_denoiser
+from valence.policies.loading import carried
+from valence.policies.sampler_settings import SMALL, SamplerSettings
 from valence.rewards.digits import WORDS, digit_named
 from valence.rewards.image_loading import image_judge, load_image_reward
 from valence.rewards.images import DEFAULT_REWARD, JUDGE
@@ -143,7 +144,7 @@ def _facts(config: ImagesConfig, policy: Denoiser, prompts: Sequence[EncodedProm
     network = config.network
     return {
         "pipeline": config.pipeline, "prompts": config.prompts or f"{len(prompts)} given",
-        "folder": str(small_pipeline_folder()) if config.pipeline == SMALL else config.pipeline,
+        "folder": carried(config.pipeline),
         "learned": "adapters" if policy.adapters else "the whole network", "a prompt": str(prompts[0].prompt),
         "sampled with": f"num_inference_steps={network.num_steps}, guidance_scale={network.guidance:g}",
     }  # fmt: skip

@@ -22,7 +22,6 @@ from torch import Tensor
 from valence.data.episodes import read_episodes
 from valence.errors import UserError
 from valence.objectives.pmpo import pmpo_beta
-from valence.policies.runner import save_actor
 from valence.runs.methods import OFFLINE_CONTROL
 from valence.runs.options import Count, Fraction, OpenFraction, Options, Positive, Sizes, Whole, check
 from valence.runs.run import Log, RunResult, begin, claim, write_settings
@@ -122,7 +121,7 @@ def run_offline_control(config: OfflineControlConfig, *, log: Log = print, show:
     finally:
         progress.close()
     unscale(policy, table)
-    save_actor(out / "policy", policy, low=low.astype(np.float64), high=high.astype(np.float64))
+    policy.save(out / "policy", low=low.astype(np.float64), high=high.astype(np.float64))
     details = {
         "episodes": len(found), "transitions": int(table.present.sum()), "accepted": int((sign > 0).sum()),
         "rejected": int((sign < 0).sum()), "alpha": alpha, "beta": beta, "figures": figures,

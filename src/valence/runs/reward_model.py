@@ -13,7 +13,7 @@ import tyro
 
 from valence.data.groups.split import split_records
 from valence.errors import UserError
-from valence.policies.loading import SMALL_LM, check_device, small_lm_path
+from valence.policies.loading import carried, check_device
 from valence.rewards.preference_model import preference_score
 from valence.rewards.reward_model import FIGURES, PREFERENCE
 from valence.rewards.training import (
@@ -112,8 +112,7 @@ def train_reward_model(config: RewardModelConfig, *, log: Log = print, show: boo
     preference = options.kind == PREFERENCE
     device = device_of(options.device)
     check_device(device)
-    path = str(small_lm_path()) if config.model == SMALL_LM else config.model
-    model, tokenizer = load_classifier(path, device=device, outputs=options.embedding if preference else 1)
+    model, tokenizer = load_classifier(carried(config.model), device=device, outputs=options.embedding if preference else 1)
     records, held = split_records(loaded.records, fraction=options.eval_fraction, seed=options.seed)
     kind = options.kind
     if kind == "auto":
