@@ -20,7 +20,7 @@ Departs from the paper:
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -133,7 +133,7 @@ class DRO(common.Defaults):
         best = dro_best_value(reward.to(ratio.dtype), ratio, present, tau=self.tau, per_prompt=per_prompt)
         return DROTarget(present=present, reward=reward, value=best.expand(len(present), 1))
 
-    def __call__(self, likelihood: Likelihood, target: DROTarget, state: Any = None) -> Loss:
+    def __call__(self, likelihood: Likelihood, target: DROTarget) -> Loss:
         present = target.present
         total_ratio = common.zero_absent(common.log_ratio(likelihood.total(), "DRO"), present)
         reward = target.reward.to(total_ratio.dtype)

@@ -16,7 +16,6 @@ Departs from the paper:
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -58,7 +57,6 @@ class GRPO(common.Defaults):
 
     clip: float = 0.2
     beta: float = 0.04
-    accepts: ClassVar[tuple[type, ...]] = (Rewards,)
 
     def __post_init__(self) -> None:
         common.require_positive(clip=self.clip)
@@ -80,7 +78,7 @@ class GRPO(common.Defaults):
         reward = common.zero_absent(batch.feedback.value, present)
         return GRPOTarget(present=present, reward=reward, advantage=advantage, old_log_prob=old)
 
-    def __call__(self, likelihood: Likelihood, target: GRPOTarget, state: Any = None) -> Loss:
+    def __call__(self, likelihood: Likelihood, target: GRPOTarget) -> Loss:
         mask = common.step_mask(likelihood, type(self).__name__) & target.present[..., None]
         ratio, values = clipped_ratio(likelihood.log_prob - target.old_log_prob, mask, clip=self.clip)
         loss = clipped_loss(ratio, target.advantage.to(ratio.dtype), clip=self.clip)

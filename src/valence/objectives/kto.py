@@ -24,7 +24,7 @@ Departs from the paper and from common code:
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -115,12 +115,10 @@ class KTO(common.Defaults):
                 'KTO with `baseline="mismatched"` needs the likelihood of `Batch.mismatched`, completions of other '
                 'prompts: use `baseline="none"` where there is only one prompt'
             )
-        mask = frozen.mask if batch.mismatched is None else batch.mismatched.mask
-        ratio = common.log_ratio(frozen.total(), "KTO")
-        drawn = torch.ones_like(ratio, dtype=torch.bool) if mask is None else mask.any(-1)
+        ratio, drawn = common.log_ratio(frozen.total(), "KTO"), common.step_mask(frozen, "KTO").any(-1)
         return KTOTarget(present=present, weight=weight, baseline=kto_baseline(ratio, drawn))
 
-    def __call__(self, likelihood: Likelihood, target: KTOTarget, state: Any = None) -> Loss:
+    def __call__(self, likelihood: Likelihood, target: KTOTarget) -> Loss:
         present = target.present
         ratio = common.zero_absent(common.log_ratio(likelihood.total(), "KTO"), present)
         weight, baseline = target.weight.to(ratio.dtype), target.baseline.to(ratio.dtype)

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -117,7 +116,6 @@ class MPO(common.Defaults):
     init_multiplier: float = 10.0
     init_multiplier_covariance: float = 10.0
     _duals: Duals = field(init=False, repr=False, compare=False)
-    accepts: ClassVar[tuple[type, ...]] = (Rewards,)
 
     def __post_init__(self) -> None:
         common.require_positive(
@@ -151,9 +149,8 @@ class MPO(common.Defaults):
             penalty = (steps - steps.clamp(-1.0, 1.0)).flatten(2).norm(dim=-1)
         return MPOTarget(present=batch.present, reward=batch.feedback.value, penalty=penalty)
 
-    def __call__(self, likelihood: Likelihood, target: MPOTarget, state: Any = None) -> Loss:
-        duals = self._duals if state is None else state
-        total, present = likelihood.total(), target.present
+    def __call__(self, likelihood: Likelihood, target: MPOTarget) -> Loss:
+        duals, total, present = self._duals, likelihood.total(), target.present
         temperature = duals["temperature"]
         weight = mpo_weights(target.reward, present, temperature.detach())
         dual = mpo_temperature_loss(target.reward, present, temperature, epsilon=self.epsilon)

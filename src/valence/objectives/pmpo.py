@@ -61,8 +61,8 @@ def pmpo_weights(
     present: Bool[Tensor, "N K"],
     *,
     alpha: float,
-    accepted_fraction: float | None = None,
-    rejected_fraction: float | None = None,
+    accepted_fraction: float,
+    rejected_fraction: float,
     unlabelled_weight: float = 0.0,
 ) -> Float[Tensor, "N K"]:
     """Signed weights that turn a mean over all present rows into class means.
@@ -71,13 +71,11 @@ def pmpo_weights(
 
     Args:
         sign: +1 accepted, -1 rejected, 0 unlabelled. Anything where absent.
-        accepted_fraction: of accepted rows among those of the data set, like `rejected_fraction`; None: this batch's.
+        accepted_fraction: of accepted rows among those of the data set, like `rejected_fraction`.
         unlabelled_weight: beta of the BC form.
     Raises:
         ValueError: the batch has rows of a class whose fraction is 0.
     """
-    if accepted_fraction is None or rejected_fraction is None:
-        accepted_fraction, rejected_fraction = class_fractions(sign, present)
     unlabelled_fraction = 1 - accepted_fraction - rejected_fraction
     classes = {
         "accepted": (present & (sign > 0), alpha, accepted_fraction),
@@ -219,24 +217,10 @@ class PMPO(common.Defaults):
     def accepts(self) -> tuple[type, ...]:
         return (Labels,) if self.score_temperature is None else (Labels, Rewards)
 
-    def bound(self, *, accepted: float | None = None, rejected: float | None = None) -> float:
-        """The smallest beta at which the objective on labels is bounded; class fractions that are None are the fields'.
-
-        Raises:
-            ValueError: a fraction is neither passed nor a field.
-        """
-        accepted = self.accepted_fraction if accepted is None else accepted
-        rejected = self.rejected_fraction if rejected is None else rejected
-        if accepted is None or rejected is None:
-            raise ValueError("the bound on beta needs the class fractions: pass `accepted` and `rejected`")
-        return pmpo_beta(alpha=self.accepted_weight, accepted=accepted, rejected=rejected)
-
-    def unbounded_reason(self, *, accepted: float | None = None, rejected: float | None = None) -> str | None:
+    def unbounded_reason(self, *, accepted: float, rejected: float) -> str | None:
         """Why the objective is unbounded on data with these class fractions, in one line; None where it is bounded."""
-        accepted = self.accepted_fraction if accepted is None else accepted
-        rejected = self.rejected_fraction if rejected is None else rejected
-        smallest = self.bound(accepted=accepted, rejected=rejected)
-        if smallest > 0 and self.regularizer == "bc" and 1 - (accepted or 0) - (rejected or 0) < 1e-9:
+        smallest = pmpo_beta(alpha=self.accepted_weight, accepted=accepted, rejected=rejected)
+        if smallest > 0 and self.regularizer == "bc" and 1 - accepted - rejected < 1e-9:
             return (
                 '`regularizer="bc"` has no unlabelled rows here, so nothing holds the policy against the rejections: '
                 'use `regularizer="kl"`'
@@ -278,7 +262,7 @@ class PMPO(common.Defaults):
             unlabelled_weight=unlabelled,
         ), beta  # fmt: skip
 
-    def __call__(self, likelihood: Likelihood, target: PMPOTarget, state: Any = None) -> Loss:
+    def __call__(self, likelihood: Likelihood, target: PMPOTarget) -> Loss:
         total, present = likelihood.total(), target.present
         log_prob = common.zero_absent(total.log_prob, present)
         weight, beta = target.weight.to(log_prob.dtype), target.beta.to(log_prob.dtype)

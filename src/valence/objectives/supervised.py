@@ -13,7 +13,7 @@ Departs from common code:
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -50,7 +50,6 @@ class Supervised(common.Defaults):
     """
 
     accepted_fraction: float | None = None
-    needs: ClassVar[frozenset[str]] = frozenset({"log_prob"})
     accepts: ClassVar[tuple[type, ...]] = (Labels,)
     linear: ClassVar[bool] = True
 
@@ -68,7 +67,7 @@ class Supervised(common.Defaults):
             fraction = common.count(accepted) / common.count(batch.present)
         return SupervisedTarget(present=batch.present, weight=accepted.to(torch.get_default_dtype()) / fraction)
 
-    def __call__(self, likelihood: Likelihood, target: SupervisedTarget, state: Any = None) -> Loss:
+    def __call__(self, likelihood: Likelihood, target: SupervisedTarget) -> Loss:
         log_prob = common.zero_absent(likelihood.total().log_prob, target.present)
         loss = supervised_loss(log_prob, target.weight.to(log_prob.dtype))
         return Loss({"policy": loss}, common.means({"accepted_log_prob": (log_prob, target.weight > 0)}))
