@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from valence.objectives.common import zero_absent
 from valence.objectives.grpo import GRPO
 
 
@@ -31,5 +30,5 @@ class PPOWithoutCritic(GRPO):
     beta: float = 0.0
 
     def advantages(self, reward: Float[Tensor, "N K"], present: Bool[Tensor, "N K"]) -> Float[Tensor, "N K"]:
-        """The rewards as they are, 0 where absent."""
-        return zero_absent(reward, present)
+        """The rewards as they are."""
+        return reward
