@@ -18,13 +18,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from valence.objectives import common
+from valence.objectives.common import Each
 from valence.objectives.ppo import StepObjective, StepTarget
 from valence.types import Batch, Likelihood, Loss
 
 
-def apa_loss(
-    ratio: Float[Tensor, "*#shape"], advantage: Float[Tensor, "*#shape"], *, temperature: float
-) -> Float[Tensor, "*shape"]:
+def apa_loss(ratio: Each, advantage: Each, *, temperature: float) -> Float[Tensor, "*shape"]:
     """(log(pi / pi_ref) - A / lambda)^2, in squared nats."""
     return (ratio - advantage / temperature).square()
 

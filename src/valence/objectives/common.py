@@ -30,7 +30,10 @@ from valence.types import (
 
 ANCHORS = ("reference", "old")
 """The policy in the denominator of log-ratios: pi_ref, or pi_t that collected the actions."""
-PerPair = Float[Tensor, " P"]
+PerPair, PerAction, Present = Float[Tensor, " P"], Float[Tensor, "N K"], Bool[Tensor, "N K"]
+"""One number of each pair and of each action, and which actions exist."""
+Each = Float[Tensor, "*#shape"]
+"""One number of each action or step; shapes broadcast."""
 LARGEST_LOG_RATIO = 20.0
 """Log-ratios in an exponent are bounded to +-20 nats, as public code does: above 88 float32 overflows."""
 

@@ -18,16 +18,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from valence.objectives import common
+from valence.objectives.common import PerAction, Present
 from valence.objectives.policy_gradient import AdvantageTarget
 from valence.objectives.ppo import clipped_loss, clipped_ratio
 from valence.types import PER_CONTEXT, Batch, Likelihood, Loss, Rewards, sum_steps
 
 
-def group_advantages(reward: Float[Tensor, "N K"], present: Bool[Tensor, "N K"]) -> Float[Tensor, "N K"]:
+def group_advantages(reward: PerAction, present: Present) -> PerAction:
     """Rewards to mean 0 and sample deviation 1 within each context; exactly 0 where a context has no spread."""
     return common.standard_scores(reward, present, eps=1e-6)
 
@@ -59,7 +60,7 @@ class GRPO(common.Defaults):
     def needs(self) -> frozenset[str]:
         return frozenset({"log_prob", "ref_log_prob"} if self.beta else {"log_prob"})
 
-    def advantages(self, reward: Float[Tensor, "N K"], present: Bool[Tensor, "N K"]) -> Float[Tensor, "N K"]:
+    def advantages(self, reward: PerAction, present: Present) -> PerAction:
         """A of each action, from its reward."""
         return group_advantages(reward, present)
 

@@ -32,12 +32,11 @@ from torch import Tensor
 from torch.nn.functional import sigmoid
 
 from valence.objectives import common
+from valence.objectives.common import PerAction
 from valence.types import PER_BATCH, PER_CONTEXT, Batch, Labels, Likelihood, Loss, Target
 
 
-def kto_loss(
-    ratio: Float[Tensor, "N K"], baseline: Float[Tensor, ""], weight: Float[Tensor, "N K"], *, beta: float
-) -> Float[Tensor, "N K"]:
+def kto_loss(ratio: PerAction, baseline: Float[Tensor, ""], weight: PerAction, *, beta: float) -> PerAction:
     """lambda - v per action: |w| sigmoid(-sign(w) beta (log-ratio - z0)).
 
     Args:
@@ -64,7 +63,7 @@ class KTOTarget(Target):
         baseline: z0, nats, `[]`.
     """
 
-    weight: Float[Tensor, "N K"] = field(metadata=PER_CONTEXT)
+    weight: PerAction = field(metadata=PER_CONTEXT)
     baseline: Float[Tensor, ""] = field(metadata=PER_BATCH)
 
 

@@ -27,17 +27,18 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from valence.objectives import common
+from valence.objectives.common import PerAction, Present
 from valence.types import DECOUPLED, PER_CONTEXT, Batch, Likelihood, Loss, Rewards, Target
 
 
-def mpo_weights(reward: Float[Tensor, "N K"], present: Tensor, temperature: Tensor | float) -> Float[Tensor, "N K"]:
+def mpo_weights(reward: PerAction, present: Present, temperature: Tensor | float) -> PerAction:
     """The E-step: softmax of reward / temperature over each context's present actions; sums to 1, or to 0 if none."""
     scaled = (common.zero_absent(reward, present) / temperature).masked_fill(~present, -torch.inf)
     return torch.where(present.any(-1, keepdim=True), torch.softmax(scaled, -1), 0.0).nan_to_num()
 
 
 def mpo_temperature_loss(
-    reward: Float[Tensor, "N K"], present: Tensor, temperature: Tensor, *, epsilon: float
+    reward: PerAction, present: Present, temperature: Tensor, *, epsilon: float
 ) -> Float[Tensor, "N 1"]:
     """The dual of the E-step's bound KL(q || pi_ref) <= epsilon, per context; convex in the temperature.
 
@@ -80,8 +81,8 @@ class MPOTarget(Target):
         penalty: how far each action lies outside its bounds, `[N, K]`; None: no second E-step.
     """
 
-    reward: Float[Tensor, "N K"] = field(metadata=PER_CONTEXT)
-    penalty: Float[Tensor, "N K"] | None = field(default=None, metadata=PER_CONTEXT)
+    reward: PerAction = field(metadata=PER_CONTEXT)
+    penalty: PerAction | None = field(default=None, metadata=PER_CONTEXT)
 
     def count(self) -> int:
         return int(self.present.any(-1).sum())

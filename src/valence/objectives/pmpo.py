@@ -28,14 +28,15 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from valence.objectives import common
+from valence.objectives.common import PerAction, Present
 from valence.types import DECOUPLED, PER_BATCH, PER_CONTEXT, Batch, Feedback, Labels, Likelihood, Loss, Rewards, Target
 
 
-def class_fractions(sign: Int[Tensor, "N K"], present: Bool[Tensor, "N K"]) -> tuple[float, float]:
+def class_fractions(sign: Int[Tensor, "N K"], present: Present) -> tuple[float, float]:
     """Fractions of accepted and of rejected among all present rows, unlabelled ones included."""
     size = common.count(present)
     return int((present & (sign > 0)).sum()) / size, int((present & (sign < 0)).sum()) / size
@@ -58,13 +59,13 @@ def pmpo_beta(*, alpha: float, accepted: float, rejected: float) -> float:
 
 def pmpo_weights(
     sign: Int[Tensor, "N K"],
-    present: Bool[Tensor, "N K"],
+    present: Present,
     *,
     alpha: float,
     accepted_fraction: float,
     rejected_fraction: float,
     unlabelled_weight: float = 0.0,
-) -> Float[Tensor, "N K"]:
+) -> PerAction:
     """Signed weights that turn a mean over all present rows into class means.
 
     +alpha / p_accepted, -(1 - alpha) / p_rejected, +unlabelled_weight / p_unlabelled.
@@ -93,9 +94,7 @@ def pmpo_weights(
     return weight
 
 
-def pmpo_score_weights(
-    reward: Float[Tensor, "N K"], present: Bool[Tensor, "N K"], *, alpha: float, temperature: float
-) -> Float[Tensor, "N K"]:
+def pmpo_score_weights(reward: PerAction, present: Present, *, alpha: float, temperature: float) -> PerAction:
     """Weights from scores: K (alpha softmax(r / eta) - (1 - alpha) softmax(-r / eta)) within each context.
 
     K is the context's number of present actions, so that the mean over actions is the objective. An action alone in
@@ -116,12 +115,8 @@ def pmpo_score_weights(
 
 
 def pmpo_loss(
-    log_prob: Float[Tensor, "N K"],
-    ref_kl: Float[Tensor, "N K"] | None,
-    weight: Float[Tensor, "N K"],
-    *,
-    beta: float | Float[Tensor, ""],
-) -> Float[Tensor, "N K"]:
+    log_prob: PerAction, ref_kl: PerAction | None, weight: PerAction, *, beta: float | Float[Tensor, ""]
+) -> PerAction:
     """Raise what has positive weight, lower what has negative weight, stay near the reference: Eq. 10, per action.
 
     Args:
@@ -140,8 +135,8 @@ def pmpo_loss(
 class PMPOTarget(Target):
     """Each action's signed weight of log pi, its class (`sign`: +1 accepted, -1 rejected, 0 neither), the KL weight."""
 
-    weight: Float[Tensor, "N K"] = field(metadata=PER_CONTEXT)
-    sign: Float[Tensor, "N K"] = field(metadata=PER_CONTEXT)
+    weight: PerAction = field(metadata=PER_CONTEXT)
+    sign: PerAction = field(metadata=PER_CONTEXT)
     beta: Float[Tensor, ""] = field(metadata=PER_BATCH)
 
 
@@ -240,7 +235,7 @@ class PMPO(common.Defaults):
         sign = common.zero_absent(sign.to(weight.dtype), batch.present)
         return PMPOTarget(present=batch.present, weight=weight, sign=sign, beta=weight.new_tensor(beta))
 
-    def _weigh(self, feedback: Feedback) -> tuple[Float[Tensor, "N K"], float]:
+    def _weigh(self, feedback: Feedback) -> tuple[PerAction, float]:
         if isinstance(feedback, Rewards):
             if self.regularizer == "bc":
                 raise ValueError('`regularizer="bc"` needs unlabelled rows, and `Rewards` have none: use `Labels`')

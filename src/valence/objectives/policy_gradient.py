@@ -21,15 +21,13 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import torch
-from jaxtyping import Bool, Float
-from torch import Tensor
 
 from valence.objectives import common
-from valence.objectives.common import PairTarget, PerPair
+from valence.objectives.common import PairTarget, PerAction, PerPair, Present
 from valence.types import PER_CONTEXT, Batch, Likelihood, Loss, Rewards, Target
 
 
-def leave_one_out_advantages(reward: Float[Tensor, "N K"], present: Bool[Tensor, "N K"]) -> Float[Tensor, "N K"]:
+def leave_one_out_advantages(reward: PerAction, present: Present) -> PerAction:
     """Each reward minus the mean reward of the context's other present actions; 0 for an action alone, and if absent.
 
     Sums are taken of differences to the context's smallest reward: they do not cancel at a large offset.
@@ -60,8 +58,8 @@ class AdvantageTarget(Target):
         advantage: 0 where absent, `[N, K]`.
     """
 
-    reward: Float[Tensor, "N K"] = field(metadata=PER_CONTEXT)
-    advantage: Float[Tensor, "N K"] = field(metadata=PER_CONTEXT)
+    reward: PerAction = field(metadata=PER_CONTEXT)
+    advantage: PerAction = field(metadata=PER_CONTEXT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +68,7 @@ class _PolicyGradient(common.Defaults):
 
     linear: ClassVar[bool] = True
 
-    def _advantages(self, reward: Float[Tensor, "N K"], present: Bool[Tensor, "N K"]) -> Float[Tensor, "N K"]:
+    def _advantages(self, reward: PerAction, present: Present) -> PerAction:
         """Each reward minus its baseline, here the mean reward of the context's other actions; 0 where absent."""
         return leave_one_out_advantages(reward, present)
 
@@ -102,7 +100,7 @@ class REINFORCE(_PolicyGradient):
     def __post_init__(self) -> None:
         common.require_choice(("mean", "none"), baseline=self.baseline)
 
-    def _advantages(self, reward: Float[Tensor, "N K"], present: Bool[Tensor, "N K"]) -> Float[Tensor, "N K"]:
+    def _advantages(self, reward: PerAction, present: Present) -> PerAction:
         if self.baseline == "none":
             return reward
         return super()._advantages(reward.reshape(1, -1), present.reshape(1, -1)).view_as(reward)

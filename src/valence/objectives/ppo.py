@@ -24,15 +24,14 @@ from torch import Tensor
 
 from valence.feedback.advantages import episode_advantages, on_last_step
 from valence.objectives import common
+from valence.objectives.common import Each
 from valence.types import PER_CONTEXT, Batch, Likelihood, Loss, Rewards, Target, sum_steps
 
 Values = dict[str, tuple[Tensor, Tensor]]
 """Name -> (value, mask), for `common.means`."""
 
 
-def clipped_loss(
-    ratio: Float[Tensor, "*#shape"], advantage: Float[Tensor, "*#shape"], *, clip: float
-) -> Float[Tensor, "*shape"]:
+def clipped_loss(ratio: Each, advantage: Each, *, clip: float) -> Float[Tensor, "*shape"]:
     """-min(rho A, clip(rho) A).
 
     Args:
@@ -43,9 +42,7 @@ def clipped_loss(
     return -torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)
 
 
-def clipped_value_loss(
-    value: Float[Tensor, "*shape"], old: Float[Tensor, "*shape"], returns: Float[Tensor, "*shape"], *, clip: float
-) -> Float[Tensor, "*shape"]:
+def clipped_value_loss(value: Each, old: Each, returns: Each, *, clip: float) -> Float[Tensor, "*shape"]:
     """Half the larger of two squared errors: of V, and of V clipped to at most `clip` away from the old V."""
     clipped = old + (value - old).clamp(-clip, clip)
     return torch.maximum((value - returns).square(), (clipped - returns).square()) / 2

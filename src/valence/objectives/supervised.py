@@ -16,14 +16,13 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from valence.objectives import common
+from valence.objectives.common import PerAction
 from valence.types import PER_CONTEXT, Batch, Labels, Likelihood, Loss, Target
 
 
-def supervised_loss(log_prob: Float[Tensor, "N K"], weight: Float[Tensor, "N K"]) -> Float[Tensor, "N K"]:
+def supervised_loss(log_prob: PerAction, weight: PerAction) -> PerAction:
     """-weight log pi(y|x), per action.
 
     Args:
@@ -37,7 +36,7 @@ def supervised_loss(log_prob: Float[Tensor, "N K"], weight: Float[Tensor, "N K"]
 class SupervisedTarget(Target):
     """`weight`: 1 / (accepted fraction) for accepted actions, else 0, `[N, K]`."""
 
-    weight: Float[Tensor, "N K"] = field(metadata=PER_CONTEXT)
+    weight: PerAction = field(metadata=PER_CONTEXT)
 
 
 @dataclass(frozen=True, kw_only=True)
