@@ -32,6 +32,8 @@ ANCHORS = ("reference", "old")
 """The policy in the denominator of log-ratios: pi_ref, or pi_t that collected the actions."""
 PerPair, PerAction, Present = Float[Tensor, " P"], Float[Tensor, "N K"], Bool[Tensor, "N K"]
 """One number of each pair and of each action, and which actions exist."""
+Sides = tuple[PerPair, PerPair]
+"""One number of the better and of the worse action of each pair."""
 Each = Float[Tensor, "*#shape"]
 """One number of each action or step; shapes broadcast."""
 LARGEST_LOG_RATIO = 20.0
@@ -91,7 +93,7 @@ class PairObjective(Defaults):
         old = old_log_prob(batch, type(self).__name__) if self.anchor == "old" else None
         return PairTarget(present=batch.present, pairs=pairs, old_log_prob=old)
 
-    def pair_log_ratios(self, total: Likelihood, target: PairTarget) -> tuple[PerPair, PerPair]:
+    def pair_log_ratios(self, total: Likelihood, target: PairTarget) -> Sides:
         """log-ratio to the anchor of the better and of the worse action of each pair, nats."""
         if target.old_log_prob is None:
             ratio = log_ratio(total, type(self).__name__)
@@ -99,13 +101,13 @@ class PairObjective(Defaults):
             ratio = total.log_prob - sum_steps(target.old_log_prob)
         return of_pairs(ratio, target)
 
-    def pair_step_means(self, likelihood: Likelihood, target: PairTarget) -> tuple[PerPair, PerPair]:
+    def pair_step_means(self, likelihood: Likelihood, target: PairTarget) -> Sides:
         """Mean log pi of a step of the better and of the worse action of each pair, nats."""
         steps = step_mask(likelihood, type(self).__name__).sum(-1).clamp(min=1)
         return of_pairs(likelihood.total().log_prob / steps, target)
 
 
-def of_pairs(value: Float[Tensor, "N K"], target: PairTarget) -> tuple[PerPair, PerPair]:
+def of_pairs(value: PerAction, target: PairTarget) -> Sides:
     """The value of the better and of the worse action of each pair."""
     value = zero_absent(value, target.present).flatten()
     better, worse = target.pairs.index.unbind(-1)

@@ -35,11 +35,8 @@ from typing import ClassVar, Literal
 from torch.nn.functional import logsigmoid
 
 from valence.objectives import common
-from valence.objectives.common import PairTarget, PerPair
+from valence.objectives.common import PairTarget, PerPair, Sides
 from valence.types import Likelihood, Loss
-
-Sides = tuple[PerPair, PerPair]
-"""Of the better and of the worse action of each pair."""
 
 
 def dpo_loss(gap: PerPair, *, beta: float, label_smoothing: float = 0.0) -> PerPair:

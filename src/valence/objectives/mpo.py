@@ -134,9 +134,7 @@ class MPO(common.Defaults):
 
     @property
     def needs(self) -> frozenset[str]:
-        if not self.decoupled:
-            return frozenset({"log_prob", "ref_kl"})
-        return frozenset({"log_prob"}) | DECOUPLED
+        return frozenset({"log_prob"}) | (DECOUPLED if self.decoupled else {"ref_kl"})
 
     def state(self) -> Duals:
         return self._duals
