@@ -131,7 +131,7 @@ class Objective(Protocol[TargetT]):
         """Turn feedback into a target, once per collected batch, without gradient."""
         ...
 
-    def __call__(self, likelihood: Likelihood, target: TargetT, state: nn.Module | None = None) -> Loss:
+    def __call__(self, likelihood: Likelihood, target: TargetT) -> Loss:
         """The loss of each action or pair."""
         ...
 

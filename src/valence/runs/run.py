@@ -24,7 +24,7 @@ from valence.runs.settings import CONFIG_FILE
 from valence.training.checkpoint import PREFIX, REPLACED, checkpoints, load_checkpoint, save_checkpoint
 from valence.training.learner import Learner
 from valence.training.loop import Schedule, train
-from valence.training.profiling import Profiler
+from valence.training.profiling import open_profiler
 from valence.training.progress import TRAINING, Column, Progress
 from valence.training.tracking import open_trackers, read_metrics
 
@@ -180,11 +180,12 @@ def run_job(out: Path, job: Job, run: RunOptions, settings: Mapping[str, object]
     write_settings(out, settings)
     learner = job.learner
     trackers = open_trackers(run.tracker, out, dict(settings), keep_until=learner.step)
-    profiler, folder = Profiler(out, on=run.profile), out / "checkpoints"
+    profiler, folder = open_profiler(out) if run.profile else None, out / "checkpoints"
     progress = Progress(job.schedule.steps, start=learner.step, show=job.show, unit=job.unit, columns=job.columns)
 
     def on_step(step: int, figures: dict[str, float]) -> None:
-        profiler.step()
+        if profiler is not None:
+            profiler.step()
         progress(step, figures)
 
     def evaluate(step: int) -> dict[str, float]:
@@ -214,7 +215,8 @@ def run_job(out: Path, job: Job, run: RunOptions, settings: Mapping[str, object]
         found = checkpoints(folder)
         raise UserError(f"{error}; " + (f"{found[-1]} is whole" if found else "no checkpoint was saved")) from error
     finally:
-        profiler.close()
+        if profiler is not None:
+            profiler.stop()
         progress.close()
         for tracker in trackers:
             tracker.close()
