@@ -120,7 +120,7 @@ def train_reward_model(config: RewardModelConfig, *, log: Log = print, show: boo
         kind = "pairs" if comparisons(records, tokenizer) else "scores"
     make = scored if kind == "scores" else comparisons
     train, heldout = make(records, tokenizer), make(held, tokenizer)
-    for line in unused_rows(kind, make, records, tokenizer):
+    for line in unused_rows(kind, records, tokenizer):
         log(line)
     if len(train) < 2:
         what = "scores or labels" if kind == "scores" else "comparisons"
