@@ -56,7 +56,7 @@ def load_reward(
         if colon and kind == "judge":
             return SelfPlay(_http_judge(name, timeout, cache, template), name=name)
         if Path(name).is_dir():
-            if training_figures(name).get("kind") == PREFERENCE:
+            if _compares(name):
                 return SelfPlay(PreferenceModel(name, device=device), name=name)
             # It is no user's code and runs on the trainer's device, so it has no timeout.
             return RewardFunction(RewardModel(name, device=device), name=name, timeout=math.inf)
@@ -66,13 +66,12 @@ def load_reward(
         parts = [member for member in members.split(",") if member]
         if len(parts) < 2:
             raise UserError(f"{name} needs two rewards or more, with commas between them")
-        judges = [load(part) for part in parts]
-        if pairwise := [judge.name for judge in judges if isinstance(judge, SelfPlay)]:
+        if pairwise := next(filter(_compares, parts), ""):
             raise UserError(
-                f"{name} cannot contain {pairwise[0]}: it compares two completions and gives none a score of its own, "
+                f"{name} cannot contain {pairwise}: it compares two completions and gives none a score of its own, "
                 "which an ensemble needs; use it alone"
             )
-        return ensemble(judges, COMBINATIONS[combination])
+        return ensemble([load(part) for part in parts], COMBINATIONS[combination])
 
     with about(argument):
         return load(name)
@@ -85,6 +84,11 @@ def about(argument: str) -> Iterator[None]:
         yield
     except UserError as error:
         raise UserError(f"`{argument}`: {error}") from error
+
+
+def _compares(name: str) -> bool:
+    """Whether a name is that of a pairwise judge, which gives a completion no score of its own."""
+    return name.startswith(("judge:", "pairwise:")) or training_figures(name).get("kind") == PREFERENCE
 
 
 def _http_judge(name: str, timeout: float, cache: Path | None, template: str) -> PairJudge:

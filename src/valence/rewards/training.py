@@ -42,7 +42,7 @@ class Scored(NamedTuple):
     score: float
 
 
-Rows = Sequence[Comparison] | Sequence[Scored]
+Rows = Sequence[Comparison | Scored]
 
 
 def comparisons(records: Sequence[Record], tokenizer: Any) -> list[Comparison]:
