@@ -29,9 +29,10 @@ from safetensors.torch import load_file
 
 from valence.errors import UserError
 from valence.policies.loading import carried
-from valence.rewards import http_judge, load_reward
+from valence.rewards import http_judge
 from valence.rewards.http_judge import PairJudge
 from valence.rewards.judge import SelfPlay
+from valence.rewards.loading import load_reward
 from valence.runs.improve_language import improve
 
 ABSENT = [name for name in ("fastapi", "uvicorn", "openai") if importlib.util.find_spec(name) is None]
@@ -162,7 +163,7 @@ def test_the_small_model_answers_and_is_asked_once(server: Server, small: Path, 
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         nowhere = f"http://127.0.0.1:{closed.getsockname()[1]}/v1"
-        again = PairJudge(str(small), nowhere, template=unended, cache=cache, patience=0.1)
+        again = PairJudge(str(small), nowhere, template=unended, cache=cache)
         assert again(*pairs) == verdicts
 
 

@@ -15,7 +15,7 @@ from valence.errors import UserError
 from valence.evaluation.language import complete_records
 from valence.evaluation.report import write_comparison
 from valence.evaluation.statistics import WinRate, win_rate
-from valence.rewards import load_reward
+from valence.rewards.loading import load_reward
 from valence.runs.data import load_rows
 from valence.runs.language import device_of, load_policy, positions_of
 from valence.runs.options import Count, DataOptions, ModelOptions, Options, Positive, TwoOrMore, Whole

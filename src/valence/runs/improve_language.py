@@ -14,8 +14,8 @@ from valence.data.groups.split import split_records
 from valence.data.records import Record
 from valence.errors import UserError
 from valence.evaluation.samples import Evaluation
-from valence.rewards import load_reward
 from valence.rewards.functions import as_judge
+from valence.rewards.loading import load_reward
 from valence.runs.data import load_rows
 from valence.runs.improve import Adapter, check_samples, own_judges, run_improvement
 from valence.runs.language import LanguageConfig, initial_reference, learning_rate, load_policy, make_encoder

@@ -112,14 +112,16 @@ def train_reward_model(config: RewardModelConfig, *, log: Log = print, show: boo
     preference = options.kind == PREFERENCE
     device = device_of(options.device)
     check_device(device)
-    model, tokenizer = load_classifier(carried(config.model), device=device, outputs=options.embedding if preference else 1)
+    model, tokenizer = load_classifier(
+        carried(config.model), device=device, outputs=options.embedding if preference else 1
+    )
     records, held = split_records(loaded.records, fraction=options.eval_fraction, seed=options.seed)
     kind = options.kind
     if kind == "auto":
         kind = "pairs" if comparisons(records, tokenizer) else "scores"
     make, what = (scored, "scores") if kind == "scores" else (comparisons, "comparisons")
     train, heldout = make(records, tokenizer), make(held, tokenizer)
-    for line in unused_rows(kind, make, records, tokenizer):
+    for line in unused_rows(kind, records, tokenizer):
         log(line)
     if len(train) < 2:
         raise UserError(f"{len(train)} {what}{' or labels' * (kind == 'scores')} are too few to learn from")
