@@ -30,8 +30,10 @@ from valence.types import (
 
 ANCHORS = ("reference", "old")
 """The policy in the denominator of log-ratios: pi_ref, or pi_t that collected the actions."""
-PerPair, PerAction, Present = Float[Tensor, " P"], Float[Tensor, "N K"], Bool[Tensor, "N K"]
-"""One number of each pair and of each action, and which actions exist."""
+PerPair = Float[Tensor, " P"]
+PerAction = Float[Tensor, "N K"]
+Present = Bool[Tensor, "N K"]
+"""Which actions exist."""
 Sides = tuple[PerPair, PerPair]
 """One number of the better and of the worse action of each pair."""
 Each = Float[Tensor, "*#shape"]
