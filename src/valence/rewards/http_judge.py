@@ -17,11 +17,10 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 from valence.errors import UserError, one_line
 from valence.rewards.ensemble import NO_FAILURES
-from valence.rewards.functions import text_of
+from valence.rewards.functions import Chat, text_of
 
 TEMPLATES = {
     "helpful": (
@@ -89,7 +88,7 @@ class PairJudge:
         self.timeout, self._key = timeout, os.environ.get(KEY)
         self._store = None if cache is None else _Store(cache)
 
-    def __call__(self, prompts: Sequence[Any], first: Sequence[Any], second: Sequence[Any]) -> list[float | None]:
+    def __call__(self, prompts: Sequence[Chat], first: Sequence[Chat], second: Sequence[Chat]) -> list[float | None]:
         """The mean verdict of both orders, or of the one that is clear; None if neither is.
 
         Raises:

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import linear, normalize
 
 from valence.errors import UserError
+from valence.rewards.digits import Images
 from valence.rewards.reward_model import loading
 
 TOGETHER = 32
@@ -57,7 +58,7 @@ class VisionModel:
             raise UserError(f"{path} lacks {len(missing)} of the weights of {kind}, such as {missing[0]}")
         self.model = model.requires_grad_(False).eval().to(device)
 
-    def outputs(self, images: Sequence[Any]) -> Iterator[Any]:
+    def outputs(self, images: Images) -> Iterator[Any]:
         """The model's outputs, `TOGETHER` images at a time."""
         for start in range(0, len(images), TOGETHER):
             read = self.processor(images=list(images[start : start + TOGETHER]), return_tensors="pt")
@@ -90,7 +91,7 @@ class ImageClassifier(VisionModel):
         self._names = re.compile(rf"(?<!\w)(?=({'|'.join(map(re.escape, longest))})(?!\w))")
 
     def __call__(
-        self, images: Sequence[Any], prompts: Sequence[str], metadata: Sequence[Mapping[str, object]]
+        self, images: Images, prompts: Sequence[str], metadata: Sequence[Mapping[str, object]]
     ) -> list[float | None]:
         wanted = [sorted(self.label(prompt, row)) for prompt, row in zip(prompts, metadata, strict=True)]
         rows = (row for output in self.outputs(images) for row in output.logits.float().log_softmax(1))
@@ -134,7 +135,7 @@ class AestheticPredictor(VisionModel):
         super().__init__("CLIPVisionModelWithProjection", path, device=device)
         self.layers = _layers(Path(path) / HEAD, self.model.config.projection_dim, device)
 
-    def __call__(self, images: Sequence[Any], prompts: Sequence[str], metadata: object) -> list[float | None]:
+    def __call__(self, images: Images, prompts: Sequence[str], metadata: object) -> list[float | None]:
         scores: list[float | None] = []
         for output in self.outputs(images):
             score = normalize(output.image_embeds.float(), dim=1)

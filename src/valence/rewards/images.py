@@ -9,9 +9,9 @@ import io
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from valence.rewards.digits import digit, digit_judge
+from valence.rewards.digits import Images, digit, digit_judge
 
-ImageReward = Callable[[Sequence[Any], Sequence[str], Sequence[Any]], Sequence[float | None]]
+ImageReward = Callable[[Images, Sequence[str], Sequence[Any]], Sequence[float | None]]
 DEFAULT_REWARD = "sum:digit,10*jpeg-small"
 """Small files that still show the digit of the prompt. A flat 32 x 32 image is about 0.4 kB smaller than a sample of
 the small model, 4 units at this weight, and loses about 12 nats of `digit`: a vanished digit does not pay. It would pay
@@ -32,7 +32,7 @@ def jpeg_kilobytes(image: Any) -> float:
     return file.tell() / 1000
 
 
-def jpeg_large(images: Sequence[Any], prompts: Sequence[str], metadata: Sequence[Any]) -> list[float | None]:
+def jpeg_large(images: Images, prompts: Sequence[str], metadata: Sequence[object]) -> list[float | None]:
     """Incompressibility: the size as JPEG in 1000 bytes.
 
     Source: Black et al. 2023, "Training diffusion models with reinforcement learning", section 5.1; the REBEL paper
@@ -41,7 +41,7 @@ def jpeg_large(images: Sequence[Any], prompts: Sequence[str], metadata: Sequence
     return [jpeg_kilobytes(image) for image in images]
 
 
-def jpeg_small(images: Sequence[Any], prompts: Sequence[str], metadata: Sequence[Any]) -> list[float | None]:
+def jpeg_small(images: Images, prompts: Sequence[str], metadata: Sequence[object]) -> list[float | None]:
     """Compressibility: minus the size as JPEG in 1000 bytes. Used alone, it is highest for images of one colour."""
     return [-jpeg_kilobytes(image) for image in images]
 

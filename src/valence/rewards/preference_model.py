@@ -16,13 +16,13 @@ Departs from it:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from valence.errors import UserError
+from valence.rewards.functions import Chat
 from valence.rewards.reward_model import PREFERENCE, TextModel, training_figures
 
 
@@ -53,7 +53,7 @@ class PreferenceModel(TextModel):
         super().__init__(path, device=device)
 
     @torch.no_grad()
-    def __call__(self, prompts: Sequence[Any], first: Sequence[Any], second: Sequence[Any]) -> list[float | None]:
+    def __call__(self, prompts: Sequence[Chat], first: Sequence[Chat], second: Sequence[Chat]) -> list[float | None]:
         """P(first is better) of each pair. Each distinct text is embedded once."""
         ones, twos = (self.texts(prompts, part) for part in (first, second))
         places = {text: place for place, text in enumerate(dict.fromkeys([*ones, *twos]))}

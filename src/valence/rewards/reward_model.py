@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from valence.errors import UserError, one_line
 from valence.rewards.ensemble import NO_FAILURES
+from valence.rewards.functions import Chat
 
 FIGURES = "reward_model.json"
 """The file beside a model that Valence trained: how it was trained, and its figures on held-out rows."""
@@ -53,7 +54,7 @@ class TextModel:
         trained = training_figures(path).get("max_length", 1024)
         self.max_length = min(trained, getattr(model.config, "max_position_embeddings", None) or trained)
 
-    def texts(self, prompts: Sequence[Any], completions: Sequence[Any]) -> list[str]:
+    def texts(self, prompts: Sequence[Chat], completions: Sequence[Chat]) -> list[str]:
         """Each prompt with its completion as the model reads them."""
         return [row_text(self.tokenizer, *row) for row in zip(prompts, completions, strict=True)]
 
@@ -80,7 +81,7 @@ class RewardModel(TextModel):
         super().__init__(path, device=device)
 
     @torch.no_grad()
-    def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **_: object) -> list[float | None]:
+    def __call__(self, prompts: Sequence[Chat], completions: Sequence[Chat], **_: object) -> list[float | None]:
         scores: list[float | None] = []
         for logits in self.outputs(self.texts(prompts, completions)):
             if logits.shape[1] > 1:
@@ -118,11 +119,11 @@ def prepare_padding(model: Any, tokenizer: Any) -> None:
     model.config.pad_token_id = tokenizer.pad_token_id
 
 
-def row_text(tokenizer: Any, prompt: Any, completion: Any) -> str:
+def row_text(tokenizer: Any, prompt: Chat, completion: Chat) -> str:
     """Prompt and completion as one text; messages go through the model's chat template, if it has one."""
     if isinstance(prompt, str) and isinstance(completion, str):
         return prompt + completion
-    turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+    turns: list[Mapping[str, str]] = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
     turns += [{"role": "assistant", "content": completion}] if isinstance(completion, str) else list(completion)
     if tokenizer.chat_template:
         return tokenizer.apply_chat_template(turns, tokenize=False)

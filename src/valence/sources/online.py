@@ -30,7 +30,7 @@ from valence.errors import UserError
 from valence.feedback.advantages import on_last_step
 from valence.feedback.conversions import has_spread, reward_statistics
 from valence.feedback.running import RunningStandard
-from valence.protocols import Reference
+from valence.protocols import Policy, Reference
 from valence.rewards.ensemble import RewardFn
 from valence.sources.modality import Drawn, Modality, OnlineSettings
 from valence.sources.prompts import EncodedPrompt, ask, plain_prompt
@@ -80,7 +80,7 @@ class OnlineSource(ShuffledSource):
         self.unit, self.generator = modality.unit, torch.Generator().manual_seed(seed)
         self.batches = self.no_spread = 0
 
-    def next(self, policy: Any) -> Batch:
+    def next(self, policy: Policy) -> Batch:
         """Sample and judge. `figures` then hold the batch's mean reward, KL and counts."""
         began = self.state_dict()
         try:
@@ -90,7 +90,7 @@ class OnlineSource(ShuffledSource):
             self.load_state_dict(began)
             raise
 
-    def _collect(self, policy: Any) -> Batch:
+    def _collect(self, policy: Policy) -> Batch:
         prompts = self._next_prompts()
         context = self.modality.context(policy, prompts)
         with torch.no_grad(), self._collector(policy) as collector:
@@ -125,7 +125,7 @@ class OnlineSource(ShuffledSource):
             picks += self.take(self.batch_size - len(picks)).tolist()
         return [self.prompts[pick] for pick in picks]
 
-    def _collector(self, policy: Any) -> contextlib.AbstractContextManager[Any]:
+    def _collector(self, policy: Policy) -> contextlib.AbstractContextManager[Policy]:
         """pi_t: the policy as it is now, or the reference."""
         if not self.settings.from_reference:
             return contextlib.nullcontext(policy)
@@ -146,7 +146,7 @@ class OnlineSource(ShuffledSource):
         return table.to(action.mask.device)
 
     @torch.no_grad()
-    def _measure(self, policy: Any, context: Any, drawn: Drawn) -> Likelihood:
+    def _measure(self, policy: Policy, context: Any, drawn: Drawn) -> Likelihood:
         """log pi_t, and log pi_0 where the KL weight or a report needs it, by the training model."""
         action, initial = drawn.action, self.initial_policy
         if drawn.log_prob is not None and not self.settings.kl_weight:
