@@ -145,7 +145,7 @@ def evaluate(model: str, task: Task, out: Path, *, samples: int, seed: int) -> R
     from valence.evaluation.samples import Evaluation
     from valence.evaluation.watch import Watch
     from valence.policies.loading import load_language_policy
-    from valence.rewards import load_reward
+    from valence.rewards.loading import load_reward
     from valence.sources.prompts import EncodedPrompt
     from valence.training.reference import FrozenCopy
 
@@ -204,7 +204,7 @@ def measure_cost(setting: Setting, task: Task, folder: Path) -> dict[str, float]
 
     Memory that the process held before the run, libraries among it, does not count.
     """
-    from valence.rewards import load_reward
+    from valence.rewards.loading import load_reward
     from valence.training.tracking import read_metrics
 
     load_reward(str(task.reward))

@@ -5,7 +5,7 @@ Shape legend: see `valence.types`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
@@ -131,24 +131,12 @@ class Objective(Protocol[TargetT]):
         """Turn feedback into a target, once per collected batch, without gradient."""
         ...
 
-    def __call__(self, likelihood: Likelihood, target: TargetT, state: nn.Module | None = None) -> Loss:
+    def __call__(self, likelihood: Likelihood, target: TargetT) -> Loss:
         """The loss of each action or pair."""
         ...
 
     def state(self) -> nn.Module | None:
         """A small module with parameters that the objective learns besides the policy's (MPO's duals), or None."""
-        ...
-
-
-class Judge(Protocol):
-    """A reward function, a reward model, an ensemble or a language model as a judge."""
-
-    def __call__(self, prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> list[float | None]:
-        """The reward of each completion; None where the judge has no answer.
-
-        Args:
-            columns: name -> one value a completion, of the other columns of the data set.
-        """
         ...
 
 

@@ -10,11 +10,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+
+@runtime_checkable
+class Selectable(Protocol):
+    """What gives the rows of some of its contexts."""
+
+    def select(self, rows: slice) -> Any: ...
+
+
+def select_rows(value: Any, rows: slice) -> Any:
+    """The rows of some contexts, of None, a tensor, a sequence, or anything with `select(rows)`."""
+    if value is None:
+        return None
+    # A tensor has a `select` of its own, which does something else.
+    if isinstance(value, Selectable) and not isinstance(value, Tensor):
+        return value.select(rows)
+    return value[rows]
 
 
 def sum_steps(value: Float[Tensor, "*shape T"]) -> Float[Tensor, "*shape"]:
@@ -31,13 +48,6 @@ class Rows:
 
     def select(self: R, rows: slice) -> R:
         return replace(self, **{item.name: select_rows(getattr(self, item.name), rows) for item in fields(self)})
-
-
-def select_rows(value: Any, rows: slice) -> Any:
-    """The rows of some contexts, of None, a tensor, a sequence or `Rows`."""
-    if value is None:
-        return None
-    return value.select(rows) if isinstance(value, Rows) else value[rows]
 
 
 @dataclass(frozen=True)

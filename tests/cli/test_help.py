@@ -55,9 +55,9 @@ def test_it_fits_and_lists_every_option_of_the_method_and_no_other(
     assert len(lines) <= LINES and max(map(len, lines)) <= COLUMNS
     assert lines[0].startswith(f"usage: valence {command}") and "`" not in text
     kind = config_of(command)
-    if kind.place and method is None:
-        method = kind.method if kind.method in METHODS[kind.place] else None
-    own = {item.name for item in fields(METHODS[kind.place][method].options)} if method else set[str]()
+    if command in METHODS and method is None:
+        method = kind.method if kind.method in METHODS[command] else None
+    own = {item.name for item in fields(METHODS[command][method].options)} if method else set[str]()
     positional = {name for name in shared(kind) if re.search(rf"^  {name.upper()} ", text, flags=re.MULTILINE)}
     found = listed(text)
     assert len(found) == len(set(found)), "an option is listed once"

@@ -133,7 +133,7 @@ FILES = [
     ("number.json", b"3", "not JSON, JSONL, CSV or Parquet (neither a list nor an object)"),
     ("none.json", b"[]", "no rows"),
     ("nothing.jsonl", b'{"id": 1}\n{"id": 2}\n', "none of its 2 rows can be used; line 1: no prompt, completion, pair"),
-    ("cut.jsonl.gz", gzip.compress(b'{"prompt": "a"}')[:-4], "a damaged or incomplete gzip file"),
+    ("cut.jsonl.gz", gzip.compress(b'{"prompt": "a"}', mtime=0)[:-4], "a damaged or incomplete gzip file"),
     ("bad.parquet", b"PAR1 and no more", "a damaged Parquet file"),
     ("twice.csv", b"prompt,prompt\na,b\n", "the header names a column twice"),
     ("latin.csv", b"prompt,completion\na,\xe9\n", "not UTF-8 text"),

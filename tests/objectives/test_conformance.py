@@ -167,7 +167,7 @@ def make_world(kind: type, value_shape: tuple[int, ...] = (N, K, T), dtype: torc
         None, Action(torch.zeros(N, K, T), mask), feedback_of(kind, LENGTHS > 0), old_log_prob=old,
         mismatched=mismatched,
     )  # fmt: skip
-    return World(batch, leaves, mask, Likelihood(other - 1, torch.full_like(other, -1.0)))
+    return World(batch, leaves, mask, Likelihood(other - 1, torch.full_like(other, -1.0), mask=mismatched.mask))
 
 
 def prepare(objective, world: World):

@@ -50,7 +50,7 @@ def test_prepare_reads_the_mismatched_completions(make_batch):
     mismatched = Action(torch.zeros(3, 1, 2), mask)
     log_prob = torch.tensor([[[-1.0, 0.0]], [[0.0, 0.0]], [[0.0, 0.0]]])
     reference = torch.tensor([[[-2.0, 0.0]], [[0.0, -3.0]], [[0.0, 0.0]]])
-    target = KTO().prepare(make_batch(labels, mismatched=mismatched), Likelihood(log_prob, reference))
+    target = KTO().prepare(make_batch(labels, mismatched=mismatched), Likelihood(log_prob, reference, mask=mask))
     assert target.baseline.item() == 2.0
     assert target.size == 2
     at_baseline = Likelihood(torch.full((3, 1, 1), 2.0), torch.zeros(3, 1, 1))

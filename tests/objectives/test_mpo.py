@@ -168,7 +168,7 @@ def test_where_the_gradient_flows() -> None:
     steps[0, 0] = 4.0
     target = objective.prepare(control_batch(REWARD, PRESENT, steps), None)
     assert target.penalty is not None and target.penalty[0, 0].item() == pytest.approx(3 * 2**0.5)
-    loss = objective(Likelihood(**leaves), target, duals)
+    loss = objective(Likelihood(**leaves), target)
     policy = torch.autograd.grad(loss.terms["policy"].sum(), list(leaves.values()), allow_unused=True)
     found = dict(zip(leaves, policy, strict=True))
     assert found["log_prob"] is None
@@ -178,7 +178,7 @@ def test_where_the_gradient_flows() -> None:
         assert_close(found[f"log_prob_{half}"][..., 0], -weight, 1e-6)
         assert_close(found[f"ref_kl_{half}"][..., 0], multiplier * share, 1e-5)
     assert all(part.grad is None for part in duals.parameters())
-    again = objective(Likelihood(**leaves), target, duals).terms["dual"].sum()
+    again = objective(Likelihood(**leaves), target).terms["dual"].sum()
     names = list(duals.raw)
     slopes = dict(zip(names, torch.autograd.grad(again, [duals.raw[name] for name in names]), strict=True))
     assert set(names) == {"temperature", "mean", "covariance", "penalty"}
@@ -186,7 +186,7 @@ def test_where_the_gradient_flows() -> None:
         total = (epsilon - leaves[f"ref_kl_{half}"][:, 0, 0]).sum().item()
         assert float(slopes[half]) == pytest.approx(total * torch.sigmoid(duals.raw[half]).item(), rel=1e-4)
     leaves_seen = torch.autograd.grad(
-        objective(Likelihood(**leaves), target, duals).terms["dual"].sum(), list(leaves.values()), allow_unused=True
+        objective(Likelihood(**leaves), target).terms["dual"].sum(), list(leaves.values()), allow_unused=True
     )
     assert all(part is None for part in leaves_seen)
 
@@ -201,7 +201,7 @@ def test_multipliers_rise_above_their_bound_and_fall_below_it(kl: float, rises: 
     leaves["ref_kl_mean"] += kl
     leaves["ref_kl_covariance"] += 0.01
     target = objective.prepare(control_batch(REWARD.float()), None)
-    objective(Likelihood(**leaves), target, duals).terms["dual"].sum().backward()
+    objective(Likelihood(**leaves), target).terms["dual"].sum().backward()
     optimizer.step()
     assert (duals["mean"].item() > before["mean"]) is rises and duals["mean"].item() != before["mean"]
     # On its bound it stays.

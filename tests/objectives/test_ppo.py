@@ -160,7 +160,7 @@ def test_a_wild_ratio_is_bounded(objective, away, make_batch):
     target = objective.prepare(batch, Likelihood(torch.zeros(1, 2, 1), value=value))
     log_prob = torch.full((1, 2, 1), -800.0 + away, requires_grad=True)
     policy = objective(Likelihood(log_prob, value=value), target).terms["policy"]
-    advantage = target.advantage[..., 0]
+    advantage = target.advantage.view_as(policy)
     rho = torch.tensor(20.0 if away > 0 else -20.0).exp()
     expected = -torch.minimum(rho * advantage, rho.clamp(0.8, 1.2) * advantage)
     torch.testing.assert_close(policy.detach(), expected)

@@ -292,7 +292,7 @@ def test_a_piece_stays_within_its_budget_with_its_padding(kind: str, *, packs: b
     prompts = [[4] * (10 - n) for n in range(10)]
     completions = [[[5] * (1 + n)] for n in range(10)]
     rows = present_rows(pad_left(prompts, PAD), pad_actions(completions, PAD))
-    pieces = rows.by_length(44, policy.padded_size)
+    pieces = rows.by_length(range(10), 44, policy.padded_size)
     assert sorted(torch.cat(pieces).tolist()) == list(range(10))
     for which in pieces:
         part = rows.pick(which)

@@ -68,15 +68,14 @@ def off(ours: Tensor, theirs: Tensor) -> float:
 def run(*, ahead: bool, given: Any, dtype: torch.dtype | None = None) -> tuple[dict[str, Tensor], list[Tensor]]:
     hidden, ref_hidden, targets, head, other = given
     generator = torch.Generator().manual_seed(1)
-    names = ("log_prob", "ref_kl") if ahead else ("log_prob", "ref_kl", "policy_kl")
-    weights = {name: torch.randn(M, generator=generator) for name in names}
+    weights = {name: torch.randn(M, generator=generator) for name in ("log_prob", "ref_kl")}
     if ahead:
         parts, *grads = likelihoods_and_gradients(
             hidden, ref_hidden, targets, head, other, weights, needs=ALL, dtype=dtype
         )
         return parts, [grad for grad in grads if grad is not None]
     parts = fused_likelihoods(hidden, ref_hidden, targets, head, other, needs=ALL, dtype=dtype)
-    loss = torch.stack([(weights[name] * parts[name]).sum() for name in names]).sum()
+    loss = torch.stack([(weights[name] * parts[name]).sum() for name in weights]).sum()
     learned = [part for part in (hidden, head.weight, head.bias) if part is not None]
     return parts, list(torch.autograd.grad(loss, learned))
 

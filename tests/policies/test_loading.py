@@ -19,7 +19,7 @@ from valence.errors import UserError
 from valence.policies import checks, loading
 from valence.policies.dropout import disable_dropout, dropout_restored
 from valence.policies.language import CausalLM, Seq2SeqLM
-from valence.policies.loading import load_language_policy, small_lm_path
+from valence.policies.loading import carried, load_language_policy
 from valence.training.reference import AdaptersOff, FrozenCopy
 
 LOG_PROB = frozenset({"log_prob"})
@@ -182,7 +182,9 @@ def test_gradient_checkpointing_gives_the_same_gradient(kind: str, lora_rank: in
     assert subject.model.is_gradient_checkpointing
 
 
-@pytest.mark.skipif(not (small_lm_path() / "config.json").is_file(), reason="the small model is not in this checkout")
+@pytest.mark.skipif(
+    not Path(carried("small-lm"), "config.json").is_file(), reason="the small model is not in this checkout"
+)
 def test_the_small_model_that_valence_carries() -> None:
     subject = load_language_policy("small-lm")
     assert subject.tokenizer.eos_token_id is not None

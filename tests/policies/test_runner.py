@@ -15,7 +15,7 @@ from valence.errors import UserError
 from valence.policies.actor import Actor
 from valence.policies.categorical import CategoricalPolicy
 from valence.policies.gaussian import GaussianPolicy
-from valence.policies.runner import PolicyRunner, save_actor
+from valence.policies.runner import PolicyRunner
 
 LOW, HIGH = np.array([-0.1, -3.0]), np.array([0.7, 3.0])
 
@@ -35,7 +35,7 @@ def policy(request: pytest.FixtureRequest) -> Actor:
 
 @pytest.fixture
 def folder(policy: Actor, tmp_path: Path) -> Path:
-    save_actor(tmp_path / "run" / "policy", policy, low=LOW, high=HIGH, environment="Here-v0", action_repeat=4)
+    policy.save(tmp_path / "run" / "policy", low=LOW, high=HIGH, environment="Here-v0", action_repeat=4)
     return tmp_path / "run"
 
 

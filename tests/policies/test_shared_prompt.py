@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from transformers import PretrainedConfig
 
 import helpers
 from helpers import PAD, as_batch, assert_near, make_batch
@@ -18,7 +18,7 @@ from valence.policies.checks import can_pack, can_share_prompts
 from valence.policies.language import LanguagePolicy
 from valence.policies.loading import load_language_policy
 from valence.policies.rows import present_rows
-from valence.policies.shared_prompt import attends_everywhere, make_trees, pack, siblings
+from valence.policies.shared_prompt import attends_everywhere, make_trees, plan, siblings
 from valence.training.reference import FrozenCopy
 
 ALL = frozenset({"log_prob", "ref_log_prob", "ref_kl", "policy_kl"})
@@ -38,7 +38,7 @@ def test_a_tree_by_hand() -> None:
     assert trees.visible[0].int().tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 1, 1]]
     # Padding attends to itself, so that its attention is not empty; its outputs are not read.
     assert trees.visible[1].int().tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [1, 0, 1, 0], [1, 0, 0, 1]]
-    assert (trees.rows.tolist(), trees.lengths) == ([0, 1, 2], [3, 1, 2])
+    assert trees.rows.tolist() == [0, 1, 2]
     # 1 and 4 are both predicted by 8; 2 by 1, 3 by 2.
     assert trees.sequence.tolist() == [0, 0, 0, 0, 1, 1] and trees.place.tolist() == [1, 2, 3, 1, 0, 1]
 
@@ -65,10 +65,13 @@ def test_who_is_read_together() -> None:
 
 
 def test_a_piece_stays_within_its_budget_with_its_padding() -> None:
+    """Two completions of one token each, of prompts of so many tokens: a sequence is as long as its prompt."""
     sizes = [9, 1, 5, 30, 2, 6]
-    pieces = pack(sizes, 18)
-    assert sorted(place for piece in pieces for place in piece) == list(range(6))
-    assert all(len(piece) == 1 or len(piece) * max(sizes[place] for place in piece) <= 18 for piece in pieces)
+    rows = present_rows(pad_left([[4] * size for size in sizes], PAD), pad_actions([[[5], [6]]] * 6, PAD))
+    pieces, alone = plan(rows, budget=18, longest=99)
+    assert not alone and sorted(group[0] for piece in pieces for group in piece) == [0, 2, 4, 6, 8, 10]
+    lengths = [[sizes[group[0] // 2] for group in piece] for piece in pieces]
+    assert all(len(piece) == 1 or len(piece) * max(piece) <= 18 for piece in lengths)
     assert len(pieces) == 3
 
 
@@ -124,18 +127,18 @@ def test_fewer_tokens_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_windows_and_recurrences_read_row_by_row() -> None:
     assert not can_share_prompts(helpers.policy("gemma2")) and not can_share_prompts(helpers.policy("t5"))
 
-    def config(**more: Any) -> Any:
-        return type("Config", (), more)
-
-    assert attends_everywhere(config()) and attends_everywhere(config(layer_types=["full_attention"] * 2))
-    assert attends_everywhere(config(sliding_window=4096, use_sliding_window=False))
-    assert not attends_everywhere(config(sliding_window=4096))
+    assert attends_everywhere(PretrainedConfig())
+    assert attends_everywhere(PretrainedConfig(num_hidden_layers=2, layer_types=["full_attention"] * 2))
+    assert attends_everywhere(PretrainedConfig(sliding_window=4096, use_sliding_window=False))
+    assert not attends_everywhere(PretrainedConfig(sliding_window=4096))
     # Other models use other names; models of text and pictures have them in an inner config.
     for name in ("window_size", "attention_chunk_size", "local_attention", "block_types"):
-        assert not attends_everywhere(config(**{name: 128})), name
-    inner = config(sliding_window=512)
-    assert not attends_everywhere(config(get_text_config=staticmethod(lambda: inner)))
-    assert not attends_everywhere(config(layer_types=["full_attention", "linear_attention"]))
+        assert not attends_everywhere(PretrainedConfig(**{name: 128})), name
+    outer = PretrainedConfig()
+    outer.text_config = PretrainedConfig(sliding_window=512)
+    assert not attends_everywhere(outer)
+    kinds = ["full_attention", "linear_attention"]
+    assert not attends_everywhere(PretrainedConfig(num_hidden_layers=2, layer_types=kinds))
 
 
 def test_a_model_that_does_otherwise_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:

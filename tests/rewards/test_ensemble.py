@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from valence.errors import UserError
-from valence.rewards import RewardFunction, load_reward
-from valence.rewards.ensemble import COMBINATIONS, Ensemble, Judge, cautious, weighted_sum
-from valence.rewards.functions import as_judge, name_of
+from valence.rewards.ensemble import COMBINATIONS, Judge, cautious, ensemble, weighted_sum
+from valence.rewards.functions import RewardFunction, as_judge, name_of
 from valence.rewards.http_judge import PairJudge
 from valence.rewards.image_loading import image_judge, load_image_reward
 from valence.rewards.judge import PairFunction, SelfPlay
+from valence.rewards.loading import load_reward
 
 
 def test_ensembles_by_hand() -> None:
@@ -22,12 +22,12 @@ def test_ensembles_by_hand() -> None:
         return lambda **_: list(values)
 
     judges = [judge(1.0, 2.0, None), judge(3.0, 2.0, 1.0)]
-    assert Ensemble(judges, COMBINATIONS["mean"])([], []) == [2.0, 2.0, None]
-    assert Ensemble(judges, COMBINATIONS["worst"])([], []) == [1.0, 2.0, None]
-    assert Ensemble(judges, COMBINATIONS["cautious"])([], []) == [1.0, 2.0, None]
-    assert Ensemble(judges, partial(cautious, weight=0.5))([], []) == [1.5, 2.0, None]
+    assert ensemble(judges, COMBINATIONS["mean"])([], []) == [2.0, 2.0, None]
+    assert ensemble(judges, COMBINATIONS["worst"])([], []) == [1.0, 2.0, None]
+    assert ensemble(judges, COMBINATIONS["cautious"])([], []) == [1.0, 2.0, None]
+    assert ensemble(judges, partial(cautious, weight=0.5))([], []) == [1.5, 2.0, None]
     with pytest.raises(ValueError, match="at least one judge"):
-        Ensemble([], min)
+        ensemble([], min)
 
 
 def test_an_ensemble_by_its_name() -> None:
@@ -41,7 +41,7 @@ def test_a_sum_by_hand() -> None:
     """2*1 - 0.5*4 + 8 = 8; 2*3 - 0.5*2 + 0 = 5; the third has no second part and so no sum."""
     parts = ([1.0, 3.0, 5.0], [4.0, 2.0, None], [8.0, 0.0, 1.0])
     judges = [lambda own=own, **_: own for own in parts]
-    assert Ensemble(judges, weighted_sum((2.0, -0.5, 1.0)))([], []) == [8.0, 5.0, None]
+    assert ensemble(judges, weighted_sum((2.0, -0.5, 1.0)))([], []) == [8.0, 5.0, None]
 
 
 def half(prompts: Any, first: Any, second: Any) -> list[float]:
@@ -58,7 +58,7 @@ def test_every_judge_has_a_name_failures_and_repeated_calls(tmp_path: Path) -> N
     names = ["length", "regex:a", "mean:length,exact", ring, "judge:m@http://x"]
     images = ["jpeg-small", "sum:jpeg-small,2*jpeg-large", ring]
     loaded = [(load_reward(name), name) for name in names] + [(load_image_reward(name), name) for name in images]
-    bare = [(Ensemble([len], min, name="e"), "e"), (PairFunction(half), "half"), (PairJudge("m", "http://x"), "m")]
+    bare = [(PairFunction(half), "half"), (PairJudge("m", "http://x"), "m")]
     for judge, name in [*loaded, *bare, (SelfPlay(half, name="s"), "s")]:
         assert isinstance(judge, Judge) and judge.name == name_of(judge) == name
         assert dict(judge.failures) == {} and judge.repeated == 0

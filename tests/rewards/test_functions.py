@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from valence.errors import UserError
-from valence.rewards import RewardFunction, load_reward
-from valence.rewards.functions import last_number, rouge_l
+from valence.rewards.functions import RewardFunction, last_number, rouge_l
+from valence.rewards.loading import load_reward
 
 PROMPTS = ["p", "p", "q"]
 TEXTS = ["a b", "c", "d e f"]

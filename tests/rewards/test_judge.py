@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from valence.errors import UserError
-from valence.rewards import load_reward
+from valence.rewards import http_judge
 from valence.rewards.http_judge import PairJudge, parse_verdict
 from valence.rewards.judge import PairFunction, SelfPlay
+from valence.rewards.loading import load_reward
 
 
 class Server:
@@ -113,7 +114,9 @@ def test_the_key_comes_from_the_environment_alone(server: Server, monkeypatch: p
     assert server.headers == [None, None, "Bearer secret", "Bearer secret"]
 
 
-def test_what_was_asked_once_costs_nothing_again(server: Server, tmp_path: Path) -> None:
+def test_what_was_asked_once_costs_nothing_again(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pairs = (["p", "q"], ["a {prompt}", "bb"], ["ccc", "d"])
     first = PairJudge("m", server.url, cache=tmp_path / "kept" / "judge.sqlite")
     expected = first(*pairs)
@@ -122,23 +125,25 @@ def test_what_was_asked_once_costs_nothing_again(server: Server, tmp_path: Path)
     assert again(*pairs) == expected
     # Another model's answers are others; braces in completions are text.
     assert sum("a {prompt}" in body["messages"][0]["content"] for body in server.seen) == 2
+    monkeypatch.setattr(http_judge, "PATIENCE", 0.1)
     with pytest.raises(UserError, match="gave no answer"):
-        PairJudge("n", "http://127.0.0.1:9/v1", cache=tmp_path / "kept" / "judge.sqlite", patience=0.1)(*pairs)
+        PairJudge("n", "http://127.0.0.1:9/v1", cache=tmp_path / "kept" / "judge.sqlite")(*pairs)
 
 
 def test_a_busy_server_is_asked_again_and_a_refusal_is_said(server: Server) -> None:
     server.statuses = [503, 429]
-    judge = PairJudge("m", server.url, concurrency=1)
+    judge = PairJudge("m", server.url)
     assert judge(["p"], ["xx"], ["y"]) == [1.0] and len(server.seen) == 4
     server.statuses = [401]
     with pytest.raises(UserError, match=r"rejects the request: it answers 401"):
-        PairJudge("m", server.url, concurrency=1)(["p"], ["xx"], ["y"])
+        PairJudge("m", server.url)(["p"], ["xx"], ["y"])
 
 
-def test_a_server_that_comes_back_is_waited_for(server: Server) -> None:
+def test_a_server_that_comes_back_is_waited_for(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_judge, "PATIENCE", 20.0)
     server.stop()
     threading.Timer(0.8, server.start).start()
-    assert PairJudge("m", server.url, patience=20.0)(["p"], ["xx"], ["y"]) == [1.0]
+    assert PairJudge("m", server.url)(["p"], ["xx"], ["y"]) == [1.0]
 
 
 def test_how_completions_fare_among_themselves(server: Server) -> None:

@@ -28,10 +28,11 @@ import torch
 from safetensors.torch import load_file
 
 from valence.errors import UserError
-from valence.policies.loading import small_lm_path
-from valence.rewards import http_judge, load_reward
+from valence.policies.loading import carried
+from valence.rewards import http_judge
 from valence.rewards.http_judge import PairJudge
 from valence.rewards.judge import SelfPlay
+from valence.rewards.loading import load_reward
 from valence.runs.improve_language import improve
 
 ABSENT = [name for name in ("fastapi", "uvicorn", "openai") if importlib.util.find_spec(name) is None]
@@ -95,7 +96,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The carried model with the least of chat templates, for it has none."""
     folder = tmp_path_factory.mktemp("models") / "small-lm"
-    shutil.copytree(small_lm_path(), folder)
+    shutil.copytree(carried("small-lm"), folder)
     (folder / "chat_template.jinja").write_text("{{ bos_token }}{{ messages[-1]['content'] }}")
     return folder
 
@@ -162,7 +163,7 @@ def test_the_small_model_answers_and_is_asked_once(server: Server, small: Path, 
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         nowhere = f"http://127.0.0.1:{closed.getsockname()[1]}/v1"
-        again = PairJudge(str(small), nowhere, template=unended, cache=cache, patience=0.1)
+        again = PairJudge(str(small), nowhere, template=unended, cache=cache)
         assert again(*pairs) == verdicts
 
 

@@ -15,8 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from valence.errors import UserError
-from valence.rewards import load_reward
+from valence.rewards import reward_model as reward_models
 from valence.rewards.judge import SelfPlay
+from valence.rewards.loading import load_reward
 from valence.rewards.preference_model import PreferenceModel, preference_score
 from valence.rewards.reward_model import RewardModel
 from valence.runs.reward_model import reward_model
@@ -115,13 +116,16 @@ def test_bradley_terry_cannot(pairs: str, tiny_llama: Path, tmp_path: Path) -> N
     assert torch.nn.functional.softplus(-gap).mean().item() > math.log(2) - 0.02
 
 
-def test_the_folder_is_a_pairwise_judge_by_its_name(trained: tuple[Path, dict[str, Any]]) -> None:
+def test_the_folder_is_a_pairwise_judge_by_its_name(
+    trained: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder, _ = trained
     reward = load_reward(str(folder))
     assert isinstance(reward, SelfPlay) and isinstance(reward.judge, PreferenceModel)
     prompts, winners, losers = fresh(4)
-    alone = PreferenceModel(str(folder), batch_size=1)(prompts, winners, losers)
-    assert reward.judge(prompts, winners, losers) == pytest.approx(alone, abs=1e-4)
+    together = reward.judge(prompts, winners, losers)
+    monkeypatch.setattr(reward_models, "TOGETHER", 1)
+    assert together == pytest.approx(reward.judge(prompts, winners, losers), abs=1e-4)
     draw = random.Random(5)
     texts = [sentence(kind, draw) for kind in (0, 1, 2)]
     # Each beats one and loses to one: a cycle leaves all near 0, alone the better of two is above.

@@ -13,7 +13,7 @@ import torch
 from valence.data.load import load_feedback
 from valence.errors import UserError
 from valence.objectives.bradley_terry import bradley_terry_loss, score_loss
-from valence.rewards import load_reward
+from valence.rewards.loading import load_reward
 from valence.rewards.training import Comparison, comparisons, scored
 from valence.runs.reward_model import reward_model
 

@@ -261,7 +261,7 @@ def test_environments_are_named_in_one_line(tmp_path: Path) -> None:
 
 def config_of(**options: Any) -> ControlConfig:
     words, positional = to_words(ControlConfig, {"environment": POINT} | options)
-    return configure(ControlConfig, words, positional, prog="valence control")
+    return configure(ControlConfig, words, positional)
 
 
 def objective(policy: str = "gaussian", size: int = 1, **options: Any) -> Any:

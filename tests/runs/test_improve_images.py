@@ -23,7 +23,7 @@ from valence.rewards.images import DEFAULT_REWARD, JUDGE
 from valence.rewards.judge import PairFunction, SelfPlay
 from valence.runs.improve_images import DIGIT_PROMPTS, ImagesConfig, improve_images, judge_names
 from valence.runs.methods import METHODS
-from valence.runs.settings import configure, flat, to_words
+from valence.runs.settings import configure, settings_of, to_words
 from valence.sources.images import image_prompt
 from valence.training.learner import Learner
 from valence.training.tracking import read_metrics
@@ -67,7 +67,7 @@ def run(tiny: Path, out: Path, reward: Any = bright, **options: Any) -> Any:
 
 def configured(**options: Any) -> Any:
     words, positional = to_words(ImagesConfig, options)
-    return configure(ImagesConfig, words, positional, prog="valence improve-images")
+    return configure(ImagesConfig, words, positional)
 
 
 def grid_of(result: Any, step: int) -> Any:
@@ -119,7 +119,7 @@ def test_every_method_runs_and_moves_the_pipeline(method: str, tiny: Path, tmp_p
     assert "num_inference_steps=2, guidance_scale=1" in card
     kept = yaml.safe_load((out / "config.yaml").read_text())
     assert kept["method"] == method and kept["reward"] == "bright" and kept["prompts"] == ""
-    assert flat(configured(**kept)) == kept | {"resume": False}
+    assert settings_of(configured(**kept)) == kept
 
 
 def test_the_report_shows_the_grids(tiny: Path, tmp_path: Path, curves: None) -> None:

@@ -7,7 +7,7 @@ import inspect
 import math
 import pkgutil
 from dataclasses import MISSING, fields, is_dataclass
-from typing import Any, get_type_hints
+from typing import Any
 
 import pytest
 
@@ -60,7 +60,7 @@ ROWS = [(place, name) for place, table in METHODS.items() for name in table]
 def made(place: str, name: str, *words: str) -> Any:
     """The configuration of a method, from words."""
     given = [*WORDS.get(place, []), f"--method={name}", *words]
-    return configure(CONFIGS[place], given, REQUIRED[place], prog=f"valence {place}")
+    return configure(CONFIGS[place], given, REQUIRED[place])
 
 
 def objective_of(place: str, name: str, *words: str) -> Any:
@@ -200,11 +200,8 @@ def test_every_field_of_every_objective_can_be_reached() -> None:
 
 def helps(kind: Any) -> dict[str, str]:
     """Name -> help of every option of a configuration class, as the command line shows it."""
-    found, shown = docstring_help(kind), dict[str, str]()
-    for name, hint in get_type_hints(kind, include_extras=True).items():
-        part = next((part for part in getattr(hint, "__metadata__", ()) if getattr(part, "help", "")), None)
-        shown[name] = part.help if part is not None else found.get(name, "")
-    return {item.name: shown[item.name] for item in fields(kind) if not is_dataclass(getattr(kind(), item.name))}
+    found = docstring_help(kind)
+    return {item.name: found[item.name] for item in fields(kind) if not is_dataclass(getattr(kind(), item.name))}
 
 
 @pytest.mark.parametrize("kind", [*CONFIGS.values(), *OTHERS], ids=lambda kind: kind.__name__)

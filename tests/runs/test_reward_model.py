@@ -11,9 +11,10 @@ import pytest
 from valence.cli.main import main
 from valence.errors import UserError
 from valence.rewards.preference_model import PreferenceModel
-from valence.runs.compare import compare
+from valence.runs.compare import CompareConfig, run_comparison
 from valence.runs.improve_language import improve
 from valence.runs.reward_model import reward_model
+from valence.runs.settings import configure, to_words
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> str:
@@ -94,7 +95,8 @@ def test_improve_and_compare_run_with_a_preference_model(
     )  # fmt: skip
     assert done.steps == 4 and done.after["kl_policy_ref"] > 0
     options = {"prompts": prompts, "judge": str(folder), "out": str(tmp_path / "cmp"), "max_new_tokens": 6}
-    found = compare(str(tiny_llama), str(tiny_t5), quiet=True, **options)
+    options["models"] = [str(tiny_llama), str(tiny_t5)]
+    found = run_comparison(configure(CompareConfig, *to_words(CompareConfig, options)))
     rows = [json.loads(line) for line in (tmp_path / "cmp" / "samples.jsonl").read_text().splitlines()]
     expected = PreferenceModel(str(folder))(*([row[name] for row in rows] for name in ("prompt", "first", "second")))
     assert found.judged == 8 and [row["verdict"] for row in rows] == pytest.approx(expected, abs=1e-5)

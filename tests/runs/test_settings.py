@@ -23,9 +23,9 @@ from valence.runs.improve_language import ImproveConfig
 from valence.runs.methods import METHODS
 from valence.runs.offline_control import OfflineControlConfig
 from valence.runs.reward_model import RewardModelConfig
-from valence.runs.run import settings_of, write_settings
+from valence.runs.run import write_settings
 from valence.runs.search import SearchConfig
-from valence.runs.settings import configure, flat, preset_default, read_config, to_words
+from valence.runs.settings import configure, preset_default, read_config, settings_of, to_words
 
 CONFIGS: dict[str, Any] = {
     "align": AlignConfig, "improve": ImproveConfig, "improve-images": ImagesConfig, "control": ControlConfig,
@@ -44,7 +44,7 @@ def made(place: str, *, chosen: str = "pmpo", **options: Any) -> Any:
     kind = CONFIGS[place]
     words, positional = to_words(kind, GIVEN[place] | options)
     choose = (lambda config: chosen) if place == "align" else None
-    return configure(kind, words, positional, prog=f"valence {place}", choose=choose)
+    return configure(kind, words, positional, choose=choose)
 
 
 def align_config(**options: Any) -> Any:
@@ -117,7 +117,7 @@ def test_numbers_that_must_be_above_zero(name: str) -> None:
 
 @pytest.mark.parametrize("name", LEAST_ZERO)
 def test_numbers_that_may_be_zero(name: str) -> None:
-    assert flat(align_config(**{name: 0}))[name] == 0
+    assert settings_of(align_config(**{name: 0}))[name] == 0
 
 
 @pytest.mark.parametrize("name", OF_METHODS)
@@ -127,7 +127,7 @@ def test_numbers_of_the_methods(name: str) -> None:
         assert refused(method=method, **{name: wrong}).startswith(f"`{name}`")
     pair = {"accepted_fraction": 0.5, "rejected_fraction": 0.5} if name.endswith("fraction") else {}
     if not above:
-        assert flat(align_config(method=method, **(pair | {name: 0})))[name] == 0
+        assert settings_of(align_config(method=method, **(pair | {name: 0})))[name] == 0
 
 
 @pytest.mark.parametrize("name", NUMBERS)
@@ -140,7 +140,7 @@ def test_every_number_is_finite(name: str, value: Any) -> None:
 def test_a_whole_number_is_not_larger_than_torch_takes_and_has_no_fraction(name: str) -> None:
     assert "at most" in refused(**{name: 2**40})
     assert refused(**{name: 2.5}).startswith(f"`{name}`")
-    assert flat(align_config(**{name: 4.0}))[name] == 4, "YAML and Python write whole numbers either way"
+    assert settings_of(align_config(**{name: 4.0}))[name] == 4, "YAML and Python write whole numbers either way"
 
 
 def test_a_message_says_what_is_wrong() -> None:
@@ -174,12 +174,12 @@ def test_feedback_is_a_path_or_a_list_of_paths(name: str) -> None:
     for wrong in (5, True, 1.5, {"a": "b"}, [1], ["a", None], b"a"):
         assert f"`{name}`" in refused(**{name: wrong})
     for right, expected in (("a", ["a"]), (["a", Path("b")], ["a", "b"]), (Path("a"), ["a"])):
-        assert flat(align_config(**{name: right}))[name] == expected
+        assert settings_of(align_config(**{name: right}))[name] == expected
     for none in (None, []):
         if name == "feedback":
             assert refused(feedback=none).startswith("feedback missing: valence align FEEDBACK")
         else:
-            assert flat(align_config(eval_feedback=none))[name] == []
+            assert settings_of(align_config(eval_feedback=none))[name] == []
 
 
 @pytest.mark.parametrize("name", ["model", "out", "separator", "method", "device"])
@@ -315,14 +315,14 @@ def test_auto_reads_the_options_of_any_method_first() -> None:
         return "dro"
 
     words, positional = to_words(AlignConfig, GIVEN["align"] | {"tau": 2, "standardize": False, "max_length": 9})
-    config = configure(AlignConfig, words, positional, prog="valence align", choose=choose)
+    config = configure(AlignConfig, words, positional, choose=choose)
     assert (config.method, config.options.tau, config.options.standardize) == ("dro", 2.0, False)
     assert len(seen) == 1 and seen[0].data.max_length == 9 and seen[0].feedback == ("f",)
     # What is missing or wrong is reported before anything is read.
     with pytest.raises(UserError, match="out missing"):
-        configure(AlignConfig, ["--model=m"], {"feedback": ("f",)}, prog="valence align", choose=choose)
+        configure(AlignConfig, ["--model=m"], {"feedback": ("f",)}, choose=choose)
     with pytest.raises(UserError, match="`max_length` is 1"):
-        configure(AlignConfig, [*words, "--max-length=1"], positional, prog="valence align", choose=choose)
+        configure(AlignConfig, [*words, "--max-length=1"], positional, choose=choose)
     assert len(seen) == 1
 
 
@@ -354,26 +354,26 @@ def test_config_yaml_is_the_configuration(place: str, method: str, tmp_path: Pat
             hints |= get_type_hints(type(group))
     moved = {
         name: different(name, value, hints.get(name))
-        for name, value in flat(default).items()
+        for name, value in settings_of(default).items()
         if name not in UNTOUCHED | {"method"} and value not in (None, "", [])
     }
-    moved |= {"reference_dtype": ""} if "reference_dtype" in flat(default) else {}
+    moved |= {"reference_dtype": ""} if "reference_dtype" in settings_of(default) else {}
     moved |= {"statistics_least": 20} if "statistics_least" in moved else {}
     moved |= {"accepted_fraction": 0.5, "rejected_fraction": 0.25} if {"accepted_fraction"} <= moved.keys() else {}
     first = made(place, **({"method": method} | moved))
-    assert all(flat(first)[name] == value for name, value in moved.items())
-    changed = [name for name, value in moved.items() if flat(default)[name] != value]
+    assert all(settings_of(first)[name] == value for name, value in moved.items())
+    changed = [name for name, value in moved.items() if settings_of(default)[name] != value]
     assert len(changed) >= (5 if place in ("offline-control", "search") else 10)
     write_settings(tmp_path, settings_of(first))
     kept = yaml.safe_load((tmp_path / "config.yaml").read_text())
-    assert kept == {name: value for name, value in flat(first).items() if name != "resume"} and "preset" not in kept
+    assert kept == settings_of(first) and not {"preset", "resume"} & kept.keys()
     assert CONFIGS[place] is not AlignConfig or kept["method"] == method
     words, positional = to_words(kind, read_config(str(tmp_path / "config.yaml")))
-    second = configure(kind, words, positional, prog="valence")
-    assert flat(second) == flat(first) and second == first
+    second = configure(kind, words, positional)
+    assert settings_of(second) == settings_of(first) and second == first
     # The command line reads the same file.
     words, positional = with_config_file(kind, ["--config", str(tmp_path / "config.yaml")])
-    assert flat(configure(kind, words, positional, prog="valence")) == flat(first)
+    assert settings_of(configure(kind, words, positional)) == settings_of(first)
 
 
 @pytest.mark.parametrize(("place", "method", "preset"), [
@@ -385,19 +385,19 @@ def test_a_preset_is_written_out(place: str, method: str, preset: str) -> None:
     kept = settings_of(first)
     assert "preset" not in kept
     again = made(place, **kept)
-    assert flat(again) == flat(first) and again == replace(first, preset=None)
+    assert settings_of(again) == settings_of(first) and again == replace(first, preset=None)
 
 
 def test_a_runs_own_file_goes_with_resume_and_what_is_given_wins(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("feedback: [f]\nmodel: m\nmethod: dro\ntau: 2.0\nlr: 0.5\nout: elsewhere\n")
     for words in (["--out", str(tmp_path), "--resume", "--lr", "0.25"], [f"--out={tmp_path}", "--resume", "--lr=0.25"]):
-        config = configure(AlignConfig, *with_config_file(AlignConfig, words), prog="valence align")
+        config = configure(AlignConfig, *with_config_file(AlignConfig, words))
         assert (config.method, config.options.tau, config.train.lr) == ("dro", 2.0, 0.25)
         assert config.out == str(tmp_path) and config.run.resume and config.feedback == ("f",)
     # Without --resume the folder's file is not looked at.
     assert with_config_file(AlignConfig, ["--out", str(tmp_path)]) == (["--out", str(tmp_path)], {})
     named = ["other.jsonl", f"--config={tmp_path}/config.yaml"]
-    config = configure(AlignConfig, *with_config_file(AlignConfig, named), prog="valence align")
+    config = configure(AlignConfig, *with_config_file(AlignConfig, named))
     assert config.feedback == ("other.jsonl",) and config.train.lr == 0.5
 
 
@@ -405,12 +405,12 @@ def test_another_method_beside_a_file_drops_the_options_of_the_files_method(tmp_
     kept = settings_of(made("align", method="dro", tau=2.0, lr=0.5, batch_size=7))
     write_settings(tmp_path, kept)
     words = ["--config", str(tmp_path / "config.yaml"), "--method", "pmpo"]
-    config = configure(AlignConfig, *with_config_file(AlignConfig, words), prog="valence align")
+    config = configure(AlignConfig, *with_config_file(AlignConfig, words))
     assert config.method == "pmpo" and (config.train.lr, config.train.batch_size) == (0.5, 7)
     assert METHODS["align"]["pmpo"].make(config.options) == PMPO()
     # The same method keeps them.
     words = ["--config", str(tmp_path / "config.yaml"), "--method", "dro"]
-    config = configure(AlignConfig, *with_config_file(AlignConfig, words), prog="valence align")
+    config = configure(AlignConfig, *with_config_file(AlignConfig, words))
     assert config.options.tau == 2.0
 
 
@@ -420,10 +420,10 @@ def test_commands_without_methods_have_a_file_too(tmp_path: Path) -> None:
         (CompareConfig, {"models": ["a", "b"], "prompts": "p", "judge": "length", "out": "o", "temperature": 0.5}),
     ):
         words, positional = to_words(kind, given)
-        first = configure(kind, words, positional, prog="valence")
+        first = configure(kind, words, positional)
         write_settings(tmp_path, settings_of(first))
         words, positional = to_words(kind, read_config(str(tmp_path / "config.yaml")))
-        assert configure(kind, words, positional, prog="valence") == first
+        assert configure(kind, words, positional) == first
     with pytest.raises(UserError, match="`embedding` is 4, and must be left out"):
         words, positional = to_words(RewardModelConfig, {"feedback": "f", "model": "m", "out": "o", "embedding": 4})
-        configure(RewardModelConfig, words, positional, prog="valence")
+        configure(RewardModelConfig, words, positional)

@@ -14,7 +14,7 @@ from valence.feedback.labelling import label_halves
 from valence.feedback.running import RunningStandard
 from valence.policies.denoiser import Denoiser
 from valence.policies.image_pipelines import SamplerSettings, make_denoiser
-from valence.rewards import RewardFunction
+from valence.rewards.functions import RewardFunction
 from valence.sources.images import ImageModality, image_prompt
 from valence.sources.modality import OnlineSettings
 from valence.sources.online import OnlineSource

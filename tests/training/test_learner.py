@@ -582,10 +582,10 @@ def test_constants_get_no_gradient_even_where_an_objective_would_give_one() -> N
     """ref_log_prob and the value in the policy's term are constant: the learner differentiates leaves alone."""
 
     class Careless(DPO):
-        def __call__(self, likelihood: Likelihood, target: Any, state: Any = None) -> Loss:
+        def __call__(self, likelihood: Likelihood, target: Any) -> Loss:
             assert likelihood.ref_log_prob is not None and not likelihood.ref_log_prob.requires_grad
             assert likelihood.log_prob.is_leaf and likelihood.log_prob.requires_grad
-            return super().__call__(likelihood, target, state)
+            return super().__call__(likelihood, target)
 
     policy = helpers.policy("llama")
     learner = Learner(

@@ -10,20 +10,20 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import valence
+from valence.errors import UserError
+
 RUNS = "valence.runs"
 
 
 @dataclass(frozen=True)
 class Command:
-    """A row of the table.
+    """A row of the table: a line for `valence --help`, and what lies in a module: the class of the configuration and
+    the function (config, log=, show=) that runs it.
 
     Args:
-        summary: one line for `valence --help`.
-        module: where the command lies.
-        config: the class of its configuration, in that module.
-        run: the function (config, log=, show=) that runs it; with `early`, (words, positional, log=, show=).
         extra: the package extra that has what it needs.
-        early: whether the function parses the words itself, since the method is chosen by the data.
+        early: the function is (words, positional, log=, show=) and parses them, as the data choose the method.
     """
 
     summary: str
@@ -68,7 +68,7 @@ COMMANDS = {
     ),
     "search": Command(
         "find where a function is smallest, from values of any scale, by accepting and rejecting",
-        f"{RUNS}.search", "SearchConfig", "run_search_command", "control",
+        f"{RUNS}.search", "SearchConfig", "run_search", "control",
     ),
     "demo": Command(
         "align the small model that Valence carries with real human thumbs, in minutes",
@@ -90,15 +90,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(USAGE.format(commands="\n".join(lines)))
         sys.exit(0 if arguments else 2)
     if arguments[0] == "--version":
-        import valence
-
         print(f"valence {valence.__version__}")
         return
     name, words = arguments[0], arguments[1:]
     if name not in COMMANDS:
         fail(f"there is no command {name!r}; the commands are {', '.join(COMMANDS)}")
-    from valence.errors import UserError
-
     try:
         call(name, words)
     except UserError as error:
@@ -125,18 +121,16 @@ def call(name: str, words: Sequence[str]) -> None:
     command = COMMANDS[name]
     module = import_module(command.module)
     kind: Any = getattr(module, command.config)
-    from valence.runs.settings import configure
-
     if "-h" in words or "--help" in words:
         print(spell(help_of(kind, words, name)))
         return
-    rest, positional = with_config_file(kind, words)
-    run: Any = getattr(module, command.run)
-    prog = f"valence {name}"
+    from valence.runs.settings import configure
+
+    given, run = with_config_file(kind, words), getattr(module, command.run)
     if command.early:
-        run(rest, positional, log=log, show=True)
+        run(*given, log=log, show=True)
     else:
-        run(configure(kind, rest, positional, prog=prog), log=log, show=True)
+        run(configure(kind, *given), log=log, show=True)
 
 
 def help_of(kind: Any, words: Sequence[str], name: str) -> str:
@@ -145,10 +139,10 @@ def help_of(kind: Any, words: Sequence[str], name: str) -> str:
     from valence.runs.methods import METHODS
     from valence.runs.settings import preset_default, take
 
-    table, (asked, _) = METHODS.get(kind.place, {}), take(words, "method", "preset")
+    table, (asked, _) = METHODS.get(name, {}), take(words, "method", "preset")
     method = asked["method"] or (kind.method if table else name)
     default = preset_default(kind, table[method], asked["preset"], method) if method in table else kind()
-    return render(kind, default, method, list(table) if len(table) > 1 else [])
+    return render(default, method, list(table) if len(table) > 1 else [])
 
 
 def with_config_file(kind: Any, words: Sequence[str]) -> tuple[list[str], dict[str, Any]]:

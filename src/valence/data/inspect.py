@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 from valence.data.load import Loaded
-from valence.data.records import Record, Text, contents
+from valence.data.records import Record, contents
 
 COLUMNS_SHOWN = 8
 
@@ -61,7 +61,10 @@ def summarize(loaded: Loaded) -> Summary:
     """Count the content of files of feedback."""
     records = loaded.records
     shapes = Counter(record.shape for record in records)
-    verdicts = [value for record in records if record.shape == "label" for value in record.values]
+    labels = [record for record in records if record.shape == "label"]
+    verdicts = [record.values[0] for record in labels]
+    # A completion that is both accepted and rejected counts twice.
+    signed = {(record.prompt, record.completions, record.values) for record in labels if record.values[0]}
     judged = bool(shapes["label"] or shapes["pair"])
     scores = [value for record in records if record.scored for value in record.values]
     lengths = [len("".join(contents(text))) for record in records for text in record.completions]
@@ -78,7 +81,7 @@ def summarize(loaded: Loaded) -> Summary:
         splits=dict(Counter(record.split or "" for record in records)),
         score_range=(min(scores), max(scores)) if scores else None,
         mean_length=sum(lengths) / len(lengths) if lengths else 0.0,
-        conflicts=_conflicts(records),
+        conflicts=len(signed) - len({(prompt, completions) for prompt, completions, _ in signed}),
         ties=sum(record.shape == "pair" and record.scored and len(set(record.values)) == 1 for record in records),
         empty_prompts=sum(record.shape != "prompt" and not any(contents(record.prompt)) for record in records),
     )
@@ -133,15 +136,6 @@ CHOICES: dict[str, Callable[[Sequence[Record]], tuple[str | None, str]]] = {
     "ranking": _for_rankings,
 }
 """Shape of the feedback -> its records -> (method, reason)."""
-
-
-def _conflicts(records: Sequence[Record]) -> int:
-    """The number of completions that are both accepted and rejected."""
-    verdicts: defaultdict[tuple[Text, Text], set[float]] = defaultdict(set)
-    for record in records:
-        if record.shape == "label":
-            verdicts[record.prompt, record.completions[0]].add(record.values[0])
-    return sum({1.0, -1.0} <= signs for signs in verdicts.values())
 
 
 def render(summary: Summary, most: int = 10) -> object:

@@ -7,15 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from valence.evaluation.language import as_batch
+from valence.evaluation.language import Drawn, sample_kls, sampled_kl
 from valence.evaluation.pictures import grids_section, image_grid, pixel_spread
 from valence.evaluation.samples import JudgeSamples, Samples
 from valence.policies.denoiser import Denoiser
 from valence.protocols import Reference
 from valence.sources.prompts import EncodedPrompt
-from valence.types import Action, Batch
 
 MAX_IMAGES, MAX_GRIDS = 40, 6
 """Images in a grid, and grids in a report."""
@@ -44,26 +42,22 @@ class ImageEvaluation:
         self.context = policy.context(self.prompts)
         self.seed = seed + 7919
         with reference.active() as initial:
-            self.initial_batch, self.initial_images = self._draw(initial, self.seed)
+            self.initial_images, self.initial = self._draw(initial, self.seed)
 
-    def _draw(self, policy: Any, seed: int) -> tuple[Batch, list[Any]]:
-        action: Action = policy.sample(self.context, 1, torch.Generator().manual_seed(seed))
+    def _draw(self, policy: Denoiser, seed: int) -> tuple[list[Any], list[Drawn]]:
+        action = policy.sample(self.context, 1, torch.Generator().manual_seed(seed))
         assert action.output is not None
-        return as_batch(self.context, action), [row[0] for row in action.output]
-
-    def _kl(self, batch: Batch, name: str) -> Tensor:
-        """KL along each sample, nats: "policy_kl" of the policy's samples, "ref_kl" of the reference's."""
-        return getattr(self.policy.likelihood(batch, self.reference, frozenset({name})).total(), name)[:, 0]
+        return [row[0] for row in action.output], [(self.context, action)]
 
     def __call__(self, step: int) -> dict[str, float]:
-        batch, images = self._draw(self.policy, self.seed)
-        kl = self._kl(batch, "policy_kl")
+        images, drawn = self._draw(self.policy, self.seed)
+        kl = sample_kls(self.policy, self.reference, drawn, "policy_kl")
         folder = self.out / "grids"
         folder.mkdir(exist_ok=True)
         image_grid(images[:MAX_IMAGES], self.columns).save(folder / f"step-{step:06d}.png")
         figures = {
             "kl_policy_ref": float(kl.mean()),
-            "kl_ref_policy": float(self._kl(self.initial_batch, "ref_kl").mean()),
+            "kl_ref_policy": sampled_kl(self.policy, self.reference, self.initial, "ref_kl"),
             "pixel_spread": pixel_spread(images, self.prompt_index),
         }
         judged = self.judge(Samples(step, self.prompt_index, images, self.initial_images, kl.tolist()))
@@ -71,7 +65,8 @@ class ImageEvaluation:
 
     def kl(self, step: int) -> float:
         """KL(pi || pi_ref) on fresh samples, nats per sample."""
-        return float(self._kl(self._draw(self.policy, self.seed + step)[0], "policy_kl").mean())
+        _, drawn = self._draw(self.policy, self.seed + step)
+        return sampled_kl(self.policy, self.reference, drawn, "policy_kl")
 
     def samples(self) -> list[dict[str, str]]:
         """Samples as text: none, since `section` shows the images."""

@@ -19,9 +19,11 @@ from valence.data.collate import EncodedGroup, Encoder, collate, move, pad_actio
 from valence.data.records import Record
 from valence.feedback.conversions import rewards_to_preferences, signs
 from valence.policies.language import LanguagePolicy
-from valence.protocols import Reference
+from valence.protocols import Policy, Reference
 from valence.types import Action, Batch, Feedback, Labels, Preferences, Rewards
 
+Drawn = tuple[Any, Action]
+"""Contexts and the actions drawn in them."""
 CHUNK = 64
 """Sequences that are sampled or measured together."""
 
@@ -33,9 +35,7 @@ def as_batch(context: Any, action: Action) -> Batch:
 
 
 @torch.no_grad()
-def sample_texts(
-    policy: LanguagePolicy, prompts: Sequence[list[int]], *, seed: int
-) -> tuple[list[str], list[tuple[Any, Action]]]:
+def sample_texts(policy: LanguagePolicy, prompts: Sequence[list[int]], *, seed: int) -> tuple[list[str], list[Drawn]]:
     """Draw one completion for each prompt: (texts, their (context, action) in chunks of `CHUNK`)."""
     generator = torch.Generator().manual_seed(seed)
     texts, chunks = [], []
@@ -69,9 +69,7 @@ def complete_records(
 
 
 @torch.no_grad()
-def sample_kls(
-    policy: LanguagePolicy, reference: Reference, chunks: Sequence[tuple[Any, Action]], name: str
-) -> Float[Tensor, " samples"]:
+def sample_kls(policy: Policy, reference: Reference, chunks: Sequence[Drawn], name: str) -> Float[Tensor, " samples"]:
     """KL along each sampled sequence, nats.
 
     Args:
@@ -83,7 +81,7 @@ def sample_kls(
     return torch.cat([getattr(total, name).flatten() for total in totals])
 
 
-def sampled_kl(policy: LanguagePolicy, reference: Reference, chunks: Sequence[tuple[Any, Action]], name: str) -> float:
+def sampled_kl(policy: Policy, reference: Reference, chunks: Sequence[Drawn], name: str) -> float:
     """Mean KL per sequence, nats; see `sample_kls`."""
     return float(sample_kls(policy, reference, chunks, name).mean())
 
@@ -164,7 +162,7 @@ def text_nll(policy: LanguagePolicy, texts: Sequence[str], *, max_tokens: int = 
     return total / count
 
 
-def truncated_share(chunks: Sequence[tuple[Any, Action]], end_token_ids: Sequence[int]) -> float:
+def truncated_share(chunks: Sequence[Drawn], end_token_ids: Sequence[int]) -> float:
     """Share of sampled completions that were cut at the length limit; their KLs end there too."""
     ids = torch.tensor(list(end_token_ids))
     ended = [(torch.isin(action.steps.cpu(), ids) & action.mask.cpu()).any(-1).flatten() for _, action in chunks]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import io
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,7 @@ def image_grid(images: Sequence[Any], columns: int) -> Any:
     return grid
 
 
-def pixel_spread(images: Sequence[Any], groups: Sequence[Any]) -> float:
+def pixel_spread(images: Sequence[Any], groups: Sequence[Hashable]) -> float:
     """How much the images of one group differ: the mean standard deviation of a pixel within its group, in [0, 1].
 
     It is near 0 where a policy draws one image over and over, and NaN where no group has two images.
@@ -64,7 +64,7 @@ def pixel_spread(images: Sequence[Any], groups: Sequence[Any]) -> float:
         groups: the group of each image.
     """
     pixels = np.stack([np.asarray(image, dtype=np.float32) / 255 for image in images])
-    members: dict[Any, list[int]] = {}
+    members: dict[Hashable, list[int]] = {}
     for place, group in enumerate(groups):
         members.setdefault(group, []).append(place)
     spreads = [pixels[places].std(axis=0, ddof=1).mean() for places in members.values() if len(places) > 1]

@@ -9,8 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from valence.evaluation import overoptimization
-from valence.evaluation.overoptimization import EvaluationPoint, audit
+from valence.evaluation.overoptimization import EvaluationPoint, audit, section
 from valence.evaluation.samples import Samples
 from valence.evaluation.statistics import mean_interval
 from valence.rewards.ensemble import Judge, RewardFn
@@ -53,7 +52,7 @@ class Watch:
         ]  # fmt: skip
         self.evaluations.append(EvaluationPoint(samples.step, samples.kl, proxy, gold, samples.prompt_index))
         (self.out / FILE).write_text(json.dumps([asdict(point) for point in self.evaluations]))
-        now = self.audit()
+        now = audit(self.evaluations)
         if now is not None and now.best.step == samples.step:
             self.policy.save(self.out / BEST)
         figures = _figures("reward", proxy) | _figures("gold", gold or ())
@@ -67,19 +66,15 @@ class Watch:
             return verdicts(judge, rows, samples.outputs, samples.initial_outputs)
         return ask(judge, rows, samples.outputs)
 
-    def audit(self) -> overoptimization.Audit | None:
-        """Whether reward and gold diverged; None without gold."""
-        return audit(self.evaluations)
-
     def section(self) -> str:
         """The part of the report about reward and gold, as HTML."""
-        return overoptimization.section(self.evaluations)
+        return section(self.evaluations)
 
     def warnings(self, unit: str) -> list[str]:
         """Lines to read before the model is used: gold's course, and how often the reward of `unit` ("completions" or
         "images") failed."""
         lines = []
-        result = self.audit()
+        result = audit(self.evaluations)
         if result is not None:
             lines.append(("warning: " if result.diverged else "") + result.sentence())
             if result.best.step != result.last.step:

@@ -11,20 +11,19 @@ reward's. The mean is over steps.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from valence.objectives import common
+from valence.objectives.common import Each
 from valence.objectives.ppo import StepObjective, StepTarget
 from valence.types import Batch, Likelihood, Loss
 
 
-def apa_loss(
-    ratio: Float[Tensor, "*#shape"], advantage: Float[Tensor, "*#shape"], *, temperature: float
-) -> Float[Tensor, "*shape"]:
+def apa_loss(ratio: Each, advantage: Each, *, temperature: float) -> Float[Tensor, "*shape"]:
     """(log(pi / pi_ref) - A / lambda)^2, in squared nats."""
     return (ratio - advantage / temperature).square()
 
@@ -46,14 +45,11 @@ class APA(StepObjective):
         common.require_positive(advantage_temperature=self.advantage_temperature)
 
     def prepare(self, batch: Batch, frozen: Likelihood | None) -> StepTarget:
-        advantage, value, mask = self.advantages(batch, frozen)
-        returns = torch.where(mask, advantage + value, 0.0)
-        return StepTarget(present=batch.present, advantage=advantage, returns=returns, steps=mask.sum(-1))
+        return self.step_target(batch, frozen)
 
-    def __call__(self, likelihood: Likelihood, target: StepTarget, state: Any = None) -> Loss:
-        mask = common.step_mask(likelihood, "APA") & target.present[..., None]
-        ratio = torch.where(mask, common.log_ratio(likelihood, "APA"), 0.0)
-        value = torch.where(mask, common.part(likelihood, "value", "APA"), 0.0)
+    def __call__(self, likelihood: Likelihood, target: StepTarget) -> Loss:
+        ratio = torch.where(target.mask, common.log_ratio(likelihood, "APA"), 0.0)
+        value = torch.where(target.mask, common.part(likelihood, "value", "APA"), 0.0)
         policy = apa_loss(ratio, target.advantage, temperature=self.advantage_temperature)
         critic = (value - target.returns).square() / 2
-        return self.loss(policy, critic, mask, {"value": (value, mask), "returns": (target.returns, mask)})
+        return self.loss(policy, critic, value, target, {})

@@ -8,11 +8,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float, Shaped
-from torch import Tensor
+from torch import Tensor, nn
 
 from valence.feedback.pairs import preferences_to_pairs, rewards_to_pairs
 from valence.types import (
@@ -30,6 +30,14 @@ from valence.types import (
 
 ANCHORS = ("reference", "old")
 """The policy in the denominator of log-ratios: pi_ref, or pi_t that collected the actions."""
+PerPair = Float[Tensor, " P"]
+PerAction = Float[Tensor, "N K"]
+Present = Bool[Tensor, "N K"]
+"""Which actions exist."""
+Sides = tuple[PerPair, PerPair]
+"""One number of the better and of the worse action of each pair."""
+Each = Float[Tensor, "*#shape"]
+"""One number of each action or step; shapes broadcast."""
 LARGEST_LOG_RATIO = 20.0
 """Log-ratios in an exponent are bounded to +-20 nats, as public code does: above 88 float32 overflows."""
 
@@ -37,10 +45,12 @@ LARGEST_LOG_RATIO = 20.0
 class Defaults:
     """The attributes of `valence.protocols.Objective` that most objectives have in common."""
 
+    needs: ClassVar[frozenset[str]] = frozenset({"log_prob"})
     frozen_needs: ClassVar[frozenset[str]] = frozenset()
+    accepts: ClassVar[tuple[type, ...]] = (Rewards,)
     linear: ClassVar[bool] = False
 
-    def state(self) -> Any:
+    def state(self) -> nn.Module | None:
         return None
 
 
@@ -61,27 +71,11 @@ class PairTarget(Target):
         return len(self.pairs.gap)
 
 
-def pair_target(objective: Any, batch: Batch, *, keep_ties: bool, anchor: str = "reference") -> PairTarget:
-    """All pairs of each context's actions, from `Rewards` or `Preferences`; with log pi_t if `anchor` is "old".
-
-    Raises:
-        ValueError: the objective does not accept this feedback, or log pi_t is asked for and the batch has none.
-    """
-    require_feedback(objective, batch.feedback)
-    if isinstance(batch.feedback, Rewards):
-        pairs = rewards_to_pairs(batch.feedback, keep_ties=keep_ties)
-    else:
-        assert isinstance(batch.feedback, Preferences)
-        pairs = preferences_to_pairs(batch.feedback, keep_ties=keep_ties)
-    old = old_log_prob(batch, type(objective).__name__) if anchor == "old" else None
-    return PairTarget(present=batch.present, pairs=pairs, old_log_prob=old)
-
-
 class PairObjective(Defaults):
     """An objective that compares all pairs of each context's actions, from `Rewards` or `Preferences`."""
 
-    anchor: Any = "reference"
-    """The policy that log-ratios are to, one of `ANCHORS`."""
+    anchor: Literal["reference", "old"] = "reference"
+    """The policy that log-ratios are to."""
     keep_ties: ClassVar[bool] = True
     """Whether pairs of equal reward are compared."""
     accepts: ClassVar[tuple[type, ...]] = (Rewards, Preferences)
@@ -92,19 +86,39 @@ class PairObjective(Defaults):
         return frozenset({"log_prob"} if self.anchor == "old" else {"log_prob", "ref_log_prob"})
 
     def prepare(self, batch: Batch, frozen: Likelihood | None) -> PairTarget:
-        return pair_target(self, batch, keep_ties=self.keep_ties, anchor=self.anchor)
+        require_feedback(self, batch.feedback)
+        if isinstance(batch.feedback, Rewards):
+            pairs = rewards_to_pairs(batch.feedback, keep_ties=self.keep_ties)
+        else:
+            assert isinstance(batch.feedback, Preferences)
+            pairs = preferences_to_pairs(batch.feedback, keep_ties=self.keep_ties)
+        old = old_log_prob(batch, type(self).__name__) if self.anchor == "old" else None
+        return PairTarget(present=batch.present, pairs=pairs, old_log_prob=old)
 
-    def pair_log_ratios(
-        self, total: Likelihood, target: PairTarget
-    ) -> tuple[Float[Tensor, " P"], Float[Tensor, " P"], Bool[Tensor, " P"]]:
-        """log-ratio to the anchor of the better and of the worse action of each pair, nats; and True for each pair."""
+    def pair_log_ratios(self, total: Likelihood, target: PairTarget) -> Sides:
+        """log-ratio to the anchor of the better and of the worse action of each pair, nats."""
         if target.old_log_prob is None:
             ratio = log_ratio(total, type(self).__name__)
         else:
             ratio = total.log_prob - sum_steps(target.old_log_prob)
-        ratio = zero_absent(ratio, target.present).flatten()
-        better, worse = target.pairs.index.unbind(-1)
-        return ratio[better], ratio[worse], torch.ones_like(better, dtype=torch.bool)
+        return of_pairs(ratio, target)
+
+    def pair_step_means(self, likelihood: Likelihood, target: PairTarget) -> Sides:
+        """Mean log pi of a step of the better and of the worse action of each pair, nats."""
+        steps = step_mask(likelihood, type(self).__name__).sum(-1).clamp(min=1)
+        return of_pairs(likelihood.total().log_prob / steps, target)
+
+
+def of_pairs(value: PerAction, target: PairTarget) -> Sides:
+    """The value of the better and of the worse action of each pair."""
+    value = zero_absent(value, target.present).flatten()
+    better, worse = target.pairs.index.unbind(-1)
+    return value[better], value[worse]
+
+
+def pair_means(**values: PerPair) -> dict[str, Tensor]:
+    """name -> constant mean over the pairs; none where there is no pair."""
+    return {name: value.detach().mean() for name, value in values.items() if len(value)}
 
 
 def require_positive(**fields: float | None) -> None:

@@ -30,17 +30,13 @@ action is (`gap`) is not used. RPO's number of steps is without the prompt's.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
-from jaxtyping import Float
-from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from valence.objectives import common
-from valence.objectives.common import PairTarget
+from valence.objectives.common import PairTarget, PerPair, Sides
 from valence.types import Likelihood, Loss
-
-PerPair = Float[Tensor, " P"]
 
 
 def dpo_loss(gap: PerPair, *, beta: float, label_smoothing: float = 0.0) -> PerPair:
@@ -88,23 +84,19 @@ class _Pairwise(common.PairObjective):
         common.require_positive(beta=self.beta)
         common.require_choice(common.ANCHORS, anchor=self.anchor)
 
-    def __call__(self, likelihood: Likelihood, target: PairTarget, state: Any = None) -> Loss:
+    def __call__(self, likelihood: Likelihood, target: PairTarget) -> Loss:
         total = likelihood.total()
-        better, worse, every = self.pair_log_ratios(total, target)
+        better, worse = self.pair_log_ratios(total, target)
         gap = better - worse
-        loss = self._pair_loss(gap, common.zero_absent(total.log_prob, target.present).flatten(), target, likelihood)
-        values = {
-            "accepted_log_ratio": (better, every),
-            "rejected_log_ratio": (worse, every),
-            "reward_accuracy": ((gap > 0).to(gap.dtype), every),
-            "reward_margin": (self.beta * gap, every),
-        }
-        return Loss({"policy": loss}, common.means(values))
+        loss = self._pair_loss(gap, common.of_pairs(total.log_prob, target), target, likelihood)
+        metrics = common.pair_means(
+            accepted_log_ratio=better, rejected_log_ratio=worse, reward_accuracy=(gap > 0).to(gap.dtype),
+            reward_margin=self.beta * gap,
+        )  # fmt: skip
+        return Loss({"policy": loss}, metrics)
 
-    def _pair_loss(
-        self, gap: PerPair, log_prob: Float[Tensor, " NK"], target: PairTarget, likelihood: Likelihood
-    ) -> PerPair:
-        """The loss of each pair from its gap h and the flattened log-probabilities."""
+    def _pair_loss(self, gap: PerPair, log_prob: Sides, target: PairTarget, likelihood: Likelihood) -> PerPair:
+        """The loss of each pair from its gap h and the log-probabilities of the better and the worse action."""
         raise NotImplementedError
 
 
@@ -123,7 +115,7 @@ class DPO(_Pairwise):
         if not 0 <= self.label_smoothing < 0.5:
             raise ValueError(f"`label_smoothing` must be in [0, 0.5), got {self.label_smoothing}")
 
-    def _pair_loss(self, gap: Tensor, log_prob: Tensor, target: PairTarget, likelihood: Likelihood) -> Tensor:
+    def _pair_loss(self, gap: PerPair, log_prob: Sides, target: PairTarget, likelihood: Likelihood) -> PerPair:
         return dpo_loss(gap, beta=self.beta, label_smoothing=self.label_smoothing)
 
 
@@ -136,7 +128,7 @@ class IPO(_Pairwise):
             over tokens, and is not this one.
     """
 
-    def _pair_loss(self, gap: Tensor, log_prob: Tensor, target: PairTarget, likelihood: Likelihood) -> Tensor:
+    def _pair_loss(self, gap: PerPair, log_prob: Sides, target: PairTarget, likelihood: Likelihood) -> PerPair:
         return ipo_loss(gap, beta=self.beta)
 
 
@@ -148,9 +140,8 @@ class IPOAppendixE(_Pairwise):
         beta: KL weight, above 0: the log-ratio gap of a pair is regressed on 1 / (2 beta) nats.
     """
 
-    def _pair_loss(self, gap: Tensor, log_prob: Tensor, target: PairTarget, likelihood: Likelihood) -> Tensor:
-        better, worse = target.pairs.index.unbind(-1)
-        return ipo_appendix_e_loss(log_prob[better], log_prob[worse], gap, beta=self.beta)
+    def _pair_loss(self, gap: PerPair, log_prob: Sides, target: PairTarget, likelihood: Likelihood) -> PerPair:
+        return ipo_appendix_e_loss(*log_prob, gap, beta=self.beta)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,7 +160,6 @@ class RPO(_Pairwise):
         super().__post_init__()
         common.require_non_negative(sft_weight=self.sft_weight)
 
-    def _pair_loss(self, gap: Tensor, log_prob: Tensor, target: PairTarget, likelihood: Likelihood) -> Tensor:
-        steps = common.step_mask(likelihood, "RPO").sum(-1).clamp(min=1).to(gap.dtype).flatten()
-        better = target.pairs.index[:, 0]
-        return rpo_loss(gap, log_prob[better], steps[better], beta=self.beta, sft_weight=self.sft_weight)
+    def _pair_loss(self, gap: PerPair, log_prob: Sides, target: PairTarget, likelihood: Likelihood) -> PerPair:
+        steps, _ = common.of_pairs(common.step_mask(likelihood, "RPO").sum(-1).clamp(min=1).to(gap.dtype), target)
+        return rpo_loss(gap, log_prob[0], steps, beta=self.beta, sft_weight=self.sft_weight)

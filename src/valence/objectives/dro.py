@@ -20,18 +20,16 @@ Departs from the paper:
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from valence.feedback.conversions import labels_to_rewards
 from valence.objectives import common
+from valence.objectives.common import Each, PerAction, Present
 from valence.types import PER_CONTEXT, Batch, Labels, Likelihood, Loss, Rewards, Target, sum_steps
-
-Each = Float[Tensor, "*#shape"]
-"""One number for each action or step; shapes broadcast."""
 
 
 def dro_residual(reward: Each, value: Each, ratio: Each, *, tau: float) -> Float[Tensor, "*shape"]:
@@ -50,12 +48,7 @@ def dro_policy_loss(reward: Each, value: Each, ratio: Each, *, tau: float) -> Fl
 
 
 def dro_best_value(
-    reward: Float[Tensor, "N K"],
-    ratio: Float[Tensor, "N K"],
-    present: Bool[Tensor, "N K"],
-    *,
-    tau: float,
-    per_prompt: bool,
+    reward: PerAction, ratio: PerAction, present: Present, *, tau: float, per_prompt: bool
 ) -> Float[Tensor, "..."]:
     """The V that minimises the loss for a fixed policy: the mean of r - tau log(pi / pi_ref) (Proposition 1).
 
@@ -83,7 +76,7 @@ class DROTarget(Target):
         value: V of each context, `[N, 1]`; None where a critic learns it.
     """
 
-    reward: Float[Tensor, "N K"] = field(metadata=PER_CONTEXT)
+    reward: PerAction = field(metadata=PER_CONTEXT)
     value: Float[Tensor, "N 1"] | None = field(default=None, metadata=PER_CONTEXT)
 
 
@@ -133,7 +126,7 @@ class DRO(common.Defaults):
         best = dro_best_value(reward.to(ratio.dtype), ratio, present, tau=self.tau, per_prompt=per_prompt)
         return DROTarget(present=present, reward=reward, value=best.expand(len(present), 1))
 
-    def __call__(self, likelihood: Likelihood, target: DROTarget, state: Any = None) -> Loss:
+    def __call__(self, likelihood: Likelihood, target: DROTarget) -> Loss:
         present = target.present
         total_ratio = common.zero_absent(common.log_ratio(likelihood.total(), "DRO"), present)
         reward = target.reward.to(total_ratio.dtype)
@@ -153,8 +146,8 @@ class DRO(common.Defaults):
         return Loss(terms, common.means(values | {"value": (value, present)}))
 
     def _per_step(
-        self, likelihood: Likelihood, value: Tensor, reward: Float[Tensor, "N K"], present: Bool[Tensor, "N K"]
-    ) -> tuple[dict[str, Tensor], Float[Tensor, "N K"]]:
+        self, likelihood: Likelihood, value: Tensor, reward: PerAction, present: Present
+    ) -> tuple[dict[str, Tensor], PerAction]:
         """Both terms as means over each action's steps, and the mean value of each action."""
         mask = common.step_mask(likelihood, "DRO with a value per step") & present[..., None]
         steps = mask.sum(-1).clamp(min=1)

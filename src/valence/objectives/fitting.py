@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
 
 from valence.errors import UserError
-from valence.objectives.pmpo import pmpo_beta
+from valence.feedback.rules import ValueLabelling
+from valence.objectives.kto import KTO
+from valence.objectives.mpo import MPO
+from valence.objectives.pmpo import PMPO, pmpo_beta
+from valence.objectives.supervised import Supervised
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,7 @@ class ClassCounts:
     rows: int
 
 
-def pmpo_from_data(objective: Any, classes: ClassCounts) -> tuple[Any, list[str]]:
+def pmpo_from_data(objective: PMPO, classes: ClassCounts) -> tuple[PMPO, list[str]]:
     """PMPO with the data set's class fractions."""
     if objective.score_temperature is not None:
         return objective, []
@@ -30,7 +33,8 @@ def pmpo_from_data(objective: Any, classes: ClassCounts) -> tuple[Any, list[str]
         raise UserError("no row is accepted or rejected: pmpo has nothing to learn from")
     if objective.regularizer == "bc" and classes.accepted + classes.rejected == classes.rows:
         raise UserError("`regularizer=bc` takes unlabelled rows in the KL's place, and there are none: use kl")
-    if objective.accepted_fraction is None:
+    accepted, rejected = objective.accepted_fraction, objective.rejected_fraction
+    if accepted is None or rejected is None:
         accepted, rejected = classes.accepted / classes.rows, classes.rejected / classes.rows
         objective = replace(objective, accepted_fraction=accepted, rejected_fraction=rejected)
     alpha = objective.accepted_weight
@@ -39,17 +43,17 @@ def pmpo_from_data(objective: Any, classes: ClassCounts) -> tuple[Any, list[str]
         raise UserError("PMPO-A learns from accepted rows, and there are none: use `preset=r`")
     if alpha == 0.0 and not classes.rejected:
         raise UserError("PMPO-R learns from rejected rows, and there are none: use `preset=a`")
-    return objective, _warnings(objective.unbounded_reason())
+    return objective, _warnings(objective.unbounded_reason(accepted=accepted, rejected=rejected))
 
 
-def kto_from_data(objective: Any, classes: ClassCounts) -> tuple[Any, list[str]]:
+def kto_from_data(objective: KTO, classes: ClassCounts) -> tuple[KTO, list[str]]:
     """KTO needs both classes."""
     if not classes.accepted or not classes.rejected:
         raise UserError("kto needs accepted and rejected rows, and one side is missing: use pmpo")
     return objective, []
 
 
-def supervised_from_data(objective: Any, classes: ClassCounts) -> tuple[Any, list[str]]:
+def supervised_from_data(objective: Supervised, classes: ClassCounts) -> tuple[Supervised, list[str]]:
     """The data set's accepted fraction."""
     if objective.accepted_fraction is not None:
         return objective, []
@@ -66,11 +70,11 @@ class Acting:
     gaussian: bool
     action_size: int
     num_actions: int
-    labelling: Any
+    labelling: ValueLabelling
     coupled: bool
 
 
-def coupled_pmpo(objective: Any, acting: Acting) -> tuple[Any, list[str]]:
+def coupled_pmpo(objective: PMPO, acting: Acting) -> tuple[PMPO, list[str]]:
     """PMPO with beta at its bound for the labelling, mean and covariance learned apart unless coupled."""
     separate = not math.isinf(objective.covariance_beta or 0.0)
     for name, given in (("covariance_beta", separate), ("coupled", acting.coupled)):
@@ -87,7 +91,7 @@ def coupled_pmpo(objective: Any, acting: Acting) -> tuple[Any, list[str]]:
     if spread is None:
         return objective, _warnings(objective.unbounded_reason(accepted=1 - worst, rejected=worst))
     # A mean that is learned apart is held by any beta above 1 - 2 alpha.
-    least = 1 - 2 * objective.alpha
+    least = 1 - 2 * objective.accepted_weight
     held = beta > least or beta == least == 0
     reason = f"beta = {beta:g} does not hold the mean: raise it above 1 - 2 alpha = {least:g}"
     return objective, _warnings(None if held else reason)
@@ -97,7 +101,7 @@ def _warnings(reason: str | None) -> list[str]:
     return [f"warning: {reason}"] if reason else []
 
 
-def mpo_per_dimension(objective: Any, acting: Acting) -> tuple[Any, list[str]]:
+def mpo_per_dimension(objective: MPO, acting: Acting) -> tuple[MPO, list[str]]:
     """MPO's bounds are given for each action dimension here; a categorical policy has one bound for all."""
     return replace(
         objective, epsilon_mean=objective.epsilon_mean * acting.action_size,

@@ -16,34 +16,27 @@ Departs from the paper:
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from valence.objectives import common
+from valence.objectives.common import PerAction, Present
+from valence.objectives.policy_gradient import AdvantageTarget
 from valence.objectives.ppo import clipped_loss, clipped_ratio
-from valence.types import PER_CONTEXT, Batch, Likelihood, Loss, Rewards, Target, sum_steps
+from valence.types import PER_CONTEXT, Batch, Likelihood, Loss, Rewards, sum_steps
 
 
-def group_advantages(reward: Float[Tensor, "N K"], present: Bool[Tensor, "N K"]) -> Float[Tensor, "N K"]:
+def group_advantages(reward: PerAction, present: Present) -> PerAction:
     """Rewards to mean 0 and sample deviation 1 within each context; exactly 0 where a context has no spread."""
     return common.standard_scores(reward, present, eps=1e-6)
 
 
 @dataclass(frozen=True, kw_only=True)
-class GRPOTarget(Target):
-    """What the ratio is to, and each step's advantage.
+class GRPOTarget(AdvantageTarget):
+    """An `AdvantageTarget`, and log pi_t of each step, `[N, K, T]`."""
 
-    Args:
-        reward: reward of each action, 0 where absent, `[N, K]`. For the metrics.
-        advantage: A, the same for all steps of an action, 0 where no step is, `[N, K, T]`.
-        old_log_prob: log pi_t of each step, `[N, K, T]`.
-    """
-
-    reward: Float[Tensor, "N K"] = field(metadata=PER_CONTEXT)
-    advantage: Float[Tensor, "N K T"] = field(metadata=PER_CONTEXT)
     old_log_prob: Float[Tensor, "N K T"] = field(metadata=PER_CONTEXT)
 
 
@@ -58,7 +51,6 @@ class GRPO(common.Defaults):
 
     clip: float = 0.2
     beta: float = 0.04
-    accepts: ClassVar[tuple[type, ...]] = (Rewards,)
 
     def __post_init__(self) -> None:
         common.require_positive(clip=self.clip)
@@ -68,7 +60,7 @@ class GRPO(common.Defaults):
     def needs(self) -> frozenset[str]:
         return frozenset({"log_prob", "ref_log_prob"} if self.beta else {"log_prob"})
 
-    def advantages(self, reward: Float[Tensor, "N K"], present: Bool[Tensor, "N K"]) -> Float[Tensor, "N K"]:
+    def advantages(self, reward: PerAction, present: Present) -> PerAction:
         """A of each action, from its reward."""
         return group_advantages(reward, present)
 
@@ -76,14 +68,14 @@ class GRPO(common.Defaults):
         common.require_feedback(self, batch.feedback)
         assert isinstance(batch.feedback, Rewards)
         present, old = batch.present, common.old_log_prob(batch, type(self).__name__)
-        advantage = self.advantages(batch.feedback.value, present)[..., None] * batch.action.mask
         reward = common.zero_absent(batch.feedback.value, present)
+        advantage = self.advantages(reward, present)
         return GRPOTarget(present=present, reward=reward, advantage=advantage, old_log_prob=old)
 
-    def __call__(self, likelihood: Likelihood, target: GRPOTarget, state: Any = None) -> Loss:
+    def __call__(self, likelihood: Likelihood, target: GRPOTarget) -> Loss:
         mask = common.step_mask(likelihood, type(self).__name__) & target.present[..., None]
         ratio, values = clipped_ratio(likelihood.log_prob - target.old_log_prob, mask, clip=self.clip)
-        loss = clipped_loss(ratio, target.advantage.to(ratio.dtype), clip=self.clip)
+        loss = clipped_loss(ratio, target.advantage[..., None].to(ratio.dtype), clip=self.clip)
         values["reward"] = (target.reward, target.present)
         if self.beta:
             gap = torch.where(mask, common.log_ratio(likelihood, "GRPO"), 0.0).clamp(min=-common.LARGEST_LOG_RATIO)

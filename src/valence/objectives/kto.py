@@ -24,7 +24,7 @@ Departs from the paper and from common code:
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -32,12 +32,11 @@ from torch import Tensor
 from torch.nn.functional import sigmoid
 
 from valence.objectives import common
+from valence.objectives.common import PerAction
 from valence.types import PER_BATCH, PER_CONTEXT, Batch, Labels, Likelihood, Loss, Target
 
 
-def kto_loss(
-    ratio: Float[Tensor, "N K"], baseline: Float[Tensor, ""], weight: Float[Tensor, "N K"], *, beta: float
-) -> Float[Tensor, "N K"]:
+def kto_loss(ratio: PerAction, baseline: Float[Tensor, ""], weight: PerAction, *, beta: float) -> PerAction:
     """lambda - v per action: |w| sigmoid(-sign(w) beta (log-ratio - z0)).
 
     Args:
@@ -64,7 +63,7 @@ class KTOTarget(Target):
         baseline: z0, nats, `[]`.
     """
 
-    weight: Float[Tensor, "N K"] = field(metadata=PER_CONTEXT)
+    weight: PerAction = field(metadata=PER_CONTEXT)
     baseline: Float[Tensor, ""] = field(metadata=PER_BATCH)
 
 
@@ -115,12 +114,10 @@ class KTO(common.Defaults):
                 'KTO with `baseline="mismatched"` needs the likelihood of `Batch.mismatched`, completions of other '
                 'prompts: use `baseline="none"` where there is only one prompt'
             )
-        mask = frozen.mask if batch.mismatched is None else batch.mismatched.mask
-        ratio = common.log_ratio(frozen.total(), "KTO")
-        drawn = torch.ones_like(ratio, dtype=torch.bool) if mask is None else mask.any(-1)
+        ratio, drawn = common.log_ratio(frozen.total(), "KTO"), common.step_mask(frozen, "KTO").any(-1)
         return KTOTarget(present=present, weight=weight, baseline=kto_baseline(ratio, drawn))
 
-    def __call__(self, likelihood: Likelihood, target: KTOTarget, state: Any = None) -> Loss:
+    def __call__(self, likelihood: Likelihood, target: KTOTarget) -> Loss:
         present = target.present
         ratio = common.zero_absent(common.log_ratio(likelihood.total(), "KTO"), present)
         weight, baseline = target.weight.to(ratio.dtype), target.baseline.to(ratio.dtype)

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -28,17 +27,18 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from valence.objectives import common
+from valence.objectives.common import PerAction, Present
 from valence.types import DECOUPLED, PER_CONTEXT, Batch, Likelihood, Loss, Rewards, Target
 
 
-def mpo_weights(reward: Float[Tensor, "N K"], present: Tensor, temperature: Tensor | float) -> Float[Tensor, "N K"]:
+def mpo_weights(reward: PerAction, present: Present, temperature: Tensor | float) -> PerAction:
     """The E-step: softmax of reward / temperature over each context's present actions; sums to 1, or to 0 if none."""
     scaled = (common.zero_absent(reward, present) / temperature).masked_fill(~present, -torch.inf)
     return torch.where(present.any(-1, keepdim=True), torch.softmax(scaled, -1), 0.0).nan_to_num()
 
 
 def mpo_temperature_loss(
-    reward: Float[Tensor, "N K"], present: Tensor, temperature: Tensor, *, epsilon: float
+    reward: PerAction, present: Present, temperature: Tensor, *, epsilon: float
 ) -> Float[Tensor, "N 1"]:
     """The dual of the E-step's bound KL(q || pi_ref) <= epsilon, per context; convex in the temperature.
 
@@ -81,8 +81,8 @@ class MPOTarget(Target):
         penalty: how far each action lies outside its bounds, `[N, K]`; None: no second E-step.
     """
 
-    reward: Float[Tensor, "N K"] = field(metadata=PER_CONTEXT)
-    penalty: Float[Tensor, "N K"] | None = field(default=None, metadata=PER_CONTEXT)
+    reward: PerAction = field(metadata=PER_CONTEXT)
+    penalty: PerAction | None = field(default=None, metadata=PER_CONTEXT)
 
     def count(self) -> int:
         return int(self.present.any(-1).sum())
@@ -117,7 +117,6 @@ class MPO(common.Defaults):
     init_multiplier: float = 10.0
     init_multiplier_covariance: float = 10.0
     _duals: Duals = field(init=False, repr=False, compare=False)
-    accepts: ClassVar[tuple[type, ...]] = (Rewards,)
 
     def __post_init__(self) -> None:
         common.require_positive(
@@ -135,9 +134,7 @@ class MPO(common.Defaults):
 
     @property
     def needs(self) -> frozenset[str]:
-        if not self.decoupled:
-            return frozenset({"log_prob", "ref_kl"})
-        return frozenset({"log_prob"}) | DECOUPLED
+        return frozenset({"log_prob"}) | (DECOUPLED if self.decoupled else {"ref_kl"})
 
     def state(self) -> Duals:
         return self._duals
@@ -151,9 +148,8 @@ class MPO(common.Defaults):
             penalty = (steps - steps.clamp(-1.0, 1.0)).flatten(2).norm(dim=-1)
         return MPOTarget(present=batch.present, reward=batch.feedback.value, penalty=penalty)
 
-    def __call__(self, likelihood: Likelihood, target: MPOTarget, state: Any = None) -> Loss:
-        duals = self._duals if state is None else state
-        total, present = likelihood.total(), target.present
+    def __call__(self, likelihood: Likelihood, target: MPOTarget) -> Loss:
+        duals, total, present = self._duals, likelihood.total(), target.present
         temperature = duals["temperature"]
         weight = mpo_weights(target.reward, present, temperature.detach())
         dual = mpo_temperature_loss(target.reward, present, temperature, epsilon=self.epsilon)

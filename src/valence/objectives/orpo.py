@@ -15,23 +15,16 @@ Departs from the paper: all pairs of a context with many actions are formed; tie
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from valence.objectives.common import (
-    Defaults,
-    PairTarget,
-    means,
-    pair_target,
-    require_non_negative,
-    step_mask,
-    zero_absent,
-)
-from valence.types import Batch, Likelihood, Loss, Preferences, Rewards
+from valence.objectives import common
+from valence.objectives.common import PairTarget, PerPair
+from valence.types import Likelihood, Loss
 
 LARGEST_LOG_PROB = -1e-6
 """Mean log-probabilities of a step are kept below it, nats."""
@@ -43,7 +36,7 @@ def log_odds(mean_log_prob: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     return bounded - torch.log(-torch.expm1(bounded))
 
 
-def orpo_loss(better: Float[Tensor, " P"], worse: Float[Tensor, " P"], *, weight: float) -> Float[Tensor, " P"]:
+def orpo_loss(better: PerPair, worse: PerPair, *, weight: float) -> PerPair:
     """Negative log-likelihood of a step of the better action, plus the weighted odds-ratio term.
 
     Args:
@@ -55,7 +48,7 @@ def orpo_loss(better: Float[Tensor, " P"], worse: Float[Tensor, " P"], *, weight
 
 
 @dataclass(frozen=True, kw_only=True)
-class ORPO(Defaults):
+class ORPO(common.PairObjective):
     """Odds ratio preference optimization. Accepts `Preferences`, and `Rewards`, of which the higher is better.
 
     Args:
@@ -64,23 +57,16 @@ class ORPO(Defaults):
 
     odds_weight: float = 0.1
     needs: ClassVar[frozenset[str]] = frozenset({"log_prob"})
-    accepts: ClassVar[tuple[type, ...]] = (Preferences, Rewards)
+    keep_ties: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        require_non_negative(odds_weight=self.odds_weight)
+        common.require_non_negative(odds_weight=self.odds_weight)
 
-    def prepare(self, batch: Batch, frozen: Likelihood | None) -> PairTarget:
-        return pair_target(self, batch, keep_ties=False)
-
-    def __call__(self, likelihood: Likelihood, target: PairTarget, state: Any = None) -> Loss:
-        steps = step_mask(likelihood, "ORPO").sum(-1).clamp(min=1)
-        mean = zero_absent(likelihood.total().log_prob, target.present).div(steps).flatten()
-        better, worse = (mean[side] for side in target.pairs.index.unbind(-1))
-        every, gap = torch.ones_like(better, dtype=torch.bool), log_odds(better) - log_odds(worse)
-        values = {
-            "accepted_step_log_prob": (better, every),
-            "rejected_step_log_prob": (worse, every),
-            "reward_accuracy": ((gap > 0).to(gap.dtype), every),
-            "log_odds_ratio": (gap, every),
-        }
-        return Loss({"policy": orpo_loss(better, worse, weight=self.odds_weight)}, means(values))
+    def __call__(self, likelihood: Likelihood, target: PairTarget) -> Loss:
+        better, worse = self.pair_step_means(likelihood, target)
+        gap = log_odds(better) - log_odds(worse)
+        metrics = common.pair_means(
+            accepted_step_log_prob=better, rejected_step_log_prob=worse, reward_accuracy=(gap > 0).to(gap.dtype),
+            log_odds_ratio=gap,
+        )  # fmt: skip
+        return Loss({"policy": orpo_loss(better, worse, weight=self.odds_weight)}, metrics)

@@ -28,14 +28,15 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from valence.objectives import common
+from valence.objectives.common import PerAction, Present
 from valence.types import DECOUPLED, PER_BATCH, PER_CONTEXT, Batch, Feedback, Labels, Likelihood, Loss, Rewards, Target
 
 
-def class_fractions(sign: Int[Tensor, "N K"], present: Bool[Tensor, "N K"]) -> tuple[float, float]:
+def class_fractions(sign: Int[Tensor, "N K"], present: Present) -> tuple[float, float]:
     """Fractions of accepted and of rejected among all present rows, unlabelled ones included."""
     size = common.count(present)
     return int((present & (sign > 0)).sum()) / size, int((present & (sign < 0)).sum()) / size
@@ -58,26 +59,24 @@ def pmpo_beta(*, alpha: float, accepted: float, rejected: float) -> float:
 
 def pmpo_weights(
     sign: Int[Tensor, "N K"],
-    present: Bool[Tensor, "N K"],
+    present: Present,
     *,
     alpha: float,
-    accepted_fraction: float | None = None,
-    rejected_fraction: float | None = None,
+    accepted_fraction: float,
+    rejected_fraction: float,
     unlabelled_weight: float = 0.0,
-) -> Float[Tensor, "N K"]:
+) -> PerAction:
     """Signed weights that turn a mean over all present rows into class means.
 
     +alpha / p_accepted, -(1 - alpha) / p_rejected, +unlabelled_weight / p_unlabelled.
 
     Args:
         sign: +1 accepted, -1 rejected, 0 unlabelled. Anything where absent.
-        accepted_fraction: of accepted rows among those of the data set, like `rejected_fraction`; None: this batch's.
+        accepted_fraction: of accepted rows among those of the data set, like `rejected_fraction`.
         unlabelled_weight: beta of the BC form.
     Raises:
         ValueError: the batch has rows of a class whose fraction is 0.
     """
-    if accepted_fraction is None or rejected_fraction is None:
-        accepted_fraction, rejected_fraction = class_fractions(sign, present)
     unlabelled_fraction = 1 - accepted_fraction - rejected_fraction
     classes = {
         "accepted": (present & (sign > 0), alpha, accepted_fraction),
@@ -95,9 +94,7 @@ def pmpo_weights(
     return weight
 
 
-def pmpo_score_weights(
-    reward: Float[Tensor, "N K"], present: Bool[Tensor, "N K"], *, alpha: float, temperature: float
-) -> Float[Tensor, "N K"]:
+def pmpo_score_weights(reward: PerAction, present: Present, *, alpha: float, temperature: float) -> PerAction:
     """Weights from scores: K (alpha softmax(r / eta) - (1 - alpha) softmax(-r / eta)) within each context.
 
     K is the context's number of present actions, so that the mean over actions is the objective. An action alone in
@@ -118,12 +115,8 @@ def pmpo_score_weights(
 
 
 def pmpo_loss(
-    log_prob: Float[Tensor, "N K"],
-    ref_kl: Float[Tensor, "N K"] | None,
-    weight: Float[Tensor, "N K"],
-    *,
-    beta: float | Float[Tensor, ""],
-) -> Float[Tensor, "N K"]:
+    log_prob: PerAction, ref_kl: PerAction | None, weight: PerAction, *, beta: float | Float[Tensor, ""]
+) -> PerAction:
     """Raise what has positive weight, lower what has negative weight, stay near the reference: Eq. 10, per action.
 
     Args:
@@ -142,8 +135,8 @@ def pmpo_loss(
 class PMPOTarget(Target):
     """Each action's signed weight of log pi, its class (`sign`: +1 accepted, -1 rejected, 0 neither), the KL weight."""
 
-    weight: Float[Tensor, "N K"] = field(metadata=PER_CONTEXT)
-    sign: Float[Tensor, "N K"] = field(metadata=PER_CONTEXT)
+    weight: PerAction = field(metadata=PER_CONTEXT)
+    sign: PerAction = field(metadata=PER_CONTEXT)
     beta: Float[Tensor, ""] = field(metadata=PER_BATCH)
 
 
@@ -219,24 +212,10 @@ class PMPO(common.Defaults):
     def accepts(self) -> tuple[type, ...]:
         return (Labels,) if self.score_temperature is None else (Labels, Rewards)
 
-    def bound(self, *, accepted: float | None = None, rejected: float | None = None) -> float:
-        """The smallest beta at which the objective on labels is bounded; class fractions that are None are the fields'.
-
-        Raises:
-            ValueError: a fraction is neither passed nor a field.
-        """
-        accepted = self.accepted_fraction if accepted is None else accepted
-        rejected = self.rejected_fraction if rejected is None else rejected
-        if accepted is None or rejected is None:
-            raise ValueError("the bound on beta needs the class fractions: pass `accepted` and `rejected`")
-        return pmpo_beta(alpha=self.accepted_weight, accepted=accepted, rejected=rejected)
-
-    def unbounded_reason(self, *, accepted: float | None = None, rejected: float | None = None) -> str | None:
+    def unbounded_reason(self, *, accepted: float, rejected: float) -> str | None:
         """Why the objective is unbounded on data with these class fractions, in one line; None where it is bounded."""
-        accepted = self.accepted_fraction if accepted is None else accepted
-        rejected = self.rejected_fraction if rejected is None else rejected
-        smallest = self.bound(accepted=accepted, rejected=rejected)
-        if smallest > 0 and self.regularizer == "bc" and 1 - (accepted or 0) - (rejected or 0) < 1e-9:
+        smallest = pmpo_beta(alpha=self.accepted_weight, accepted=accepted, rejected=rejected)
+        if smallest > 0 and self.regularizer == "bc" and 1 - accepted - rejected < 1e-9:
             return (
                 '`regularizer="bc"` has no unlabelled rows here, so nothing holds the policy against the rejections: '
                 'use `regularizer="kl"`'
@@ -256,7 +235,7 @@ class PMPO(common.Defaults):
         sign = common.zero_absent(sign.to(weight.dtype), batch.present)
         return PMPOTarget(present=batch.present, weight=weight, sign=sign, beta=weight.new_tensor(beta))
 
-    def _weigh(self, feedback: Feedback) -> tuple[Float[Tensor, "N K"], float]:
+    def _weigh(self, feedback: Feedback) -> tuple[PerAction, float]:
         if isinstance(feedback, Rewards):
             if self.regularizer == "bc":
                 raise ValueError('`regularizer="bc"` needs unlabelled rows, and `Rewards` have none: use `Labels`')
@@ -278,7 +257,7 @@ class PMPO(common.Defaults):
             unlabelled_weight=unlabelled,
         ), beta  # fmt: skip
 
-    def __call__(self, likelihood: Likelihood, target: PMPOTarget, state: Any = None) -> Loss:
+    def __call__(self, likelihood: Likelihood, target: PMPOTarget) -> Loss:
         total, present = likelihood.total(), target.present
         log_prob = common.zero_absent(total.log_prob, present)
         weight, beta = target.weight.to(log_prob.dtype), target.beta.to(log_prob.dtype)

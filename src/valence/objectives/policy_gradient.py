@@ -18,18 +18,16 @@ batch for one update.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
-from jaxtyping import Bool, Float
-from torch import Tensor
 
 from valence.objectives import common
-from valence.objectives.common import PairTarget
+from valence.objectives.common import PairTarget, PerAction, PerPair, Present
 from valence.types import PER_CONTEXT, Batch, Likelihood, Loss, Rewards, Target
 
 
-def leave_one_out_advantages(reward: Float[Tensor, "N K"], present: Bool[Tensor, "N K"]) -> Float[Tensor, "N K"]:
+def leave_one_out_advantages(reward: PerAction, present: Present) -> PerAction:
     """Each reward minus the mean reward of the context's other present actions; 0 for an action alone, and if absent.
 
     Sums are taken of differences to the context's smallest reward: they do not cancel at a large offset.
@@ -40,7 +38,7 @@ def leave_one_out_advantages(reward: Float[Tensor, "N K"], present: Bool[Tensor,
     return common.zero_absent(torch.where(others > 0, above - mean, 0.0), present)
 
 
-def copg_loss(ratio_gap: Float[Tensor, " P"], reward_gap: Float[Tensor, " P"], *, beta: float) -> Float[Tensor, " P"]:
+def copg_loss(ratio_gap: PerPair, reward_gap: PerPair, *, beta: float) -> PerPair:
     """(reward gap - beta log-ratio gap)^2 / (2 beta) of each pair, in the reward's unit.
 
     Args:
@@ -60,19 +58,17 @@ class AdvantageTarget(Target):
         advantage: 0 where absent, `[N, K]`.
     """
 
-    reward: Float[Tensor, "N K"] = field(metadata=PER_CONTEXT)
-    advantage: Float[Tensor, "N K"] = field(metadata=PER_CONTEXT)
+    reward: PerAction = field(metadata=PER_CONTEXT)
+    advantage: PerAction = field(metadata=PER_CONTEXT)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _PolicyGradient(common.Defaults):
     """-advantage log pi, averaged over actions."""
 
-    needs: ClassVar[frozenset[str]] = frozenset({"log_prob"})
-    accepts: ClassVar[tuple[type, ...]] = (Rewards,)
     linear: ClassVar[bool] = True
 
-    def _advantages(self, reward: Float[Tensor, "N K"], present: Bool[Tensor, "N K"]) -> Float[Tensor, "N K"]:
+    def _advantages(self, reward: PerAction, present: Present) -> PerAction:
         """Each reward minus its baseline, here the mean reward of the context's other actions; 0 where absent."""
         return leave_one_out_advantages(reward, present)
 
@@ -83,7 +79,7 @@ class _PolicyGradient(common.Defaults):
         reward = common.zero_absent(batch.feedback.value, present)
         return AdvantageTarget(present=present, reward=reward, advantage=self._advantages(reward, present))
 
-    def __call__(self, likelihood: Likelihood, target: AdvantageTarget, state: Any = None) -> Loss:
+    def __call__(self, likelihood: Likelihood, target: AdvantageTarget) -> Loss:
         log_prob = common.zero_absent(likelihood.total().log_prob, target.present)
         advantage = target.advantage.to(log_prob.dtype)
         values = {"reward": (target.reward, target.present), "advantage_size": (advantage.abs(), target.present)}
@@ -104,7 +100,7 @@ class REINFORCE(_PolicyGradient):
     def __post_init__(self) -> None:
         common.require_choice(("mean", "none"), baseline=self.baseline)
 
-    def _advantages(self, reward: Float[Tensor, "N K"], present: Bool[Tensor, "N K"]) -> Float[Tensor, "N K"]:
+    def _advantages(self, reward: PerAction, present: Present) -> PerAction:
         if self.baseline == "none":
             return reward
         return super()._advantages(reward.reshape(1, -1), present.reshape(1, -1)).view_as(reward)
@@ -129,8 +125,8 @@ class CoPG(common.PairObjective):
     def __post_init__(self) -> None:
         common.require_positive(beta=self.beta)
 
-    def __call__(self, likelihood: Likelihood, target: PairTarget, state: Any = None) -> Loss:
-        first, second, every = self.pair_log_ratios(likelihood.total(), target)
+    def __call__(self, likelihood: Likelihood, target: PairTarget) -> Loss:
+        first, second = self.pair_log_ratios(likelihood.total(), target)
         ratio_gap, reward_gap = first - second, target.pairs.gap.to(first.dtype)
-        values = {"reward_gap": (reward_gap, every), "reward_margin": (self.beta * ratio_gap, every)}
-        return Loss({"policy": copg_loss(ratio_gap, reward_gap, beta=self.beta)}, common.means(values))
+        metrics = common.pair_means(reward_gap=reward_gap, reward_margin=self.beta * ratio_gap)
+        return Loss({"policy": copg_loss(ratio_gap, reward_gap, beta=self.beta)}, metrics)

@@ -15,21 +15,23 @@ Departs from the paper: log rho_t is bounded to +-20 nats, as in public code. Be
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from valence.feedback.advantages import episode_advantages, on_last_step
 from valence.objectives import common
+from valence.objectives.common import Each
 from valence.types import PER_CONTEXT, Batch, Likelihood, Loss, Rewards, Target, sum_steps
 
+Values = dict[str, tuple[Tensor, Tensor]]
+"""Name -> (value, mask), for `common.means`."""
 
-def clipped_loss(
-    ratio: Float[Tensor, "*#shape"], advantage: Float[Tensor, "*#shape"], *, clip: float
-) -> Float[Tensor, "*shape"]:
+
+def clipped_loss(ratio: Each, advantage: Each, *, clip: float) -> Float[Tensor, "*shape"]:
     """-min(rho A, clip(rho) A).
 
     Args:
@@ -40,9 +42,7 @@ def clipped_loss(
     return -torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)
 
 
-def clipped_value_loss(
-    value: Float[Tensor, "*shape"], old: Float[Tensor, "*shape"], returns: Float[Tensor, "*shape"], *, clip: float
-) -> Float[Tensor, "*shape"]:
+def clipped_value_loss(value: Each, old: Each, returns: Each, *, clip: float) -> Float[Tensor, "*shape"]:
     """Half the larger of two squared errors: of V, and of V clipped to at most `clip` away from the old V."""
     clipped = old + (value - old).clamp(-clip, clip)
     return torch.maximum((value - returns).square(), (clipped - returns).square()) / 2
@@ -58,7 +58,7 @@ def step_rewards(batch: Batch) -> Float[Tensor, "N K T"]:
 
 def clipped_ratio(
     log_ratio: Float[Tensor, "N K T"], mask: Bool[Tensor, "N K T"], *, clip: float
-) -> tuple[Float[Tensor, "N K T"], dict[str, tuple[Tensor, Tensor]]]:
+) -> tuple[Float[Tensor, "N K T"], Values]:
     """rho_t of each step, 1 where no step is, and for `common.means` the share of steps that are clipped."""
     ratio = common.bounded_exp(torch.where(mask, log_ratio, 0.0))
     return ratio, {"clipped": (((ratio - 1).abs() > clip).to(ratio.dtype), mask)}
@@ -66,33 +66,29 @@ def clipped_ratio(
 
 @dataclass(frozen=True, kw_only=True)
 class StepTarget(Target):
-    """The advantages and returns of an action's steps. Its `size` counts steps.
+    """The advantages, returns and values of an action's steps, 0 where no step is. Its `size` counts steps.
 
     Args:
-        advantage: A_t, 0 where no step is, `[N, K, T]`.
-        returns: G_t, 0 where no step is, `[N, K, T]`.
-        steps: how many steps each action has, `[N, K]`.
+        mask: which steps exist, `[N, K, T]`.
+        advantage: A_t, `[N, K, T]`.
+        returns: G_t, `[N, K, T]`.
+        old_value: V_t before the update, `[N, K, T]`.
     """
 
+    mask: Bool[Tensor, "N K T"] = field(metadata=PER_CONTEXT)
     advantage: Float[Tensor, "N K T"] = field(metadata=PER_CONTEXT)
     returns: Float[Tensor, "N K T"] = field(metadata=PER_CONTEXT)
-    steps: Int[Tensor, "N K"] = field(metadata=PER_CONTEXT)
+    old_value: Float[Tensor, "N K T"] = field(metadata=PER_CONTEXT)
 
     def count(self) -> int:
-        return int(self.steps.sum())
+        return int(self.mask.sum())
 
 
 @dataclass(frozen=True, kw_only=True)
 class PPOTarget(StepTarget):
-    """A `StepTarget`, and the policy and values that collected the batch.
-
-    Args:
-        old_log_prob: log pi_t of each step, `[N, K, T]`.
-        old_value: V of each step before the update, 0 where no step is, `[N, K, T]`.
-    """
+    """A `StepTarget`, and log pi_t of each step, `[N, K, T]`."""
 
     old_log_prob: Float[Tensor, "N K T"] = field(metadata=PER_CONTEXT)
-    old_value: Float[Tensor, "N K T"] = field(metadata=PER_CONTEXT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,16 +106,13 @@ class StepObjective(common.Defaults):
     discount: float = 1.0
     gae_lambda: float = 0.95
     frozen_needs: ClassVar[frozenset[str]] = frozenset({"value"})
-    accepts: ClassVar[tuple[type, ...]] = (Rewards,)
 
     def __post_init__(self) -> None:
         common.require_non_negative(value_weight=self.value_weight)
         common.require_fraction(discount=self.discount, gae_lambda=self.gae_lambda)
 
-    def advantages(
-        self, batch: Batch, frozen: Likelihood | None
-    ) -> tuple[Float[Tensor, "N K T"], Float[Tensor, "N K T"], Bool[Tensor, "N K T"]]:
-        """(A, V before the update, which steps exist). Every action ends, so the value after its last step is 0."""
+    def step_target(self, batch: Batch, frozen: Likelihood | None) -> StepTarget:
+        """The target without whitening. Every action ends, so the value after its last step is 0."""
         common.require_feedback(self, batch.feedback)
         value = common.part(frozen, "value", type(self).__name__).detach()
         mask = batch.action.mask & batch.present[..., None]
@@ -131,17 +124,18 @@ class StepObjective(common.Defaults):
         advantage = episode_advantages(
             reward.flatten(0, 1), after, flat, ended, discount=self.discount, gae_lambda=self.gae_lambda
         )
-        return advantage.view_as(value), value, mask
+        advantage = advantage.view_as(value)
+        returns = torch.where(mask, advantage + value, 0.0)
+        return StepTarget(present=batch.present, mask=mask, advantage=advantage, returns=returns, old_value=value)
 
-    def loss(
-        self, policy: Tensor, critic: Tensor, mask: Bool[Tensor, "N K T"], values: dict[str, tuple[Tensor, Tensor]]
-    ) -> Loss:
-        """Both losses of each step, summed over the steps of an action; `values` for `common.means`."""
+    def loss(self, policy: Tensor, critic: Tensor, value: Tensor, target: StepTarget, values: Values) -> Loss:
+        """Both losses of each step, summed over the steps of an action; more `values` for `common.means`."""
+        mask = target.mask
         terms = {
             "policy": sum_steps(torch.where(mask, policy, 0.0)),
             "value": self.value_weight * sum_steps(torch.where(mask, critic, 0.0)),
         }
-        return Loss(terms, common.means(values))
+        return Loss(terms, common.means(values | {"value": (value, mask), "returns": (target.returns, mask)}))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,21 +159,17 @@ class PPO(StepObjective):
         common.require_positive(clip=self.clip, value_clip=self.value_clip)
 
     def prepare(self, batch: Batch, frozen: Likelihood | None) -> PPOTarget:
-        advantage, value, mask = self.advantages(batch, frozen)
-        returns = torch.where(mask, advantage + value, 0.0)
-        if self.whiten and int(mask.sum()) > 1:
-            rows = advantage.reshape(1, -1), mask.reshape(1, -1)
-            advantage = common.standard_scores(*rows, eps=1e-8).view_as(advantage)
-        old = common.old_log_prob(batch, "PPO")
-        return PPOTarget(
-            present=batch.present, advantage=advantage, returns=returns, steps=mask.sum(-1), old_log_prob=old,
-            old_value=value,
-        )  # fmt: skip
+        parts = vars(self.step_target(batch, frozen))
+        target = PPOTarget(**parts, old_log_prob=common.old_log_prob(batch, "PPO"))
+        if not self.whiten or target.count() < 2:
+            return target
+        rows = target.advantage.reshape(1, -1), target.mask.reshape(1, -1)
+        return replace(target, advantage=common.standard_scores(*rows, eps=1e-8).view_as(target.advantage))
 
-    def __call__(self, likelihood: Likelihood, target: PPOTarget, state: Any = None) -> Loss:
-        mask = common.step_mask(likelihood, "PPO") & target.present[..., None]
+    def __call__(self, likelihood: Likelihood, target: PPOTarget) -> Loss:
+        mask = target.mask
         ratio, values = clipped_ratio(likelihood.log_prob - target.old_log_prob, mask, clip=self.clip)
         value = torch.where(mask, common.part(likelihood, "value", "PPO"), 0.0)
         policy = clipped_loss(ratio, target.advantage, clip=self.clip)
         critic = clipped_value_loss(value, target.old_value, target.returns, clip=self.value_clip)
-        return self.loss(policy, critic, mask, values | {"value": (value, mask), "returns": (target.returns, mask)})
+        return self.loss(policy, critic, value, target, values)

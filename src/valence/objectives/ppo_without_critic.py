@@ -13,10 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from jaxtyping import Bool, Float
-from torch import Tensor
-
-from valence.objectives.common import zero_absent
+from valence.objectives.common import PerAction, Present
 from valence.objectives.grpo import GRPO
 
 
@@ -30,6 +27,6 @@ class PPOWithoutCritic(GRPO):
 
     beta: float = 0.0
 
-    def advantages(self, reward: Float[Tensor, "N K"], present: Bool[Tensor, "N K"]) -> Float[Tensor, "N K"]:
-        """The rewards as they are, 0 where absent."""
-        return zero_absent(reward, present)
+    def advantages(self, reward: PerAction, present: Present) -> PerAction:
+        """The rewards as they are."""
+        return reward

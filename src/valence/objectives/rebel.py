@@ -22,17 +22,14 @@ Departs from the paper:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
-
-from jaxtyping import Float
-from torch import Tensor
+from typing import Literal
 
 from valence.objectives import common
-from valence.objectives.common import PairTarget
+from valence.objectives.common import PairTarget, PerPair
 from valence.types import Likelihood, Loss
 
 
-def rebel_loss(ratio_gap: Float[Tensor, " P"], reward_gap: Float[Tensor, " P"], *, eta: float) -> Float[Tensor, " P"]:
+def rebel_loss(ratio_gap: PerPair, reward_gap: PerPair, *, eta: float) -> PerPair:
     """Squared residual of each pair, in squared units of reward.
 
     Args:
@@ -60,15 +57,13 @@ class REBEL(common.PairObjective):
         common.require_positive(eta=self.eta)
         common.require_choice(common.ANCHORS, anchor=self.anchor)
 
-    def __call__(self, likelihood: Likelihood, target: PairTarget, state: Any = None) -> Loss:
-        first, second, every = self.pair_log_ratios(likelihood.total(), target)
+    def __call__(self, likelihood: Likelihood, target: PairTarget) -> Loss:
+        first, second = self.pair_log_ratios(likelihood.total(), target)
         ratio_gap, reward_gap = first - second, target.pairs.gap.to(first.dtype)
         loss = rebel_loss(ratio_gap, reward_gap, eta=self.eta)
-        values = {
-            "reward_accuracy": ((ratio_gap * reward_gap > 0).to(first.dtype), reward_gap != 0),
-            "reward_margin": (ratio_gap / self.eta, every),
-            "reward_gap": (reward_gap, every),
-            "regression_error": (loss, every),
-            "reward_gap_variance": (reward_gap.square(), every),
-        }
-        return Loss({"policy": loss}, common.means(values))
+        accuracy = {"reward_accuracy": ((ratio_gap * reward_gap > 0).to(first.dtype), reward_gap != 0)}
+        metrics = common.means(accuracy) | common.pair_means(
+            reward_margin=ratio_gap / self.eta, reward_gap=reward_gap, regression_error=loss,
+            reward_gap_variance=reward_gap.square(),
+        )  # fmt: skip
+        return Loss({"policy": loss}, metrics)

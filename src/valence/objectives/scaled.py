@@ -75,10 +75,10 @@ class ScaledLogProb:
         plain = self.objective.prepare(batch, frozen)
         return ScaledTarget(present=scaled.present, size=scaled.size, scaled=scaled, plain=plain)
 
-    def __call__(self, likelihood: Likelihood, target: ScaledTarget, state: Any = None) -> Loss:
-        loss = self.objective(self._scaled(likelihood), target.scaled, state)
+    def __call__(self, likelihood: Likelihood, target: ScaledTarget) -> Loss:
+        loss = self.objective(self._scaled(likelihood), target.scaled)
         with torch.no_grad():
-            metrics = self.objective(likelihood.detach(), target.plain, state).metrics
+            metrics = self.objective(likelihood.detach(), target.plain).metrics
         in_nats = {name for name in metrics if name.startswith("kl_") or name.endswith(("_log_prob", "_log_ratio"))}
         return Loss(loss.terms, {**loss.metrics, **{name: metrics[name] for name in in_nats}})
 

@@ -13,27 +13,16 @@ Departs from the paper: all pairs of a context with many actions are formed; tie
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from valence.objectives.common import (
-    Defaults,
-    PairTarget,
-    means,
-    pair_target,
-    require_non_negative,
-    require_positive,
-    step_mask,
-    zero_absent,
-)
-from valence.types import Batch, Likelihood, Loss, Preferences, Rewards
+from valence.objectives import common
+from valence.objectives.common import PairTarget, PerPair
+from valence.types import Likelihood, Loss
 
 
-def simpo_loss(gap: Float[Tensor, " P"], *, beta: float, gamma: float) -> Float[Tensor, " P"]:
+def simpo_loss(gap: PerPair, *, beta: float, gamma: float) -> PerPair:
     """Logistic loss of the reward gap beyond its margin.
 
     Args:
@@ -45,7 +34,7 @@ def simpo_loss(gap: Float[Tensor, " P"], *, beta: float, gamma: float) -> Float[
 
 
 @dataclass(frozen=True, kw_only=True)
-class SimPO(Defaults):
+class SimPO(common.PairObjective):
     """Simple preference optimization. Accepts `Preferences`, and `Rewards`, of which the higher is better.
 
     Args:
@@ -56,25 +45,17 @@ class SimPO(Defaults):
     beta: float = 2.0
     gamma: float = 1.0
     needs: ClassVar[frozenset[str]] = frozenset({"log_prob"})
-    accepts: ClassVar[tuple[type, ...]] = (Preferences, Rewards)
+    keep_ties: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        require_positive(beta=self.beta)
-        require_non_negative(gamma=self.gamma)
+        common.require_positive(beta=self.beta)
+        common.require_non_negative(gamma=self.gamma)
 
-    def prepare(self, batch: Batch, frozen: Likelihood | None) -> PairTarget:
-        return pair_target(self, batch, keep_ties=False)
-
-    def __call__(self, likelihood: Likelihood, target: PairTarget, state: Any = None) -> Loss:
-        steps = step_mask(likelihood, "SimPO").sum(-1).clamp(min=1)
-        mean = zero_absent(likelihood.total().log_prob, target.present).div(steps).flatten()
-        better, worse = target.pairs.index.unbind(-1)
-        gap = mean[better] - mean[worse]
-        every = torch.ones_like(gap, dtype=torch.bool)
-        values = {
-            "accepted_step_log_prob": (mean[better], every),
-            "rejected_step_log_prob": (mean[worse], every),
-            "reward_accuracy": ((gap > 0).to(gap.dtype), every),
-            "reward_margin": (self.beta * gap, every),
-        }
-        return Loss({"policy": simpo_loss(gap, beta=self.beta, gamma=self.gamma)}, means(values))
+    def __call__(self, likelihood: Likelihood, target: PairTarget) -> Loss:
+        better, worse = self.pair_step_means(likelihood, target)
+        gap = better - worse
+        metrics = common.pair_means(
+            accepted_step_log_prob=better, rejected_step_log_prob=worse, reward_accuracy=(gap > 0).to(gap.dtype),
+            reward_margin=self.beta * gap,
+        )  # fmt: skip
+        return Loss({"policy": simpo_loss(gap, beta=self.beta, gamma=self.gamma)}, metrics)

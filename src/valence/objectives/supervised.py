@@ -13,17 +13,16 @@ Departs from common code:
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from valence.objectives import common
+from valence.objectives.common import PerAction
 from valence.types import PER_CONTEXT, Batch, Labels, Likelihood, Loss, Target
 
 
-def supervised_loss(log_prob: Float[Tensor, "N K"], weight: Float[Tensor, "N K"]) -> Float[Tensor, "N K"]:
+def supervised_loss(log_prob: PerAction, weight: PerAction) -> PerAction:
     """-weight log pi(y|x), per action.
 
     Args:
@@ -37,7 +36,7 @@ def supervised_loss(log_prob: Float[Tensor, "N K"], weight: Float[Tensor, "N K"]
 class SupervisedTarget(Target):
     """`weight`: 1 / (accepted fraction) for accepted actions, else 0, `[N, K]`."""
 
-    weight: Float[Tensor, "N K"] = field(metadata=PER_CONTEXT)
+    weight: PerAction = field(metadata=PER_CONTEXT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +49,6 @@ class Supervised(common.Defaults):
     """
 
     accepted_fraction: float | None = None
-    needs: ClassVar[frozenset[str]] = frozenset({"log_prob"})
     accepts: ClassVar[tuple[type, ...]] = (Labels,)
     linear: ClassVar[bool] = True
 
@@ -68,7 +66,7 @@ class Supervised(common.Defaults):
             fraction = common.count(accepted) / common.count(batch.present)
         return SupervisedTarget(present=batch.present, weight=accepted.to(torch.get_default_dtype()) / fraction)
 
-    def __call__(self, likelihood: Likelihood, target: SupervisedTarget, state: Any = None) -> Loss:
+    def __call__(self, likelihood: Likelihood, target: SupervisedTarget) -> Loss:
         log_prob = common.zero_absent(likelihood.total().log_prob, target.present)
         loss = supervised_loss(log_prob, target.weight.to(log_prob.dtype))
         return Loss({"policy": loss}, common.means({"accepted_log_prob": (log_prob, target.weight > 0)}))

@@ -13,7 +13,7 @@ import inspect
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ from valence.types import Action, Batch, Likelihood
 SETTINGS, WEIGHTS = "policy.json", "policy.safetensors"
 
 
-def flatten(observation: Any) -> np.ndarray:
+def flatten(observation: object) -> np.ndarray:
     """An observation as one new float32 vector: arrays, numbers, and tuples and dictionaries (by name) of them."""
     if isinstance(observation, Mapping):
         # By name, as gymnasium sorts them: episodes on disk and an environment must agree on the order.
@@ -108,17 +108,23 @@ class Actor(nn.Module):
     def trainable(self) -> dict[str, nn.Parameter]:
         return dict(self.named_parameters())
 
-    def frozen_copy(self, *, dtype: torch.dtype | None = None, device: str | None = None) -> Any:
+    def frozen_copy(self, *, dtype: torch.dtype | None = None, device: str | None = None) -> Actor:
         return copy.deepcopy(self).to(device=device, dtype=dtype).requires_grad_(False)
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> Mapping[str, object]:
         """What `valence.policies.runner` builds the policy from: its "kind" and its constructor's arguments."""
         return {"kind": self.kind} | {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
 
-    def save(self, folder: Path, **about: Any) -> None:
-        """Write the files that `PolicyRunner` loads; without `save_actor`, the bounds are -1 and 1."""
+    def save(
+        self, folder: Path, *, low: np.ndarray | None = None, high: np.ndarray | None = None,
+        environment: str | None = None, action_repeat: int = 1,
+    ) -> None:  # fmt: skip
+        """Write the files that `PolicyRunner` loads, with what it needs to act; the bounds are -1 and 1 by default."""
         folder.mkdir(parents=True, exist_ok=True)
         save_file({name: part.detach().contiguous() for name, part in self.named_parameters()}, folder / WEIGHTS)
-        low, high = [-1.0] * self.action_size, [1.0] * self.action_size
-        about = {"policy": self.settings(), "low": low, "high": high, "environment": None} | about
+        about = {
+            "policy": self.settings(), "low": [-1.0] * self.action_size if low is None else low.tolist(),
+            "high": [1.0] * self.action_size if high is None else high.tolist(), "environment": environment,
+            "action_repeat": action_repeat,
+        }  # fmt: skip
         (folder / SETTINGS).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")

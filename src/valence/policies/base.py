@@ -12,7 +12,7 @@ from jaxtyping import Bool
 from torch import Tensor
 from torch.distributions import Distribution, kl_divergence
 
-from valence.types import PER_STEP, Likelihood
+from valence.types import Likelihood
 
 REFERENCED = frozenset({"ref_log_prob", "ref_kl", "policy_kl"})
 """What cannot be measured without a reference."""
@@ -57,7 +57,7 @@ def pull_back(likelihood: Likelihood, grads: Mapping[str, Tensor]) -> None:
     Args:
         grads: name of a per-step quantity -> gradient of the loss with respect to it, of the same shape.
     """
-    backward_live((getattr(likelihood, name), grad) for name, grad in grads.items() if name in PER_STEP)
+    backward_live((getattr(likelihood, name), grad) for name, grad in grads.items())
 
 
 def backward_live(pairs: Iterable[tuple[Tensor | None, Tensor | None]]) -> None:

@@ -102,7 +102,7 @@ def _both_logits(policy: LanguagePolicy) -> tuple[list[Tensor], Tensor]:
     hidden = policy.action_hidden(Rows(ids, mask, steps, mask, torch.zeros_like(ids[:, 0])))[0]
     ours = [model_logits(policy.core, hidden)]
     if policy.fused and (head := linear_head(policy.core)) is not None:
-        ours.append(head.logits(hidden, slice(0, policy.vocabulary), hidden.dtype))
+        ours.append(head.logits(hidden, slice(None), torch.empty_like(ours[0])))
     if policy.encoder_decoder:
         start = torch.full_like(steps[:, :1], policy.core.config.decoder_start_token_id)
         theirs = policy.model(input_ids=ids, decoder_input_ids=torch.cat([start, steps[:, :-1]], 1)).logits[0]

@@ -37,7 +37,7 @@ from valence.types import Action, Batch, Likelihood, Rows
 class Pipeline(Protocol):
     """What a denoiser asks of its pipeline; `valence.policies.image_pipelines.PipelineParts` is one."""
 
-    def read(self, prompts: Sequence[str]) -> Any: ...
+    def read(self, prompts: Sequence[str]) -> Tensor | None: ...
 
     def too_long(self, prompt: str) -> bool: ...
 
@@ -112,15 +112,19 @@ class Denoiser:
         return (part for _, part in self.named_parameters())
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Only those that learn: the others are the reference's too."""
-        return ((name, part) for name, part in self.network.named_parameters() if part.requires_grad)
+        """Under LoRA only the adapters: the others are the reference's too."""
+        return (item for item in self.network.named_parameters() if item[1].requires_grad or not self.adapters)
 
     def trainable(self) -> dict[str, nn.Parameter]:
-        return dict(self.named_parameters())
+        return {name: part for name, part in self.named_parameters() if part.requires_grad}
 
     def frozen_copy(self, *, dtype: torch.dtype | None = None, device: str | None = None) -> Denoiser:
         """A copy that does not learn. Under LoRA it has only adapters of its own and shares the network."""
-        return _AdapterCopy(self) if self.adapters else _NetworkCopy(self, dtype, device)
+        if self.adapters:
+            return _AdapterCopy(self)
+        other = copy.copy(self)
+        other.network = copy.deepcopy(self.network).requires_grad_(False).to(device=device, dtype=dtype)
+        return other
 
     @contextlib.contextmanager
     def adapters_off(self) -> Iterator[Denoiser]:
@@ -204,8 +208,7 @@ class Denoiser:
         self, batch: Batch, reference: Reference | None, likelihood: Likelihood, grads: Mapping[str, Tensor]
     ) -> None:
         """Pull back, step by step. Exact: the same gradient as through a graph of all steps."""
-        live = {name: grad for name, grad in grads.items() if name in ("log_prob", "ref_kl", "policy_kl")}
-        self._walk(batch, reference, frozenset(live) | {"log_prob"}, live, skip_flat=True)
+        self._walk(batch, reference, frozenset(grads), grads, skip_flat=True)
 
     def likelihood_and_backward(
         self, batch: Batch, reference: Reference | None, needs: frozenset[str], grads: Mapping[str, Tensor]
@@ -218,8 +221,8 @@ class Denoiser:
     ) -> Likelihood:  # fmt: skip
         """Measure every step that drew something, and pull back its gradient; `skip_flat` skips gradients of zero."""
         asked = referenced(needs, reference)
-        action, context, names = batch.action, batch.context, sorted(asked | {"log_prob"})
-        measured = {name: action.steps.new_zeros(action.mask.shape) for name in names}
+        action, context = batch.action, batch.context
+        measured = {name: action.steps.new_zeros(action.mask.shape) for name in (*asked, "log_prob")}
         assert action.initial_latent is not None
         # Each step starts where the one before it led.
         starts = [action.initial_latent, *action.steps.unbind(2)[:-1]]
@@ -234,8 +237,8 @@ class Denoiser:
                     reference_mean = other.mean(context, x, step)
             with torch.set_grad_enabled(bool(grads)):
                 mean = self.mean(context, x, step)
-                parts = _measure(action.steps[:, :, place], mean, reference_mean, step.scale, names)
-                parts = {name: part.masked_fill(~mask, 0.0) for name, part in parts.items()}
+                parts = _measure(action.steps[:, :, place], mean, reference_mean, step.scale)
+                parts = {name: parts[name].masked_fill(~mask, 0.0) for name in measured}
             backward_live((parts[name], grad) for name, grad in grads.items())
             for name, part in parts.items():
                 measured[name][..., place] = part.detach()
@@ -249,52 +252,29 @@ def log_density(x: Float[Tensor, "N K C H W"], mean: Float[Tensor, "N K C H W"],
 
 
 def _measure(
-    drawn: Tensor, mean: Tensor, reference_mean: Tensor | None, scale: float, names: Sequence[str]
+    drawn: Tensor, mean: Tensor, reference_mean: Tensor | None, scale: float
 ) -> dict[str, Float[Tensor, "N K"]]:
     """The quantities of one step, nats."""
     parts = {"log_prob": log_density(drawn, mean, scale)}
     if reference_mean is not None:
-        for name in names:
-            if name == "ref_log_prob":
-                parts[name] = log_density(drawn, reference_mean, scale)
-            elif name != "log_prob":
-                parts[name] = (mean - reference_mean).flatten(2).square().sum(-1) / (2 * scale**2)
+        kl = (mean - reference_mean).flatten(2).square().sum(-1) / (2 * scale**2)
+        parts |= {"ref_log_prob": log_density(drawn, reference_mean, scale), "ref_kl": kl, "policy_kl": kl}
     return parts
 
 
-class _Copy(Denoiser):
-    """A policy that does not learn: everything but its weights is the original's."""
+class _AdapterCopy(Denoiser):
+    """A policy that does not learn: it has adapters of its own, put into the original's network while it predicts."""
 
     def __init__(self, original: Denoiser) -> None:
         self.__dict__.update(original.__dict__)
-
-    def frozen_copy(self, *, dtype: torch.dtype | None = None, device: str | None = None) -> Denoiser:
-        return self
-
-
-class _NetworkCopy(_Copy):
-    """A copy with a network of its own."""
-
-    def __init__(self, original: Denoiser, dtype: torch.dtype | None, device: str | None) -> None:
-        super().__init__(original)
-        self._names = list(original.trainable())
-        self.network = copy.deepcopy(original.network).requires_grad_(False).to(device=device, dtype=dtype)
-
-    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        weights = dict(self.network.named_parameters())
-        return ((name, weights[name]) for name in self._names)
-
-
-class _AdapterCopy(_Copy):
-    """A copy with adapters of its own, put into the shared network while it predicts."""
-
-    def __init__(self, original: Denoiser) -> None:
-        super().__init__(original)
         self._live = original.trainable()
         self._own = {name: nn.Parameter(part.detach().clone(), False) for name, part in self._live.items()}
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         return iter(self._own.items())
+
+    def frozen_copy(self, *, dtype: torch.dtype | None = None, device: str | None = None) -> Denoiser:
+        return self
 
     def mean(self, context: ImageContext, x: Tensor, step: DenoisingStep) -> Tensor:
         live = {name: part.data for name, part in self._live.items()}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
 
 from torch import nn
 
@@ -14,7 +13,7 @@ def disable_dropout(network: nn.Module) -> None:
 
     For `dropout_restored`, `network.original_dropout` lists its configs' rates, as (config, name, rate).
     """
-    original: list[tuple[Any, str, float]] = list(getattr(network, "original_dropout", ()))
+    original: list[tuple[object, str, float]] = list(getattr(network, "original_dropout", ()))
     for module in network.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0

@@ -4,9 +4,11 @@ With z the policy's logits, r the reference's, p = softmax(z), q = softmax(r) an
 
   log pi = z_y - lse(z) · KL(ref‖π) = q·(r - z) - lse(r) + lse(z) · KL(π‖ref) = p·(z - r) - lse(z) + lse(r)
 
-and for coefficients g (gradients of the loss with respect to the three) the gradient on the logits is
+and for coefficients g (gradients of the loss with respect to the first two) the gradient on the logits is
 
-  dz = g_log_prob (onehot_y - p) + g_ref_kl (p - q) + g_policy_kl p (log p - log q - KL(π‖ref))
+  dz = g_log_prob (onehot_y - p) + g_ref_kl (p - q)
+
+KL(π‖ref) is for reports: it is constant, as the learner takes it.
 
 Two ways compute it:
 - **recompute** (`fused_likelihoods`): the sums run over tiles of the vocabulary, with running maxima subtracted, and
@@ -27,6 +29,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -43,6 +46,8 @@ HELD = 3 * 2**24
 """Logits of one model held at a time where coefficients are known ahead: 192 MiB in float32."""
 
 Parts = dict[str, Float[Tensor, " M"]]
+Sums = tuple[Float[Tensor, " M"], Float[Tensor, " M"], Float[Tensor, " M"]]
+"""Of one model's logits over the whole vocabulary: (lse, the target's logit, the mean of r - z under the model)."""
 
 
 @dataclass(frozen=True)
@@ -66,15 +71,10 @@ class LinearHead:
     def detach(self) -> LinearHead:
         return replace(self, weight=self.weight.detach(), bias=None if self.bias is None else self.bias.detach())
 
-    def logits(self, hidden: Tensor, columns: slice, dtype: torch.dtype, *, out: Tensor | None = None) -> Tensor:
-        """A tile of logits in `accumulation(dtype)`, written to `out` if given; `hidden` is in `dtype` already."""
-        weight = self.weight[columns].to(dtype).T
-        if out is None:
-            logits = (hidden @ weight).to(accumulation(dtype))
-        elif out.dtype == dtype:
-            logits = torch.mm(hidden, weight, out=out)
-        else:
-            logits = out.copy_(hidden @ weight)
+    def logits(self, hidden: Tensor, columns: slice, out: Tensor) -> Tensor:
+        """A tile of logits, written to `out`; the product is in `hidden`'s precision."""
+        weight = self.weight[columns].to(hidden.dtype).T
+        logits = torch.mm(hidden, weight, out=out) if out.dtype == hidden.dtype else out.copy_(hidden @ weight)
         if self.pre != 1.0:
             logits *= self.pre
         if self.bias is not None:
@@ -148,7 +148,7 @@ class _Scratch:
         return held[:size].view(rows, width)
 
 
-class _ModelSums:
+class _Sums:
     """Running sums over the tiles of one model's logits, for `count` tokens; `gap` sums r - z under the model."""
 
     def __init__(self, count: int, scratch: _Scratch) -> None:
@@ -168,70 +168,37 @@ class _ModelSums:
             self.gap.mul_(fade).add_(torch.bmm(weight[:, None], gap[:, :, None])[:, 0, 0])
         self.most = most
 
-
-class _Sums:
-    """Running sums over the tiles of the policy's and the reference's logits; `wanted` says which KLs to sum for."""
-
-    def __init__(self, count: int, scratch: _Scratch, wanted: frozenset[str]) -> None:
-        self.scratch, self.wanted = scratch, wanted
-        self.policy, self.reference = _ModelSums(count, scratch), _ModelSums(count, scratch)
-
-    def add(self, logits: Tensor, ref: Tensor | None, targets: Tensor, columns: slice) -> None:
-        gap = None
-        if ref is not None and self.wanted & {"ref_kl", "policy_kl"}:
-            gap = torch.sub(ref, logits, out=self.scratch.tile("gap", len(targets), columns))
-        self.policy.add(logits, gap if "policy_kl" in self.wanted else None, targets, columns)
-        if ref is not None:
-            self.reference.add(ref, gap if "ref_kl" in self.wanted else None, targets, columns)
-
-    def close(self, *, reference: bool) -> tuple[Parts, Tensor, Tensor]:
-        """(the quantities, lse(z), lse(r))."""
-        mine, other = self.policy, self.reference
-        sums = {"lse": mine.most + mine.total.log(), "taken": mine.taken}
-        if reference:
-            sums |= {
-                "ref_lse": other.most + other.total.log(), "ref_taken": other.taken,
-                "gap": -mine.gap / mine.total, "ref_gap": other.gap / other.total,
-            }  # fmt: skip
-        return _quantities(sums, self.wanted)
+    def close(self) -> Sums:
+        return self.most + self.total.log(), self.taken, self.gap / self.total
 
 
-def _quantities(sums: Parts, wanted: frozenset[str]) -> tuple[Parts, Tensor, Tensor]:
-    """(the quantities, lse(z), lse(r)) from sums over the whole vocabulary, named as in `fused_triton.sums`."""
-    lse = sums["lse"]
-    parts, ref_lse = {"log_prob": sums["taken"] - lse}, sums.get("ref_lse", lse)
-    if "ref_lse" in sums:
-        parts["ref_log_prob"] = sums["ref_taken"] - ref_lse
-        # Rounding may leave a KL of zero below 0.
-        if "ref_kl" in wanted:
-            parts["ref_kl"] = (sums["ref_gap"] - ref_lse + lse).clamp_(min=0)
-        if "policy_kl" in wanted:
-            parts["policy_kl"] = (sums["gap"] - lse + ref_lse).clamp_(min=0)
-    return parts, lse, ref_lse
+def _quantities(wanted: frozenset[str], policy: Sums, reference: Sums | None) -> tuple[Parts, Tensor, Tensor]:
+    """(the quantities in `wanted`, lse(z), lse(r))."""
+    lse, taken, gap = policy
+    parts, ref_lse = {"log_prob": taken - lse}, lse
+    if reference is not None:
+        ref_lse, ref_taken, ref_gap = reference
+        parts |= {
+            "ref_log_prob": ref_taken - ref_lse,
+            # Rounding may leave a KL of zero below 0.
+            "ref_kl": (ref_gap - ref_lse + lse).clamp_(min=0), "policy_kl": (-gap - lse + ref_lse).clamp_(min=0),
+        }  # fmt: skip
+    return {name: part for name, part in parts.items() if name in wanted}, lse, ref_lse
 
 
 def _logit_gradient(
     logits: Tensor, ref: Tensor | None, lse: Tensor, ref_lse: Tensor, targets: Tensor, columns: slice,
-    coefficients: Parts, policy_kl: Tensor | None, head: LinearHead,
+    coefficients: Parts, head: LinearHead,
 ) -> Tensor:  # fmt: skip
     """dz of a tile, in place of `logits`; `ref` is overwritten too."""
     original = logits.clone() if head.cap is not None else None
-    log_prob, ref_kl, second = (coefficients.get(name) for name in ("log_prob", "ref_kl", "policy_kl"))
-    logits.sub_(lse[:, None])
-    of_second = None
-    if second is not None:
-        assert ref is not None and policy_kl is not None
-        of_second = (logits - ref).add_((ref_lse - policy_kl)[:, None])
-    grad = logits.exp_()
-    if of_second is not None and second is not None:
-        of_second.mul_(grad).mul_(second[:, None])
+    log_prob, ref_kl = coefficients.get("log_prob"), coefficients.get("ref_kl")
+    grad = logits.sub_(lse[:, None]).exp_()
     scale = (0.0 if ref_kl is None else ref_kl) - (torch.zeros_like(lse) if log_prob is None else log_prob)
     grad.mul_(scale[:, None])
     if ref_kl is not None:
         assert ref is not None
         grad.sub_(ref.sub_(ref_lse[:, None]).exp_().mul_(ref_kl[:, None]))
-    if of_second is not None:
-        grad.add_(of_second)
     if log_prob is not None:
         which = ((targets >= columns.start) & (targets < columns.stop)).nonzero()[:, 0]
         grad[which, targets[which] - columns.start] += log_prob[which]
@@ -241,16 +208,11 @@ def _logit_gradient(
 class _Gradients:
     """The gradients of the hidden states, and of the head where it learns; that of its weight is added to `into`."""
 
-    def __init__(
-        self, hidden: Tensor, head: LinearHead, dtype: torch.dtype, *, weight: bool, bias: bool,
-        into: Tensor | None = None,
-    ) -> None:  # fmt: skip
-        kind, shape = accumulation(dtype), head.weight.shape
-        if into is not None and (into.dtype != kind or into.shape != shape):
-            raise ValueError(f"into is {into.dtype} {list(into.shape)}; must be {kind} {list(shape)}")
-        self.head, self.dtype = head, dtype
-        zeros = partial(torch.zeros, device=hidden.device, dtype=kind)
-        self.hidden, self.bias = zeros(hidden.shape), zeros(shape[0]) if bias else None
+    def __init__(self, problem: _Problem, *, weight: bool, bias: bool, into: Tensor | None = None) -> None:
+        self.head, self.dtype = problem.head, problem.dtype
+        zeros = partial(torch.zeros, device=problem.hidden.device, dtype=accumulation(problem.dtype))
+        shape = problem.head.weight.shape
+        self.hidden, self.bias = zeros(problem.hidden.shape), zeros(shape[0]) if bias else None
         self.weight = zeros(shape) if weight and into is None else into
 
     def add(self, grad: Tensor, hidden: Tensor, where: slice, columns: slice) -> None:
@@ -272,7 +234,7 @@ def _accumulate(total: Tensor, left: Tensor, right: Tensor) -> None:
         total += left @ right
 
 
-def _kernels(hidden: Tensor, dtype: torch.dtype) -> Any:
+def _kernels(hidden: Tensor, dtype: torch.dtype) -> ModuleType | None:
     """The Triton kernels, for half precision on an NVIDIA GPU; None elsewhere, where torch is as fast."""
     half = dtype in (torch.bfloat16, torch.float16)
     if hidden.device.type != "cuda" or not half or not len(hidden) or not find_spec("triton"):
@@ -300,52 +262,50 @@ class _Problem:
         """(the quantities, lse(z), lse(r)), tile by tile; if `gradients` is given, pull back into it too."""
         coefficients = coefficients or {}
         if kernels := _kernels(self.hidden, self.dtype):
-            sums = kernels.sums(self.hidden, self.ref_hidden, self.targets, self.head, self.ref_head, self.dtype)
-            parts, lse, ref_lse = _quantities(sums, self.wanted)
+            parts, lse, ref_lse = _quantities(self.wanted, *kernels.sums(self))
             if gradients is not None:
-                self.pull_back(coefficients, lse, ref_lse, None, gradients)
+                self.pull_back(coefficients, lse, ref_lse, gradients)
             return parts, lse, ref_lse
         pieces, scratch = [], _Scratch(self.hidden.device, self.dtype)
         for where in _tiles(len(self.targets), ROWS if gradients is None else max(1, HELD // len(self.head.weight))):
-            rows, held, running = self.rows(where), [], _Sums(where.stop - where.start, scratch, self.wanted)
+            rows, held = self.rows(where), []
+            policy, reference = (_Sums(len(rows.targets), scratch) for _ in range(2))
             for columns in _tiles(len(self.head.weight), COLUMNS):
                 logits, ref = rows.logits(columns, scratch, name="" if gradients is None else str(columns.start))
-                running.add(logits, ref, rows.targets, columns)
+                gap = None
+                if ref is not None and self.wanted & {"ref_kl", "policy_kl"}:
+                    gap = torch.sub(ref, logits, out=scratch.tile("gap", len(rows.targets), columns))
+                policy.add(logits, gap if "policy_kl" in self.wanted else None, rows.targets, columns)
+                if ref is not None:
+                    reference.add(ref, gap if "ref_kl" in self.wanted else None, rows.targets, columns)
                 held.append((logits, ref, columns))
-            parts, lse, ref_lse = running.close(reference=self.ref_head is not None)
+            closed = None if self.ref_head is None else reference.close()
+            parts, lse, ref_lse = _quantities(self.wanted, policy.close(), closed)
             pieces.append(parts | {"lse": lse, "ref_lse": ref_lse})
             if gradients is None:
                 continue
             part = {name: value[where] for name, value in coefficients.items()}
             for logits, ref, columns in held:
-                grad = _logit_gradient(logits, ref, lse, ref_lse, rows.targets, columns, part, None, self.head)
+                grad = _logit_gradient(logits, ref, lse, ref_lse, rows.targets, columns, part, self.head)
                 gradients.add(grad, rows.hidden, where, columns)
         parts = {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
         return parts, parts.pop("lse"), parts.pop("ref_lse")
 
-    def pull_back(
-        self, coefficients: Parts, lse: Tensor, ref_lse: Tensor, policy_kl: Tensor | None, gradients: _Gradients
-    ) -> None:
+    def pull_back(self, coefficients: Parts, lse: Tensor, ref_lse: Tensor, gradients: _Gradients) -> None:
         """Compute each tile of logits again, and carry its gradient into `gradients`."""
         if kernels := _kernels(self.hidden, self.dtype):
-            sums = {"lse": lse, "ref_lse": ref_lse} | ({} if policy_kl is None else {"policy_kl": policy_kl})
             everything, hidden = slice(None), self.hidden.to(self.dtype)
             for columns in _tiles(len(self.head.weight), KERNEL_COLUMNS):
-                grad = kernels.logit_gradient(
-                    self.hidden, self.ref_hidden, self.targets, self.head, self.ref_head, self.dtype, columns, sums,
-                    coefficients,
-                )  # fmt: skip
+                grad = kernels.logit_gradient(self, columns, lse, ref_lse, coefficients)
                 gradients.add(grad, hidden, everything, columns)
             return
-        with_ref = bool(coefficients.keys() & {"ref_kl", "policy_kl"})
         scratch = _Scratch(self.hidden.device, self.dtype)
         for where in _tiles(len(self.targets), ROWS):
             rows = self.rows(where)
             part = {name: value[where] for name, value in coefficients.items()}
-            kl = None if policy_kl is None else policy_kl[where]
             for columns in _tiles(len(self.head.weight), COLUMNS):
-                logits, ref = rows.logits(columns, scratch, reference=with_ref)
-                one = (lse[where], ref_lse[where], rows.targets, columns, part, kl, self.head)
+                logits, ref = rows.logits(columns, scratch, reference="ref_kl" in coefficients)
+                one = (lse[where], ref_lse[where], rows.targets, columns, part, self.head)
                 gradients.add(_logit_gradient(logits, ref, *one), rows.hidden, where, columns)
 
     def rows(self, where: slice) -> _Problem:
@@ -359,10 +319,8 @@ class _Problem:
         """A tile of the policy's logits and of the reference's; the next tile of the same `name` overwrites both."""
         ref, count = None, len(self.targets)
         if reference and self.ref_head is not None and self.ref_hidden is not None:
-            out = scratch.tile(f"reference {name}", count, columns)
-            ref = self.ref_head.logits(self.ref_hidden, columns, self.dtype, out=out)
-        out = scratch.tile(f"policy {name}", count, columns)
-        return self.head.logits(self.hidden, columns, self.dtype, out=out), ref
+            ref = self.ref_head.logits(self.ref_hidden, columns, scratch.tile(f"reference {name}", count, columns))
+        return self.head.logits(self.hidden, columns, scratch.tile(f"policy {name}", count, columns)), ref
 
 
 class _Fused(torch.autograd.Function):
@@ -372,25 +330,21 @@ class _Fused(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, problem: _Problem) -> tuple[Tensor, ...]:
         parts, lse, ref_lse = problem.measure()
         # The first three are in `problem` too; autograd checks saved tensors for changes in place.
-        ctx.save_for_backward(hidden, weight, bias, lse, ref_lse, parts.get("policy_kl"))
+        ctx.save_for_backward(hidden, weight, bias, lse, ref_lse)
         ctx.problem, ctx.names = problem, tuple(parts)
-        if "ref_log_prob" in parts:
-            ctx.mark_non_differentiable(parts["ref_log_prob"])
+        ctx.mark_non_differentiable(*(parts[name] for name in ("ref_log_prob", "policy_kl") if name in parts))
         ctx.set_materialize_grads(False)
         return tuple(parts.values())
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         problem: _Problem = ctx.problem
-        hidden, weight, bias, lse, ref_lse, policy_kl = ctx.saved_tensors
+        hidden, weight, bias, lse, ref_lse = ctx.saved_tensors
         coefficients = {name: grad for name, grad in zip(ctx.names, grads, strict=True) if grad is not None}
-        coefficients.pop("ref_log_prob", None)
-        if not coefficients:
-            return (None,) * 4
         _, on_weight, on_bias, _ = ctx.needs_input_grad
-        gradients = _Gradients(hidden, problem.head, problem.dtype, weight=on_weight, bias=on_bias)
+        gradients = _Gradients(problem, weight=on_weight, bias=on_bias)
         with torch.autocast(hidden.device.type, enabled=False):
-            problem.pull_back(coefficients, lse, ref_lse, policy_kl, gradients)
+            problem.pull_back(coefficients, lse, ref_lse, gradients)
         pairs = ((gradients.hidden, hidden), (gradients.weight, weight), (gradients.bias, bias))
         return *(None if grad is None else grad.to(of.dtype) for grad, of in pairs), None
 
@@ -401,16 +355,18 @@ def _problem(
 ) -> _Problem:  # fmt: skip
     """The reference is left out where there is none or nothing in `needs` reads it."""
     if ref_hidden is None or ref_head is None or not needs - {"log_prob"}:
-        ref_hidden, ref_head, needs = None, None, frozenset({"log_prob"})
-    return _Problem(hidden.detach(), ref_hidden, targets, head.detach(), ref_head, needs, dtype or hidden.dtype)
+        ref_hidden, ref_head, needs = None, None, frozenset()
+    wanted = needs | {"log_prob"}
+    return _Problem(hidden.detach(), ref_hidden, targets, head.detach(), ref_head, wanted, dtype or hidden.dtype)
 
 
 def fused_likelihoods(
     hidden: Float[Tensor, "M H"], ref_hidden: Float[Tensor, "M G"] | None, targets: Int[Tensor, " M"],
     head: LinearHead, ref_head: LinearHead | None, *, needs: frozenset[str], dtype: torch.dtype | None = None,
 ) -> Parts:  # fmt: skip
-    """Per-token quantities at M action positions, each `[M]`, nats; differentiable in `hidden` and in `head`.
+    """Per-token quantities at M action positions, each `[M]`, nats.
 
+    "log_prob" and "ref_kl" are differentiable in `hidden` and in `head`.
     Source: PMPO paper, Eq. 17: the KL of a sequence is the sum of its tokens' full-vocabulary KLs.
 
     Args:
@@ -424,30 +380,29 @@ def fused_likelihoods(
     problem = _problem(hidden, ref_hidden, targets, head, ref_head, needs, dtype)
     with torch.autocast(hidden.device.type, enabled=False):
         parts = _Fused.apply(hidden, head.weight, head.bias, problem)
-    names = ["log_prob", "ref_log_prob"] if problem.ref_head is not None else ["log_prob"]
-    names += [name for name in ("ref_kl", "policy_kl") if name in problem.wanted]
-    return {name: part for name, part in zip(names, parts, strict=True) if name in problem.wanted | {"log_prob"}}
+    names = [name for name in ("log_prob", "ref_log_prob", "ref_kl", "policy_kl") if name in problem.wanted]
+    return dict(zip(names, parts, strict=True))
 
 
 @torch.no_grad()
 def likelihoods_and_gradients(
     hidden: Float[Tensor, "M H"], ref_hidden: Float[Tensor, "M G"] | None, targets: Int[Tensor, " M"],
     head: LinearHead, ref_head: LinearHead | None, coefficients: Parts, *, needs: frozenset[str],
-    dtype: torch.dtype | None = None, learn_weight: bool = True, learn_bias: bool = True, into: Tensor | None = None,
+    dtype: torch.dtype | None = None, into: Tensor | None = None,
 ) -> tuple[Parts, Tensor, Tensor | None, Tensor | None]:  # fmt: skip
     """As `fused_likelihoods`, and the gradient of sum(coefficient * quantity), both in one pass.
 
+    A part of `head` that requires no gradient gets none.
+
     Args:
         coefficients: "log_prob" and "ref_kl" -> the loss's gradient with respect to each token's, `[M]`.
-        learn_weight, learn_bias: whether the head's learn.
         into: `[V, H]` in the precision of accumulation, such as the weight's `.grad`: d weight is added to it.
     Returns:
         (quantities, d hidden, d weight or None, d bias or None), the gradients in the precision of accumulation.
     """
     problem = _problem(hidden, ref_hidden, targets, head, ref_head, needs, dtype)
-    gradients = _Gradients(
-        hidden, problem.head, problem.dtype, weight=learn_weight, bias=learn_bias and head.bias is not None, into=into
-    )
+    learn_bias = head.bias is not None and head.bias.requires_grad
+    gradients = _Gradients(problem, weight=head.weight.requires_grad, bias=learn_bias, into=into)
     with torch.autocast(hidden.device.type, enabled=False):
         parts, _, _ = problem.measure(coefficients, gradients)
     return parts, gradients.hidden, gradients.weight, gradients.bias

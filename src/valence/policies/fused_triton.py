@@ -60,7 +60,7 @@ def _sums_kernel(
     HAS_BIAS: tl.constexpr, HAS_CAP: tl.constexpr, HAS_REF: tl.constexpr, REF_BIAS: tl.constexpr,
     REF_CAP: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
-    """out[p, :, m]: largest logit, sum of exponentials, taken logit, and p.(z - r); the reference's and q.(r - z)."""
+    """out[p, :, m]: largest logit, sum of exponentials, taken logit, and p.(r - z); the same of the reference."""
     part = tl.program_id(1)
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     target = tl.load(targets + rows, mask=rows < M, other=0)
@@ -87,7 +87,7 @@ def _sums_kernel(
                 ref_hidden, ref_weight, ref_bias, rows, columns, M, V, G, ref_pre, ref_cap, ref_post, REF_BIAS,
                 REF_CAP, ROWS, COLUMNS, DEPTH,
             )  # fmt: skip
-            gap = gap * fade + tl.sum(p * (z - r), 1)
+            gap = gap * fade + tl.sum(p * (r - z), 1)
             ref_taken += tl.sum(tl.where(chosen, r, 0.0), 1)
             now = tl.maximum(ref_most, tl.max(tl.where(inside, r, low), 1))
             q = tl.where(inside, tl.exp(r - now[:, None]), 0.0)
@@ -110,8 +110,8 @@ def _sums_kernel(
 
 @triton.jit
 def _gradient_kernel(
-    out, hidden, weight, bias, ref_hidden, ref_weight, ref_bias, targets, lse, ref_lse, policy_kl, on_log_prob,
-    on_ref_kl, on_policy_kl, M, V, H, G, first, width, pre, cap, post, ref_pre, ref_cap, ref_post,
+    out, hidden, weight, bias, ref_hidden, ref_weight, ref_bias, targets, lse, ref_lse, on_log_prob, on_ref_kl,
+    M, V, H, G, first, width, pre, cap, post, ref_pre, ref_cap, ref_post,
     HAS_BIAS: tl.constexpr, HAS_CAP: tl.constexpr, HAS_REF: tl.constexpr, REF_BIAS: tl.constexpr,
     REF_CAP: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
@@ -129,14 +129,11 @@ def _gradient_kernel(
     if HAS_REF:
         sum_r = tl.load(ref_lse + rows, mask=keep, other=0.0)
         on_kl = tl.load(on_ref_kl + rows, mask=keep, other=0.0)
-        on_second = tl.load(on_policy_kl + rows, mask=keep, other=0.0)
-        kl = tl.load(policy_kl + rows, mask=keep, other=0.0)
         r = _logits(
             ref_hidden, ref_weight, ref_bias, rows, columns, M, V, G, ref_pre, ref_cap, ref_post, REF_BIAS, REF_CAP,
             ROWS, COLUMNS, DEPTH,
         )  # fmt: skip
         grad += on_kl[:, None] * (p - tl.exp(r - sum_r[:, None]))
-        grad += on_second[:, None] * p * ((z - sum_z[:, None]) - (r - sum_r[:, None]) - kl[:, None])
     if HAS_CAP:
         bent = z / (cap * post)
         grad = grad * (1 - bent * bent)
@@ -145,17 +142,18 @@ def _gradient_kernel(
     tl.store(out + rows[:, None] * width + local[None, :], (grad * post).to(out.dtype.element_ty), mask=inside)
 
 
-def _arguments(
-    hidden: Tensor, ref_hidden: Tensor | None, head: Any, ref_head: Any, dtype: torch.dtype
-) -> tuple[list[Tensor], list[float], dict[str, Any]]:
+def _arguments(problem: Any) -> tuple[list[Tensor], list[float], dict[str, Any]]:
     """(tensors in the products' precision, scales, the kernels' constants); the policy's stand in for no reference."""
-    models = [(hidden, head)] if ref_head is None or ref_hidden is None else [(hidden, head), (ref_hidden, ref_head)]
+    models = [(problem.hidden, problem.head)]
+    if problem.ref_head is not None:
+        models.append((problem.ref_hidden, problem.ref_head))
     tensors, scales = [], []
     for states, one in models:
-        weight = one.weight.to(dtype).contiguous()
-        tensors += [states.to(dtype).contiguous(), weight, weight if one.bias is None else one.bias.contiguous()]
+        weight = one.weight.to(problem.dtype).contiguous()
+        bias = weight if one.bias is None else one.bias.contiguous()
+        tensors += [states.to(problem.dtype).contiguous(), weight, bias]
         scales += [one.pre, one.cap or 1.0, one.post]
-    repeats, other = 3 - len(models), models[-1][1]
+    repeats, head, other = 3 - len(models), problem.head, models[-1][1]
     return tensors * repeats, scales * repeats, {
         "HAS_BIAS": head.bias is not None, "HAS_CAP": head.cap is not None, "HAS_REF": len(models) == 2,
         "REF_BIAS": other.bias is not None, "REF_CAP": other.cap is not None,
@@ -163,54 +161,44 @@ def _arguments(
     }  # fmt: skip
 
 
-def sums(
-    hidden: Tensor, ref_hidden: Tensor | None, targets: Tensor, head: Any, ref_head: Any, dtype: torch.dtype
-) -> dict[str, Tensor]:
-    """Running sums over the whole vocabulary, each `[M]` float32: "lse", "taken", and with a reference "ref_lse",
-    "ref_taken", "gap" = p.(z - r) and "ref_gap" = q.(r - z). The heads are of `valence.policies.fused.LinearHead`.
-    """
-    count, vocabulary = len(targets), len(head.weight)
+def sums(problem: Any) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...] | None]:
+    """`valence.policies.fused.Sums` of the policy and, in a `_Problem` with one, of the reference; float32."""
+    count, vocabulary = len(problem.targets), len(problem.head.weight)
     blocks = triton.cdiv(count, ROWS)
     # Each part has at least one block of columns, so that its sums are not empty.
     parts = max(1, min(triton.cdiv(PROGRAMS, blocks), triton.cdiv(vocabulary, COLUMNS)))
     per_part = COLUMNS * triton.cdiv(triton.cdiv(vocabulary, COLUMNS), parts)
     parts = triton.cdiv(vocabulary, per_part)
-    out = torch.empty(parts, 8, count, device=hidden.device, dtype=torch.float32)
-    tensors, scales, constants = _arguments(hidden, ref_hidden, head, ref_head, dtype)
+    out = torch.empty(parts, 8, count, device=problem.hidden.device, dtype=torch.float32)
+    tensors, scales, constants = _arguments(problem)
     sizes = (count, vocabulary, tensors[0].shape[1], tensors[3].shape[1])
-    _sums_kernel[(blocks, parts)](out, *tensors, targets, *sizes, per_part, *scales, **constants)
+    _sums_kernel[(blocks, parts)](out, *tensors, problem.targets, *sizes, per_part, *scales, **constants)
 
-    def join(most: Tensor, total: Tensor, *others: Tensor) -> list[Tensor]:
+    def join(most: Tensor, total: Tensor, taken: Tensor, gap: Tensor) -> tuple[Tensor, ...]:
         top = most.amax(0)
         fade = (most - top).exp()
         whole = (total * fade).sum(0)
-        return [top + whole.log(), *((other * fade).sum(0) / whole for other in others)]
+        return top + whole.log(), taken.sum(0), (gap * fade).sum(0) / whole
 
-    lse, gap = join(out[:, 0], out[:, 1], out[:, 3])
-    joined = {"lse": lse, "taken": out[:, 2].sum(0)}
-    if ref_head is not None:
-        ref_lse, ref_gap = join(out[:, 4], out[:, 5], out[:, 7])
-        joined |= {"ref_lse": ref_lse, "ref_taken": out[:, 6].sum(0), "gap": gap, "ref_gap": ref_gap}
-    return joined
+    policy, reference = out[:, :4].unbind(1), out[:, 4:].unbind(1)
+    return join(*policy), None if problem.ref_head is None else join(*reference)
 
 
 def logit_gradient(
-    hidden: Tensor, ref_hidden: Tensor | None, targets: Tensor, head: Any, ref_head: Any, dtype: torch.dtype,
-    columns: slice, sums: dict[str, Tensor], coefficients: dict[str, Tensor],
-) -> Tensor:  # fmt: skip
-    """The gradient on a tile of logits before scaling and capping, `[M, columns]`, in `dtype`.
+    problem: Any, columns: slice, lse: Tensor, ref_lse: Tensor, coefficients: dict[str, Tensor]
+) -> Tensor:
+    """The gradient on a tile of logits before scaling and capping, `[M, columns]`, in the products' precision.
 
     Args:
-        sums: "lse", and with a reference "ref_lse" and (if it has a coefficient) "policy_kl", each `[M]`.
-        coefficients: of "log_prob", "ref_kl" and "policy_kl", each `[M]`; those that are missing are 0.
+        lse, ref_lse: of the two models' logits, `[M]`.
+        coefficients: of "log_prob" and "ref_kl", each `[M]`; one that is missing is 0.
     """
-    count, width = len(targets), columns.stop - columns.start
-    out = torch.empty(count, width, device=hidden.device, dtype=dtype)
-    nothing = torch.zeros_like(sums["lse"])
-    tensors, scales, constants = _arguments(hidden, ref_hidden, head, ref_head, dtype)
-    sizes = (count, len(head.weight), tensors[0].shape[1], tensors[3].shape[1], columns.start, width)
-    known = (sums.get(name, nothing) for name in ("lse", "ref_lse", "policy_kl"))
-    grads = (coefficients.get(name, nothing).float().contiguous() for name in ("log_prob", "ref_kl", "policy_kl"))
+    count, width = len(problem.targets), columns.stop - columns.start
+    out = torch.empty(count, width, device=problem.hidden.device, dtype=problem.dtype)
+    nothing = torch.zeros_like(lse)
+    tensors, scales, constants = _arguments(problem)
+    sizes = (count, len(problem.head.weight), tensors[0].shape[1], tensors[3].shape[1], columns.start, width)
+    grads = (coefficients.get(name, nothing).float().contiguous() for name in ("log_prob", "ref_kl"))
     grid = (triton.cdiv(count, ROWS), triton.cdiv(width, COLUMNS))
-    _gradient_kernel[grid](out, *tensors, targets, *known, *grads, *sizes, *scales, **constants)
+    _gradient_kernel[grid](out, *tensors, problem.targets, lse, ref_lse, *grads, *sizes, *scales, **constants)
     return out

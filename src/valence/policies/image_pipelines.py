@@ -6,7 +6,6 @@ import contextlib
 import io
 import logging
 from collections.abc import Iterator, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +15,11 @@ from torch import Tensor
 from valence.errors import UserError, one_line
 from valence.policies.denoiser import Denoiser, Guidance
 from valence.policies.denoising_steps import make_steps
-from valence.policies.loading import check_device
+from valence.policies.loading import carried, check_device
 from valence.policies.sampler_settings import DEFAULTS, PRECISIONS, SMALL, SamplerSettings
 
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in PRECISIONS}
-
-
-def small_pipeline_folder() -> Path:
-    """The folder of the pipeline that Valence carries."""
-    return Path(str(files("valence") / "assets" / SMALL))
 
 
 @contextlib.contextmanager
@@ -115,12 +109,11 @@ def load_pipeline(name: str, *, device: str = "cpu", dtype: str = "float32") -> 
         UserError: it cannot be loaded.
     """
     check_device(device)
-    place = str(small_pipeline_folder()) if name == SMALL else name
     try:
         with quiet():
             from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
-            pipeline = DiffusionPipeline.from_pretrained(place, safety_checker=None, dtype=DTYPES[dtype])
+            pipeline = DiffusionPipeline.from_pretrained(carried(name), safety_checker=None, dtype=DTYPES[dtype])
     except (OSError, ValueError, KeyError, AttributeError, ImportError, TypeError) as error:
         raise UserError(
             f"`pipeline` {name} cannot be loaded: {one_line(error, 300)}; give a folder that diffusers can load, a hub "

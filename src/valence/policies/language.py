@@ -12,10 +12,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -30,6 +29,7 @@ from valence.policies.shared_prompt import Trees, make_trees, plan
 from valence.protocols import HiddenCache, LogProbCache, Reference
 from valence.types import Action, Batch, Likelihood, TokenContext
 
+GivenT = TypeVar("GivenT", Rows, Tensor)
 TOKENS_TOGETHER = {False: 1024, True: 32768}
 """Tokens, with padding, that run through the model at a time: on a CPU, and on a GPU."""
 
@@ -100,22 +100,13 @@ class LanguagePolicy(nn.Module):
         """`action_hidden` at the real steps, row by row, from one sequence of all rows."""
         raise NotImplementedError
 
-    def model_prompt(
-        self, ids: Int[Tensor, "R S"], mask: Bool[Tensor, "R S"]
-    ) -> tuple[Int[Tensor, "R S"], Bool[Tensor, "R S"]]:
-        """Left-padded prompts and their mask, padded on the side that the model wants."""
-        # BART's encoder counts positions from the left and would count the padding.
-        return pad_right(ids, mask) if self.encoder_decoder else (ids, mask)
-
     def padded_size(self, prompts: list[int], steps: list[int]) -> int:
         """The tokens, padding included, of rows that run together: here prompts and steps are padded apart."""
         return len(steps) * (max(prompts) + max(steps))
 
     def hidden_at_steps(self, rows: Rows) -> Float[Tensor, "M H"]:
         """`action_hidden` at the M real steps of all rows, row by row; rows of similar length run together."""
-        number = torch.zeros_like(rows.steps)
-        number[rows.mask] = torch.arange(int(rows.mask.sum()), device=number.device)
-        hidden, places, groups, alone = [], [], [], None
+        hidden, order, groups, alone = [], [], [], range(len(rows.steps))
         budget = TOKENS_TOGETHER[self.device.type == "cuda"]
         if self.shares_prompts:
             positions = getattr(self.core.config.get_text_config(), "max_position_embeddings", None) or budget
@@ -124,15 +115,16 @@ class LanguagePolicy(nn.Module):
             trees = make_trees(rows, group)
             with self.precision():
                 hidden.append(self.tree_hidden(trees))
-            places += [number[row, :length] for row, length in zip(trees.rows.tolist(), trees.lengths, strict=True)]
-        for which in rows.by_length(budget, self.padded_size, alone):
+            order.append(trees.rows)
+        for which in rows.by_length(alone, budget, self.padded_size):
             part = rows.pick(which)
             with self.precision():
                 hidden.append(self.packed_hidden(part) if self.packs else self.action_hidden(part)[part.mask])
-            places.append(number[which][:, : part.mask.shape[1]][part.mask])
+            order.append(which)
         if not hidden:
             return torch.zeros(0, self.core.get_output_embeddings().weight.shape[1], device=self.device)
-        return torch.cat(hidden)[torch.cat(places).argsort()]
+        number, order = rows.mask.flatten().cumsum(0).view_as(rows.mask), torch.cat(order)
+        return torch.cat(hidden)[number[order][rows.mask[order]].argsort()]
 
     def hidden_states(self, batch: Batch) -> tuple[Float[Tensor, "M H"], Bool[Tensor, "N K T"]]:
         """(the hidden states that predict the M steps of a batch, row by row; the steps' places in `[N, K, T]`)."""
@@ -144,12 +136,18 @@ class LanguagePolicy(nn.Module):
         Raises:
             ValueError: a reference quantity is in `needs` and `reference` is None; padding on the wrong side.
         """
+        cache, own, asked = None, reference, needs
         if needs & REFERENCED == {"ref_log_prob"} and isinstance(reference, LogProbCache):
-            return self._with_known_reference(batch, reference, needs)
-        steps = self._steps(batch, reference, needs)
-        if steps is None:
+            cache, own, asked = reference, None, needs - REFERENCED
+        states = self._states(batch, own, asked)
+        if states is None:
             return self._nothing(batch, needs)
-        return steps.scatter(self._through_head(steps.hidden, steps.ref_hidden, steps.targets, reference, needs))
+        parts = self._through_head(states, own, asked)
+        if cache is not None:
+            # It calls `measure` for the rows that it has not stored.
+            measure = self._measured_by(cache, LanguagePolicy.step_log_probs)
+            parts["ref_log_prob"] = cache.recall_log_probs(present_rows(batch.context, batch.action), measure)
+        return token_head.scatter(parts, batch.action.mask)
 
     def backward(
         self, batch: Batch, reference: Reference | None, likelihood: Likelihood, grads: Mapping[str, Tensor]
@@ -160,22 +158,22 @@ class LanguagePolicy(nn.Module):
         self, batch: Batch, reference: Reference | None, needs: frozenset[str], grads: Mapping[str, Tensor]
     ) -> Likelihood:
         """`likelihood` and `backward` in one, which saves two products with the head."""
-        heads = self._linear_heads(reference if needs & REFERENCED else None)
-        if heads is None or grads.keys() - {"log_prob", "ref_kl"}:
+        heads = self._linear_heads(reference, needs)
+        if heads is None:
             likelihood = self.likelihood(batch, reference, needs)
             self.backward(batch, reference, likelihood, grads)
             return likelihood.detach()
-        steps = self._steps(batch, reference, needs)
-        if steps is None:
+        states, mask = self._states(batch, reference, needs), batch.action.mask
+        if states is None:
             return self._nothing(batch, needs)
-        return token_head.measure_and_pull_back(steps, *heads, grads, needs=needs, dtype=self.mixed_precision)
+        return token_head.measure_and_pull_back(states, heads, mask, grads, needs=needs, dtype=self.mixed_precision)
 
     def step_log_probs(self, rows: Rows) -> Float[Tensor, " M"]:
         """log pi of the M real steps of all rows, row by row."""
-        needs = frozenset({"log_prob"})
-        return self._through_head(self.hidden_at_steps(rows), None, rows.steps[rows.mask], None, needs)["log_prob"]
+        states = (self.hidden_at_steps(rows), None, rows.steps[rows.mask])
+        return self._through_head(states, None, frozenset({"log_prob"}))["log_prob"]
 
-    def _steps(self, batch: Batch, reference: Reference | None, needs: frozenset[str]) -> token_head.Steps | None:
+    def _states(self, batch: Batch, reference: Reference | None, needs: frozenset[str]) -> token_head.States | None:
         """What the head works on; None where no action has a step."""
         asked = referenced(needs, reference)
         rows = present_rows(batch.context, batch.action)
@@ -183,20 +181,21 @@ class LanguagePolicy(nn.Module):
             return None
         hidden, ref_hidden = self.hidden_at_steps(rows), None
         if asked and reference is not None:
-            measure = token_head.by_reference(reference, lambda other, new: other.hidden_at_steps(new), self.device)
+            measure = self._measured_by(reference, LanguagePolicy.hidden_at_steps)
             stored = isinstance(reference, HiddenCache)
             ref_hidden = reference.recall_hidden(rows, measure) if stored else measure(rows)
-        return token_head.Steps(hidden, ref_hidden, rows.steps[rows.mask], batch.action.mask)
+        return hidden, ref_hidden, rows.steps[rows.mask]
 
-    def _with_known_reference(self, batch: Batch, reference: LogProbCache, needs: frozenset[str]) -> Likelihood:
-        """log pi as always; log pi_ref from the cache, which calls `measure` for rows that it has not stored."""
-        own = self.likelihood(batch, None, needs - REFERENCED)
-        rows = present_rows(batch.context, batch.action)
-        if not len(rows.steps):
-            return self._nothing(batch, needs)
-        measure = token_head.by_reference(reference, lambda other, new: other.step_log_probs(new), self.device)
-        log_prob = reference.recall_log_probs(rows, measure)
-        return replace(own, ref_log_prob=token_head.scatter(log_prob, batch.action.mask))
+    def _measured_by(
+        self, reference: Reference, read: Callable[[LanguagePolicy, GivenT], Tensor]
+    ) -> Callable[[GivenT], Tensor]:
+        """`read` under the reference's weights, each time it is called; constant, on this policy's device."""
+
+        def measure(given: GivenT) -> Tensor:
+            with torch.no_grad(), reference.active() as other:
+                return read(other, given.to(other.device)).to(self.device)
+
+        return measure
 
     def _nothing(self, batch: Batch, needs: frozenset[str]) -> Likelihood:
         """The likelihood of a batch without steps: zeros without a graph."""
@@ -208,28 +207,26 @@ class LanguagePolicy(nn.Module):
         with self.precision():
             return token_head.model_logits(self.core, hidden, temperature=self.temperature)
 
-    def _linear_heads(self, reference: Reference | None) -> tuple[LinearHead, LinearHead | None] | None:
+    def _linear_heads(
+        self, reference: Reference | None, needs: frozenset[str]
+    ) -> tuple[LinearHead, LinearHead | None] | None:
         """The policy's head and the reference's; None where they are more than a matrix or lie on two devices."""
         mine = linear_head(self.core, temperature=self.temperature) if self.fused else None
-        if mine is None or reference is None:
+        if mine is None or reference is None or not needs & REFERENCED:
             return None if mine is None else (mine, None)
         with reference.active() as other:
             theirs = linear_head(other.core, temperature=other.temperature) if other.device == self.device else None
         return None if theirs is None else (mine, theirs.detach())
 
     def _through_head(
-        self, hidden: Float[Tensor, "M H"], ref_hidden: Float[Tensor, "M G"] | None, targets: Int[Tensor, " M"],
-        reference: Reference | None, needs: frozenset[str],
-    ) -> dict[str, Float[Tensor, " M"]]:  # fmt: skip
+        self, states: token_head.States, reference: Reference | None, needs: frozenset[str]
+    ) -> dict[str, Float[Tensor, " M"]]:
         """The quantities in `needs` of M steps, through the fused head where both models have one."""
-        heads = self._linear_heads(reference if needs & REFERENCED else None)
+        heads = self._linear_heads(reference, needs)
         if heads is not None:
-            return fused_likelihoods(hidden, ref_hidden, targets, *heads, needs=needs, dtype=self.mixed_precision)
-        ref_head = None
-        if reference is not None:
-            ref_head = token_head.by_reference(reference, lambda other, states: other.head(states), self.device)
-        arguments = (hidden, ref_hidden, targets, self.head, ref_head)
-        return token_head.token_likelihoods(*arguments, vocabulary=self.vocabulary, needs=needs)
+            return fused_likelihoods(*states, *heads, needs=needs, dtype=self.mixed_precision)
+        ref_head = None if reference is None else self._measured_by(reference, LanguagePolicy.head)
+        return token_head.token_likelihoods(*states, self.head, ref_head, vocabulary=self.vocabulary, needs=needs)
 
     @torch.no_grad()
     def sample(self, context: TokenContext, num_samples: int, generator: torch.Generator) -> Action:
@@ -242,7 +239,9 @@ class LanguagePolicy(nn.Module):
         """
         check_padding(context)
         seed = int(torch.randint(0, 2**31, (), generator=generator))
-        ids, mask = self.model_prompt(context.ids, context.mask)
+        ids, mask = context.ids, context.mask
+        if self.encoder_decoder:
+            ids, mask = pad_right(ids, mask)
         with self.precision():
             tokens = generate(
                 self.core, ids, mask, seed=seed, num_return_sequences=num_samples, temperature=self.temperature,
@@ -328,7 +327,8 @@ class Seq2SeqLM(LanguagePolicy):
         start = torch.full_like(rows.steps[:, :1], self.core.config.decoder_start_token_id)
         inputs = torch.cat([start, rows.steps[:, :-1]], 1)
         parts = self.core.base_model if hasattr(self.core.base_model, "get_encoder") else self.core
-        prompt, prompt_mask = self.model_prompt(rows.context, rows.context_mask)
+        # BART's encoder counts positions from the left and would count the padding.
+        prompt, prompt_mask = pad_right(rows.context, rows.context_mask)
         encoded = parts.get_encoder()(input_ids=prompt, attention_mask=prompt_mask.long())
         return parts.get_decoder()(
             input_ids=inputs, use_cache=False,
@@ -373,5 +373,4 @@ def generate(model: Any, ids: Int[Tensor, "R S"], mask: Bool[Tensor, "R S"], *, 
 def until_end(tokens: Int[Tensor, "R T"], ends: Sequence[int]) -> Bool[Tensor, "R T"]:
     """Which tokens belong to the completion: those up to and including the first end token."""
     ending = torch.isin(tokens, torch.tensor(list(ends), device=tokens.device))
-    ended = ending.int().cumsum(-1)
-    return (ended == 0) | (ending & (ended == 1))
+    return ending.cumsum(-1) - ending.int() == 0

@@ -14,14 +14,15 @@ from valence.errors import UserError, one_line
 from valence.policies.checks import can_pack, can_share_prompts, check_head, flash, reason
 from valence.policies.dropout import disable_dropout
 from valence.policies.language import CausalLM, LanguagePolicy, Seq2SeqLM
+from valence.policies.sampler_settings import SMALL
 
 SMALL_LM = "small-lm"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def small_lm_path() -> Path:
-    """The folder of the small model that Valence carries."""
-    return Path(str(files("valence") / "assets" / "small-lm"))
+def carried(name: str) -> str:
+    """The folder of a small model that Valence carries; any other name as it is."""
+    return str(files("valence") / "assets" / name) if name in (SMALL_LM, SMALL) else name
 
 
 def load_language_policy(
@@ -52,7 +53,7 @@ def load_language_policy(
     if dtype not in DTYPES:
         raise UserError(f"`dtype` is {dtype!r}, and must be one of {', '.join(DTYPES)}")
     check_device(device)
-    path = str(small_lm_path()) if model == SMALL_LM else model
+    path = carried(model)
     if lora_rank > 0 and (Path(path) / "adapter_config.json").is_file():
         raise UserError(
             f"{path} is a LoRA adapter, and a second one on top would be saved without it: leave out `lora_rank`, or "

@@ -48,16 +48,14 @@ class Rows:
         return self.context_mask.sum(-1).tolist(), self.mask.sum(-1).tolist()
 
     def by_length(
-        self, budget: int, size: Callable[[list[int], list[int]], int], among: Sequence[int] | None = None
+        self, rows: Sequence[int], budget: int, size: Callable[[list[int], list[int]], int]
     ) -> list[Int[Tensor, " r"]]:
-        """Split rows into pieces of similar length, each within `budget` tokens, padding included.
+        """Split `rows` into pieces of similar length, each within `budget` tokens, padding included.
 
         Args:
             size: (prompt lengths, step lengths) of a piece -> the tokens that it takes, padding included.
-            among: the rows to split; all of them by default.
         """
         prompts, steps = self.lengths
-        rows = range(len(steps)) if among is None else among
         rows = sorted(rows, key=lambda row: (prompts[row] + steps[row], prompts[row]))
         pieces = split(rows, lambda piece: size([prompts[i] for i in piece], [steps[i] for i in piece]) <= budget)
         return [torch.tensor(piece, device=self.steps.device) for piece in pieces]

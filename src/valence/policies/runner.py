@@ -9,7 +9,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,16 +21,6 @@ from valence.policies.categorical import CategoricalPolicy
 from valence.policies.gaussian import GaussianPolicy
 
 KINDS: dict[str, type[Actor]] = {kind.kind: kind for kind in (GaussianPolicy, CategoricalPolicy)}
-
-
-def save_actor(
-    folder: Path, policy: Actor, *, low: np.ndarray, high: np.ndarray, environment: str | None = None,
-    action_repeat: int = 1,
-) -> Path:  # fmt: skip
-    """Save a policy together with what acting needs, as in `PolicyRunner`; returns `folder`."""
-    about = {"low": low.tolist(), "high": high.tolist(), "environment": environment, "action_repeat": action_repeat}
-    policy.save(folder, **about)
-    return folder
 
 
 @dataclass(eq=False)
@@ -70,7 +59,7 @@ class PolicyRunner:
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             raise UserError(f"there is no policy to load in {folder} ({one_line(error)})") from error
 
-    def act(self, observation: Any, *, generator: torch.Generator | None = None) -> np.ndarray:
+    def act(self, observation: object, *, generator: torch.Generator | None = None) -> np.ndarray:
         """The action for one observation `[O]` (in any shape, or a dictionary or tuple of parts), or for N, `[N, O]`.
 
         Args:

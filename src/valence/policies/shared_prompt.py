@@ -30,7 +30,6 @@ class Trees:
         ids, positions: `[B, L]`, padded on the right.
         visible: which tokens (last dimension) each token attends to, `[B, L, L]`.
         rows: the rows in the sequences, `[r]`, in the order of `sequence` and `place`.
-        lengths: the number of steps of each of these rows.
         sequence, place: where the hidden state that predicts each step of each row is, `[M]` each.
     """
 
@@ -38,7 +37,6 @@ class Trees:
     positions: Int[Tensor, "B L"]
     visible: Bool[Tensor, "B L L"]
     rows: Int[Tensor, " r"]
-    lengths: list[int]
     sequence: Int[Tensor, " M"]
     place: Int[Tensor, " M"]
 
@@ -59,25 +57,20 @@ def siblings(
     contexts: dict[int, list[int]] = {}
     for row, context in enumerate(owner.tolist()):
         contexts.setdefault(context, []).append(row)
-    groups: list[list[int]] = []
-    for rows in contexts.values():
-        prompt, group, size, alone = prompts[rows[0]], [], 0, 0
-        for row in rows:
-            grown, apart = max(size, prompt) + steps[row] - 1, alone + (prompt + steps[row]) ** 2
-            if group and (grown > longest or grown**2 > apart):
-                groups.append(group)
-                group, grown, apart = [], prompt + steps[row] - 1, (prompt + steps[row]) ** 2
-            group, size, alone = [*group, row], grown, apart
-        groups.append(group)
+
+    def fits(group: list[int]) -> bool:
+        size, apart = tree_size(group, prompts, steps), sum((prompts[row] + steps[row]) ** 2 for row in group)
+        return size <= longest and size**2 <= apart
+
+    groups = [group for rows in contexts.values() for group in split(rows, fits)]
     shared = [group for group in groups if len(group) > 1 and prompts[group[0]] > 0]
     taken = {row for group in shared for row in group}
     return shared, [row for row in range(len(owner)) if row not in taken]
 
 
-def pack(sizes: Sequence[int], budget: int) -> list[list[int]]:
-    """Which of these to run together: of similar size, within `budget` when padded to the largest."""
-    ordered = sorted(range(len(sizes)), key=lambda place: sizes[place])
-    return split(ordered, lambda piece: len(piece) * sizes[piece[-1]] <= budget)
+def tree_size(group: Sequence[int], prompts: Sequence[int], steps: Sequence[int]) -> int:
+    """The tokens of rows of one context as one sequence: the last step of each predicts nothing that is needed."""
+    return prompts[group[0]] + sum(steps[row] - 1 for row in group)
 
 
 def plan(rows: Rows, *, budget: int, longest: int) -> tuple[list[list[list[int]]], list[int]]:
@@ -87,33 +80,31 @@ def plan(rows: Rows, *, budget: int, longest: int) -> tuple[list[list[list[int]]
     """
     prompts, steps = rows.lengths
     groups, alone = siblings(rows.owner, prompts, steps, longest=longest)
-    sizes = [prompts[group[0]] + sum(steps[row] - 1 for row in group) for group in groups]
-    return [[groups[place] for place in piece] for piece in pack(sizes, budget)], alone
+    sizes = [tree_size(group, prompts, steps) for group in groups]
+    ordered = sorted(range(len(sizes)), key=sizes.__getitem__)
+    pieces = split(ordered, lambda piece: len(piece) * sizes[piece[-1]] <= budget)
+    return [[groups[place] for place in piece] for piece in pieces], alone
 
 
 def make_trees(rows: Rows, groups: Sequence[Sequence[int]]) -> Trees:
     """One sequence for each of `groups`, rows of one context each."""
-    device, sequences, segments, positions, sequence, place = rows.steps.device, [], [], [], [], []
-    order = [row for group in groups for row in group]
-    lengths = rows.mask[order].sum(-1).tolist()
+    ids, segments, positions, sequence, place = [], [], [], [], []
     for number, group in enumerate(groups):
         prompt = rows.context[group[0]][rows.context_mask[group[0]]]
-        end = size = len(prompt)
-        ids, segment, position = [prompt], [torch.zeros(size, dtype=torch.long)], [torch.arange(size)]
+        first = len(prompt)
+        parts, segment, position = [prompt], [0] * first, [*range(first)]
         for child, row in enumerate(group, 1):
             # The last step predicts nothing that is needed.
             steps = rows.steps[row][rows.mask[row]][:-1]
-            following = torch.arange(len(steps))
-            ids.append(steps)
-            segment.append(torch.full_like(following, child))
-            position.append(size + following)
-            place.append(torch.cat([torch.tensor([size - 1]), end + following]))
-            sequence.append(torch.full((len(steps) + 1,), number))
-            end += len(steps)
-        sequences.append(torch.cat(ids))
-        segments.append(torch.cat(segment))
-        positions.append(torch.cat(position))
-    stack = partial(pad_sequence, batch_first=True)
+            place += [first - 1, *range(len(segment), len(segment) + len(steps))]
+            sequence += [number] * (len(steps) + 1)
+            parts.append(steps)
+            segment += [child] * len(steps)
+            position += range(first, first + len(steps))
+        ids.append(torch.cat(parts))
+        segments.append(torch.tensor(segment))
+        positions.append(torch.tensor(position))
+    device, stack = rows.steps.device, partial(pad_sequence, batch_first=True)
     segment = stack(segments, padding_value=-1).to(device)
     length = segment.shape[1]
     one, other = segment[:, :, None], segment[:, None, :]
@@ -121,11 +112,9 @@ def make_trees(rows: Rows, groups: Sequence[Sequence[int]]) -> Trees:
     # Padding attends to itself, so that no row of attention is empty.
     itself = torch.eye(length, dtype=torch.bool, device=device)
     visible = (causal & ((other == 0) | (one == other)) & (other >= 0)) | itself
-    return Trees(
-        ids=stack(sequences).to(device), positions=stack(positions).to(device), visible=visible,
-        rows=torch.tensor(order, device=device), lengths=lengths, sequence=torch.cat(sequence).to(device),
-        place=torch.cat(place).to(device),
-    )  # fmt: skip
+    order = [row for group in groups for row in group]
+    places = (torch.tensor(each, device=device) for each in (order, sequence, place))
+    return Trees(stack(ids).to(device), stack(positions).to(device), visible, *places)
 
 
 WINDOWED = ("window", "local", "chunk", "sparse", "block_types")
@@ -134,8 +123,7 @@ WINDOWED = ("window", "local", "chunk", "sparse", "block_types")
 
 def attends_everywhere(config: Any) -> bool:
     """Whether every layer attends to the whole past, as far as its settings tell: else prompts cannot be shared."""
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    settings = text.to_dict() if hasattr(text, "to_dict") else vars(text)
+    settings = config.get_text_config().to_dict()
     kinds = settings.get("layer_types") or []
     if settings.get("use_sliding_window") is False:
         settings = {name: value for name, value in settings.items() if "window" not in name}

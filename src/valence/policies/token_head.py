@@ -7,7 +7,6 @@ backward pass if there are several tiles. `valence.policies.fused` is tested aga
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from itertools import repeat
 from typing import Any
@@ -19,76 +18,44 @@ from torch.utils.checkpoint import checkpoint
 
 from valence.policies.base import backward_live
 from valence.policies.fused import LinearHead, accumulation, head_settings, likelihoods_and_gradients
-from valence.protocols import Reference
 from valence.types import Likelihood
 
 LOGITS_HELD = 2**25
 """Logits of one model held at a time: 128 MiB in float32."""
 
 HeadFn = Callable[[Tensor], Tensor]
+States = tuple[Float[Tensor, "M H"], Float[Tensor, "M G"] | None, Int[Tensor, " M"]]
+"""The M real steps of a batch, row by row: (the last hidden states that predict them, the reference's, the tokens)."""
 
 
-@dataclass(frozen=True)
-class Steps:
-    """The M real steps of a batch, row by row.
-
-    Args:
-        hidden, ref_hidden: the last hidden state that predicts each step, the policy's and the reference's.
-        targets: the tokens.
-        mask: their places in the batch, `[N, K, T]`.
-    """
-
-    hidden: Float[Tensor, "M H"]
-    ref_hidden: Float[Tensor, "M G"] | None
-    targets: Int[Tensor, " M"]
-    mask: Bool[Tensor, "N K T"]
-
-    def scatter(self, parts: Mapping[str, Tensor]) -> Likelihood:
-        return Likelihood(mask=self.mask, **{name: scatter(part, self.mask) for name, part in parts.items()})
-
-
-def scatter(part: Float[Tensor, " M"], mask: Bool[Tensor, "N K T"]) -> Float[Tensor, "N K T"]:
-    """Numbers of the M steps where `mask` is true, float32; zero elsewhere."""
-    return torch.zeros(mask.shape, device=part.device).masked_scatter(mask, part.float())
-
-
-def by_reference(
-    reference: Reference, read: Callable[[Any, Any], Tensor], device: torch.device
-) -> Callable[[Any], Tensor]:
-    """`read(policy, rows or states)` under the reference's weights, each time it is called; constant, on `device`."""
-
-    def measure(given: Any) -> Tensor:
-        with torch.no_grad(), reference.active() as other:
-            return read(other, given.to(other.device)).to(device)
-
-    return measure
+def scatter(parts: Mapping[str, Float[Tensor, " M"]], mask: Bool[Tensor, "N K T"]) -> Likelihood:
+    """The numbers of the M steps where `mask` is true, float32; zero elsewhere."""
+    empty = torch.zeros(mask.shape, device=mask.device)
+    return Likelihood(mask=mask, **{name: empty.masked_scatter(mask, part.float()) for name, part in parts.items()})
 
 
 def measure_and_pull_back(
-    steps: Steps, head: LinearHead, ref_head: LinearHead | None, grads: Mapping[str, Tensor], *,
-    needs: frozenset[str], dtype: torch.dtype | None,
+    states: States, heads: tuple[LinearHead, LinearHead | None], mask: Bool[Tensor, "N K T"],
+    grads: Mapping[str, Tensor], *, needs: frozenset[str], dtype: torch.dtype | None,
 ) -> Likelihood:  # fmt: skip
-    """The likelihood, without a graph; `grads` are carried into the head's `.grad` and the graph of `steps.hidden`.
+    """The likelihood, without a graph; `grads` are carried into the head's `.grad` and the graph of the hidden states.
 
     Args:
+        heads: the policy's and the reference's.
+        mask: the places of the M steps in the batch.
         grads: "log_prob" and "ref_kl" -> the loss's gradient with respect to each, `[N, K, T]`.
         dtype: of the products with the head; that of the hidden states by default.
     """
-    weight, bias = head.weight, head.bias
-    own = weight.requires_grad and weight.is_leaf
-    # Added to `.grad` in place: a second gradient of a head may be the largest tensor of all.
-    into = weight.grad if own else None
-    if into is not None and into.dtype != accumulation(dtype or steps.hidden.dtype):
-        into = None
+    hidden, weight, bias, into = states[0], heads[0].weight, heads[0].bias, None
+    if weight.requires_grad and weight.is_leaf and weight.dtype == accumulation(dtype or hidden.dtype):
+        # Added to `.grad` in place: a second gradient of a head may be the largest tensor of all.
+        into = weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
+    coefficients = {name: grad[mask] for name, grad in grads.items()}
     parts, on_hidden, on_weight, on_bias = likelihoods_and_gradients(
-        steps.hidden.detach(), steps.ref_hidden, steps.targets, head, ref_head,
-        {name: grad[steps.mask] for name, grad in grads.items()}, needs=needs, dtype=dtype,
-        learn_weight=weight.requires_grad, learn_bias=bias is not None and bias.requires_grad, into=into,
-    )  # fmt: skip
-    if own and weight.grad is None and on_weight is not None:
-        weight.grad = into = on_weight.to(weight.dtype)
-    backward_live([(steps.hidden, on_hidden), (weight, on_weight if into is None else None), (bias, on_bias)])
-    return steps.scatter(parts)
+        hidden.detach(), *states[1:], *heads, coefficients, needs=needs, dtype=dtype, into=into
+    )
+    backward_live([(hidden, on_hidden), (weight, on_weight if into is None else None), (bias, on_bias)])
+    return scatter(parts, mask)
 
 
 def model_logits(model: Any, hidden: Float[Tensor, "M H"], *, temperature: float = 1.0) -> Float[Tensor, "M V"]:

@@ -20,6 +20,8 @@ import numpy as np
 
 from valence.errors import UserError
 
+Images = Sequence[Any]
+"""PIL images."""
 SIDE = 32
 """Side of every image, in pixels, after it is resized for judging."""
 NO_DIGIT = 10
@@ -48,7 +50,7 @@ def digit_named(prompt: str) -> int | None:
     return values.pop() if len(values) == 1 else None
 
 
-def pixels(images: Sequence[Any]) -> np.ndarray:
+def pixels(images: Images) -> np.ndarray:
     """RGB images of any size as numbers in [0, 1], [M,S,S,3]."""
     from PIL import Image
 
@@ -215,23 +217,23 @@ def _machine() -> Any:
     return SVC(C=3.0, gamma="scale").fit(inputs, classes)
 
 
-def log_probs(images: Sequence[Any]) -> np.ndarray:
+def log_probs(images: Images) -> np.ndarray:
     """The reward's log-probabilities of each digit and of `NO_DIGIT`: [M,11] in nats, at least log `FLOOR`."""
     return np.log(np.maximum(_network().predict_proba(ink_map(pixels(images))), FLOOR))
 
 
-def judged(images: Sequence[Any]) -> np.ndarray:
+def judged(images: Images) -> np.ndarray:
     """The digit, or `NO_DIGIT`, that the independent judge sees in each image: [M]."""
     return _machine().predict(edge_histograms(pixels(images)))
 
 
-def digit(images: Sequence[Any], prompts: Sequence[str], metadata: Sequence[Any]) -> list[float | None]:
+def digit(images: Images, prompts: Sequence[str], metadata: Sequence[object]) -> list[float | None]:
     """log P(the digit that the prompt names), nats; None if it names none."""
     rows = zip(log_probs(images), map(digit_named, prompts), strict=True)
     return [None if named is None else float(row[named]) for row, named in rows]
 
 
-def digit_judge(images: Sequence[Any], prompts: Sequence[str], metadata: Sequence[Any]) -> list[float | None]:
+def digit_judge(images: Images, prompts: Sequence[str], metadata: Sequence[object]) -> list[float | None]:
     """1 if the independent judge sees the digit that the prompt names, else 0; None if it names none."""
     rows = zip(judged(images), map(digit_named, prompts), strict=True)
     return [None if named is None else float(seen == named) for seen, named in rows]

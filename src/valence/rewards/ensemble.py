@@ -13,6 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 
 RewardFn = Callable[..., Sequence[float | None]]
 """(prompts, completions, **columns) -> the score of each completion, or None where it has none."""
+Combination = Callable[[Sequence[float]], float]
 NO_FAILURES: Mapping[str, int] = MappingProxyType({})
 
 
@@ -40,30 +41,25 @@ class Judge(Protocol):
     ) -> Sequence[float | None]: ...
 
 
-class Ensemble:
-    """Asks every judge about every completion and combines their scores.
+def ensemble(judges: Sequence[RewardFn], combine: Combination) -> RewardFn:
+    """A reward that asks every judge about every completion and combines their scores.
 
     Args:
         judges: at least one.
-        combine: one completion's scores, in the order of `judges` -> its score; see `COMBINATIONS`.
+        combine: one completion's scores, in the order of `judges` -> its score.
     Raises:
         ValueError: no judges.
     """
+    if not judges:
+        raise ValueError("an ensemble needs at least one judge")
 
-    failures, repeated = NO_FAILURES, 0
-
-    def __init__(
-        self, judges: Sequence[RewardFn], combine: Callable[[Sequence[float]], float], *, name: str = "ensemble"
-    ) -> None:
-        if not judges:
-            raise ValueError("an ensemble needs at least one judge")
-        self.judges, self.combine, self.name = judges, combine, name
-
-    def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
+    def together(prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
         """None where any judge has no score: the scores of the others alone are not comparable."""
-        scores = [judge(prompts=prompts, completions=completions, **columns) for judge in self.judges]
+        scores = [judge(prompts=prompts, completions=completions, **columns) for judge in judges]
         rows = ([score for score in row if score is not None] for row in zip(*scores, strict=True))
-        return [self.combine(row) if len(row) == len(self.judges) else None for row in rows]
+        return [combine(row) if len(row) == len(judges) else None for row in rows]
+
+    return together
 
 
 def cautious(scores: Sequence[float], *, weight: float = 1.0) -> float:
@@ -71,11 +67,9 @@ def cautious(scores: Sequence[float], *, weight: float = 1.0) -> float:
     return statistics.fmean(scores) - weight * statistics.pvariance(scores)
 
 
-def weighted_sum(weights: Sequence[float]) -> Callable[[Sequence[float]], float]:
+def weighted_sum(weights: Sequence[float]) -> Combination:
     """Each score times its judge's weight, summed."""
     return lambda scores: sum(weight * score for weight, score in zip(weights, scores, strict=True))
 
 
-COMBINATIONS: dict[str, Callable[[Sequence[float]], float]] = {
-    "mean": statistics.fmean, "worst": min, "cautious": cautious,
-}  # fmt: skip
+COMBINATIONS: dict[str, Combination] = {"mean": statistics.fmean, "worst": min, "cautious": cautious}

@@ -11,12 +11,17 @@ import math
 import queue
 import re
 import threading
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
+from valence.data.records import Text
 from valence.errors import UserError, one_line
 from valence.rewards.ensemble import Judge, RewardFn
 
+Chat = str | Sequence[Mapping[str, str]]
+"""A text, or messages with "role" and "content"."""
 LARGEST = 3e38
 """The largest reward: they are stored in single precision."""
 PATIENCE = 3
@@ -36,7 +41,7 @@ class RewardFunction:
     def __init__(self, judge: Any, *, name: str = "", timeout: float = 60.0, what: str = "completions") -> None:
         self.judge, self.timeout, self.what = judge, timeout, what
         self.name = name or name_of(judge)
-        self.failures: dict[str, int] = {}
+        self.failures = Counter[str]()
         self.calls = self.repeated = 0
 
     def __call__(
@@ -56,7 +61,7 @@ class RewardFunction:
         scores = [_finite(value) for value in values]
         empty = sum(score is None for score in scores)
         if why is None and empty:
-            self._count("no finite number", empty)
+            self.failures["no finite number"] += empty
         if self.calls == 1 and completions and empty == len(scores):
             reason = why or "none of its numbers is finite"
             raise UserError(f"the reward {self.name} judged none of the first {len(scores)} {self.what}: {reason}")
@@ -100,20 +105,17 @@ class RewardFunction:
         hung = 0
         for row in range(len(completions)):
             if hung >= PATIENCE:
-                self._count("skipped after others gave no answer", len(completions) - row)
+                self.failures["skipped after others gave no answer"] += len(completions) - row
                 return values + [None] * (len(completions) - row)
             own = {name: value[row : row + 1] for name, value in columns.items()}
             one, why = self._ask(prompts[row : row + 1], completions[row : row + 1], own)
             values.append(None if one is None else one[0])
             if why is not None:
-                self._count(why, 1)
+                self.failures[why] += 1
             elif _finite(values[-1]) is None:
-                self._count("no finite number", 1)
+                self.failures["no finite number"] += 1
             hung = hung + 1 if why is not None and why.startswith("no answer") else 0
         return values
-
-    def _count(self, why: str, rows: int) -> None:
-        self.failures[why] = self.failures.get(why, 0) + rows
 
 
 def name_of(judge: Any) -> str:
@@ -134,7 +136,12 @@ def _finite(value: Any) -> float | None:
     return number if abs(number) <= LARGEST else None
 
 
-def text_of(completion: Any) -> str:
+def as_given(text: Text) -> Chat:
+    """A text of a record in the form that judges take: messages are dictionaries."""
+    return text if isinstance(text, str) else [turn._asdict() for turn in text]
+
+
+def text_of(completion: Chat) -> str:
     """A completion's text; of messages, their contents joined by blank lines."""
     return completion if isinstance(completion, str) else "\n\n".join(turn["content"] for turn in completion)
 
@@ -148,35 +155,31 @@ def last_number(text: str) -> float | None:
     return float(numbers[-1].replace(",", "")) if numbers else None
 
 
-def number_match(completions: Sequence[Any], answer: Sequence[Any], **_: Any) -> list[float | None]:
+def number_match(completions: Sequence[Chat], answer: Sequence[object], **_: object) -> list[float | None]:
     """1 if the last number of the completion and of the column `answer` (gsm8k's `#### 42`) are equal, else 0."""
     wanted = [last_number(str(right)) for right in answer]
     pairs = zip(completions, wanted, strict=True)
     return [None if number is None else float(last_number(text_of(text)) == number) for text, number in pairs]
 
 
-def exact_match(completions: Sequence[Any], answer: Sequence[Any], **_: Any) -> list[float | None]:
+def exact_match(completions: Sequence[Chat], answer: Sequence[object], **_: object) -> list[float | None]:
     """1 if the completion equals the column `answer`, else 0; case and outer spaces do not count."""
     pairs = zip(completions, answer, strict=True)
     return [float(text_of(text).strip().casefold() == str(right).strip().casefold()) for text, right in pairs]
 
 
-def word_count(completions: Sequence[Any], **_: Any) -> list[float | None]:
+def word_count(completions: Sequence[Chat], **_: object) -> list[float | None]:
     """Number of words, which spaces separate."""
     return [float(len(text_of(completion).split())) for completion in completions]
 
 
-def _overlap(measure: str) -> RewardFn:
+def _overlap(measure: str, /, completions: Sequence[Chat], answer: Sequence[object], **_: object) -> list[float | None]:
     """sacrebleu's sentence score against the column `answer`, 0 to 1."""
+    import sacrebleu
 
-    def overlap(completions: Sequence[Any], answer: Sequence[Any], **_: Any) -> list[float | None]:
-        import sacrebleu
-
-        score = sacrebleu.sentence_chrf if measure == "chrf" else sacrebleu.sentence_bleu
-        pairs = zip(completions, answer, strict=True)
-        return [score(text_of(text), [str(right)]).score / 100 for text, right in pairs]
-
-    return overlap
+    score = sacrebleu.sentence_chrf if measure == "chrf" else sacrebleu.sentence_bleu
+    pairs = zip(completions, answer, strict=True)
+    return [score(text_of(text), [str(right)]).score / 100 for text, right in pairs]
 
 
 WORD = re.compile(r"\w+")
@@ -200,14 +203,13 @@ def rouge_l(text: str, reference: str) -> float | None:
     return 2 * longest[-1] / (len(ours) + len(theirs))
 
 
-def rouge(completions: Sequence[Any], answer: Sequence[Any], **_: Any) -> list[float | None]:
+def rouge(completions: Sequence[Chat], answer: Sequence[object], **_: object) -> list[float | None]:
     """ROUGE-L against the column `answer`."""
     return [rouge_l(text_of(text), str(right)) for text, right in zip(completions, answer, strict=True)]
 
 
-def ready_rewards() -> dict[str, RewardFn]:
-    """The rewards that come with Valence, by name."""
-    return {
-        "number": number_match, "exact": exact_match, "length": word_count, "bleu": _overlap("bleu"),
-        "chrf": _overlap("chrf"), "rouge": rouge,
-    }  # fmt: skip
+READY_REWARDS: dict[str, RewardFn] = {
+    "number": number_match, "exact": exact_match, "length": word_count, "bleu": partial(_overlap, "bleu"),
+    "chrf": partial(_overlap, "chrf"), "rouge": rouge,
+}  # fmt: skip
+"""The rewards that come with Valence, by name."""

@@ -17,11 +17,10 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 from valence.errors import UserError, one_line
 from valence.rewards.ensemble import NO_FAILURES
-from valence.rewards.functions import text_of
+from valence.rewards.functions import Chat, text_of
 
 TEMPLATES = {
     "helpful": (
@@ -39,6 +38,9 @@ TEMPLATES = {
 }
 VERDICT = re.compile(r"\b(A|B|TIE)\b")
 CLOSING = re.compile(r"(?:^|[:\n])[\s*\"']*(A|B|TIE)[\s*\"'.!]*$")
+KEY = "OPENAI_API_KEY"
+CONCURRENCY = 4
+"""Number of simultaneous requests."""
 PATIENCE = 300.0
 """Seconds without an answer after which the run stops."""
 PASSING = frozenset((408, 409, 425, 429, 500, 502, 503, 504))
@@ -59,14 +61,13 @@ def parse_verdict(answer: str) -> float | None:
 class PairJudge:
     """P(first is better than second) of each pair, by a model that is asked over HTTP.
 
+    The API key is that of the environment variable `KEY`. No key is sent if it is not set.
+
     Args:
         model: its name at the server.
         url: the address that `/chat/completions` is appended to, such as http://localhost:8000/v1.
         template: "helpful", "summary", or a text with {prompt}, {first} and {second}.
         cache: a file that stores the answers, or None.
-        key: name of the environment variable with the API key. No key is sent if it is not set.
-        concurrency: number of simultaneous requests.
-        patience: seconds without an answer after which the run stops; `PATIENCE` by default.
         timeout: seconds that one answer may take.
     Raises:
         UserError: a template without one of its three parts, or a file that cannot be written.
@@ -75,23 +76,19 @@ class PairJudge:
     failures, repeated = NO_FAILURES, 0
 
     def __init__(
-        self, model: str, url: str, *, template: str = "helpful", cache: Path | None = None,
-        key: str = "OPENAI_API_KEY", concurrency: int = 4, patience: float | None = None, timeout: float = 60.0,
-    ) -> None:  # fmt: skip
+        self, model: str, url: str, *, template: str = "helpful", cache: Path | None = None, timeout: float = 60.0
+    ) -> None:
         self.model, self.url, self.name = model, url.rstrip("/"), model
         self.template = TEMPLATES.get(template, template)
-        for part in ("{prompt}", "{first}", "{second}"):
-            if part not in self.template:
-                names = " or ".join(TEMPLATES)
-                raise UserError(
-                    f"the judge's template must be {names}, or a text with {{prompt}}, {{first}} and {{second}}"
-                )
-        self.concurrency, self.timeout = concurrency, timeout
-        self.patience = PATIENCE if patience is None else patience
-        self._key = os.environ.get(key)
+        if not all(part in self.template for part in ("{prompt}", "{first}", "{second}")):
+            names = " or ".join(TEMPLATES)
+            raise UserError(
+                f"the judge's template must be {names}, or a text with {{prompt}}, {{first}} and {{second}}"
+            )
+        self.timeout, self._key = timeout, os.environ.get(KEY)
         self._store = None if cache is None else _Store(cache)
 
-    def __call__(self, prompts: Sequence[Any], first: Sequence[Any], second: Sequence[Any]) -> list[float | None]:
+    def __call__(self, prompts: Sequence[Chat], first: Sequence[Chat], second: Sequence[Chat]) -> list[float | None]:
         """The mean verdict of both orders, or of the one that is clear; None if neither is.
 
         Raises:
@@ -101,7 +98,7 @@ class PairJudge:
         questions = [self._question(*row) for row in texts]
         questions += [self._question(prompt, two, one) for prompt, one, two in texts]
         different = list(dict.fromkeys(questions))
-        with ThreadPoolExecutor(self.concurrency) as pool:
+        with ThreadPoolExecutor(CONCURRENCY) as pool:
             answers = dict(zip(different, pool.map(self._answer, different), strict=True))
         verdicts = [parse_verdict(answers[question]) for question in questions]
         means: list[float | None] = []
@@ -116,12 +113,12 @@ class PairJudge:
         return re.sub(r"\{(prompt|first|second)\}", lambda match: parts[match.group(0)], self.template)
 
     def _answer(self, question: str) -> str:
+        if self._store is None:
+            return self._ask(question)
         name = hashlib.sha256(f"{self.model}\0{question}".encode()).hexdigest()
-        known = None if self._store is None else self._store.get(name)
-        if known is not None:
-            return known
-        answer = self._ask(question)
-        if self._store is not None:
+        answer = self._store.get(name)
+        if answer is None:
+            answer = self._ask(question)
             self._store.put(name, answer)
         return answer
 
@@ -133,7 +130,7 @@ class PairJudge:
             "model": self.model, "messages": [{"role": "user", "content": question}], "temperature": 0.0,
             "max_tokens": 16,
         }  # fmt: skip
-        pause, deadline = 0.5, time.monotonic() + self.patience
+        pause, deadline = 0.5, time.monotonic() + PATIENCE
         while True:
             try:
                 reply = requests.post(f"{self.url}/chat/completions", json=body, headers=headers, timeout=self.timeout)
@@ -146,7 +143,7 @@ class PairJudge:
                 why = f"{type(error).__name__}: {one_line(error)}"
             if time.monotonic() + pause > deadline:
                 raise UserError(
-                    f"the judge {self.model} at {self.url} gave no answer for {self.patience:g} s ({why}): start it "
+                    f"the judge {self.model} at {self.url} gave no answer for {PATIENCE:g} s ({why}): start it "
                     "again and continue with `resume=True`; its answers so far are stored"
                 )
             time.sleep(pause * random.uniform(0.5, 1.0))

@@ -7,13 +7,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from valence.errors import UserError
-from valence.rewards.ensemble import Ensemble, Judge, RewardFn, weighted_sum
+from valence.rewards.ensemble import Judge, RewardFn, ensemble, weighted_sum
 from valence.rewards.functions import RewardFunction, name_of
-from valence.rewards.images import DEFAULT_REWARD, ImageClassifier, ImageReward, ready_image_rewards
+from valence.rewards.image_models import AestheticPredictor, ImageClassifier
+from valence.rewards.images import DEFAULT_REWARD, READY_IMAGE_REWARDS, ImageReward
 from valence.rewards.judge import PairFunction, SelfPlay
 from valence.rewards.loading import about, load_function
 
-IMAGE_REWARDS = f"none of {', '.join(ready_image_rewards())}, and not sum:W*A,W*B, classifier:FOLDER, aesthetic:FOLDER"
+MODELS = {"classifier": ImageClassifier, "aesthetic": AestheticPredictor}
+IMAGE_REWARDS = f"none of {', '.join(READY_IMAGE_REWARDS)}, and not sum:W*A,W*B, classifier:FOLDER, aesthetic:FOLDER"
 
 
 def load_image_reward(name: str, *, device: str = "cpu", timeout: float = 60.0, argument: str = "reward") -> Judge:
@@ -36,39 +38,28 @@ def load_image_reward(name: str, *, device: str = "cpu", timeout: float = 60.0, 
         kind, _, rest = name.partition(":")
         if kind == "sum":
             weights, members = zip(*parse_sum(name), strict=True)
-            together = Ensemble([load(member) for member in members], weighted_sum(weights))
+            together = ensemble([load(member) for member in members], weighted_sum(weights))
             return RewardFunction(together, name=name, timeout=math.inf, what="images")
         if kind == "pairwise":
             pairs = _of_copies(load_function(rest, IMAGE_REWARDS))
             return SelfPlay(PairFunction(pairs, name=name, timeout=timeout, what="pairs of images"), name=name)
-        own = _own(name, kind, rest, device)
-        if own is not None:
-            # The first call fits or loads a classifier, so it has no timeout.
-            return image_judge(own, name=name, timeout=math.inf)
-        return image_judge(load_function(name, IMAGE_REWARDS), name=name, timeout=timeout)
+        if kind in MODELS and not rest:
+            raise UserError(f"{name} needs a folder: {kind}:FOLDER")
+        own = MODELS[kind](rest, device=device) if kind in MODELS else READY_IMAGE_REWARDS.get(name)
+        if own is None:
+            return image_judge(load_function(name, IMAGE_REWARDS), name=name, timeout=timeout)
+        # The first call fits or loads a classifier, so it has no timeout.
+        return image_judge(own, name=name, timeout=math.inf)
 
     with about(argument):
         return load(name)
 
 
-def image_judge(reward: Any, *, name: str = "", timeout: float = 60.0) -> Judge:
+def image_judge(reward: Judge | ImageReward, *, name: str = "", timeout: float = 60.0) -> Judge:
     """A judge as it is; a function of (images, prompts, metadata) as a `RewardFunction`, which gives it copies."""
     if isinstance(reward, Judge):
         return reward
     return RewardFunction(_as_judge(reward), name=name or name_of(reward), timeout=timeout, what="images")
-
-
-def _own(name: str, kind: str, folder: str, device: str) -> ImageReward | None:
-    """A reward that comes with Valence, or the model of a folder."""
-    if kind in ("classifier", "aesthetic") and not folder:
-        raise UserError(f"{name} needs a folder: {kind}:FOLDER")
-    if kind == "classifier":
-        return ImageClassifier(folder, device=device)
-    if kind == "aesthetic":
-        from valence.rewards.aesthetic import AestheticPredictor
-
-        return AestheticPredictor(folder, device=device)
-    return ready_image_rewards().get(name)
 
 
 def parse_sum(name: str) -> list[tuple[float, str]]:
@@ -93,11 +84,11 @@ def parse_sum(name: str) -> list[tuple[float, str]]:
     return members
 
 
-def _as_judge(reward: Any) -> RewardFn:
+def _as_judge(reward: ImageReward) -> RewardFn:
     """A function of (images, prompts, metadata) with the arguments of a judge of completions."""
 
-    def judge(prompts: Sequence[Any], completions: Sequence[Any], metadata: Sequence[Any] | None = None) -> Any:
-        rows = [{}] * len(completions) if metadata is None else metadata
+    def judge(prompts: Sequence[str], completions: Sequence[Any], metadata: Sequence[Any] | None = None) -> Any:
+        rows = metadata or [{}] * len(completions)
         return reward(_copies(completions), list(prompts), [dict(row or {}) for row in rows])
 
     return judge

@@ -76,10 +76,7 @@ class SelfPlay:
             [prompts[i] for i, _ in pairs], [completions[i] for i, _ in pairs], [completions[j] for _, j in pairs]
         )
         known = {pair: verdict for pair, verdict in zip(pairs, verdicts, strict=True) if verdict is not None}
-        scores: list[float | None] = [None] * len(prompts)
-        for group in groups:
-            for place, score in zip(group, _win_scores(group, known), strict=True):
-                scores[place] = score
+        scores = [score for group in groups for score in _win_scores(group, known)]
         self.missing += sum(score is None for score in scores)
         return scores
 

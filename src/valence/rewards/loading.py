@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from valence.errors import UserError
-from valence.rewards.ensemble import COMBINATIONS, Ensemble, Judge, RewardFn
-from valence.rewards.functions import RewardFunction, ready_rewards, text_of
+from valence.rewards.ensemble import COMBINATIONS, Judge, RewardFn, ensemble
+from valence.rewards.functions import READY_REWARDS, RewardFunction, text_of
 from valence.rewards.http_judge import PairJudge
 from valence.rewards.judge import PairFunction, SelfPlay
+from valence.rewards.preference_model import PreferenceModel
+from valence.rewards.reward_model import PREFERENCE, RewardModel, training_figures
 
 
 def load_reward(
@@ -42,23 +44,34 @@ def load_reward(
     """
 
     def load(name: str) -> Judge:
-        ready = ready_rewards()
         kind, colon, rest = name.partition(":")
-        if name in ready:
-            return RewardFunction(ready[name], name=name, timeout=timeout)
+        if name in READY_REWARDS:
+            return RewardFunction(READY_REWARDS[name], name=name, timeout=timeout)
         if colon and kind == "regex":
             return RewardFunction(_pattern(rest), name=name, timeout=timeout)
         if colon and kind in COMBINATIONS:
-            together = Ensemble([load(member) for member in _members(name, rest)], COMBINATIONS[kind])
-            return RewardFunction(together, name=name, timeout=math.inf)
-        if _compares(name):
-            return SelfPlay(_pair_judge(name, device, timeout, cache, template), name=name)
+            return RewardFunction(together(name, kind, rest), name=name, timeout=math.inf)
+        if colon and kind == "pairwise":
+            return SelfPlay(PairFunction(load_function(rest, TEXT_REWARDS), name=name, timeout=timeout), name=name)
+        if colon and kind == "judge":
+            return SelfPlay(_http_judge(name, timeout, cache, template), name=name)
         if Path(name).is_dir():
-            from valence.rewards.reward_model import RewardModel
-
+            if _compares(name):
+                return SelfPlay(PreferenceModel(name, device=device), name=name)
             # It is no user's code and runs on the trainer's device, so it has no timeout.
             return RewardFunction(RewardModel(name, device=device), name=name, timeout=math.inf)
         return RewardFunction(load_function(name, TEXT_REWARDS), name=name, timeout=timeout)
+
+    def together(name: str, combination: str, members: str) -> RewardFn:
+        parts = [member for member in members.split(",") if member]
+        if len(parts) < 2:
+            raise UserError(f"{name} needs two rewards or more, with commas between them")
+        if pairwise := next(filter(_compares, parts), ""):
+            raise UserError(
+                f"{name} cannot contain {pairwise}: it compares two completions and gives none a score of its own, "
+                "which an ensemble needs; use it alone"
+            )
+        return ensemble([load(part) for part in parts], COMBINATIONS[combination])
 
     with about(argument):
         return load(name)
@@ -73,42 +86,16 @@ def about(argument: str) -> Iterator[None]:
         raise UserError(f"`{argument}`: {error}") from error
 
 
-def _members(name: str, members: str) -> list[str]:
-    """The rewards of an ensemble."""
-    parts = [member for member in members.split(",") if member]
-    if len(parts) < 2:
-        raise UserError(f"{name} needs two rewards or more, with commas between them")
-    if pairwise := next((part for part in parts if _compares(part)), None):
-        raise UserError(
-            f"{name} cannot contain {pairwise}: it compares two completions and gives none a score of its own, "
-            "which an ensemble needs; use it alone"
-        )
-    return parts
+def _compares(name: str) -> bool:
+    """Whether a name is that of a pairwise judge, which gives a completion no score of its own."""
+    return name.startswith(("judge:", "pairwise:")) or training_figures(name).get("kind") == PREFERENCE
 
 
-def _pair_judge(name: str, device: str, timeout: float, cache: Path | None, template: str) -> Any:
-    kind, _, rest = name.partition(":")
-    if kind == "pairwise":
-        return PairFunction(load_function(rest, TEXT_REWARDS), name=name, timeout=timeout)
-    if kind != "judge":
-        from valence.rewards.preference_model import PreferenceModel
-
-        return PreferenceModel(name, device=device)
-    model, at, url = rest.partition("@")
+def _http_judge(name: str, timeout: float, cache: Path | None, template: str) -> PairJudge:
+    model, at, url = name.removeprefix("judge:").partition("@")
     if not at or not model or not url.startswith(("http://", "https://")):
         raise UserError(f"{name} must have the form judge:MODEL@URL, such as judge:gpt@http://localhost:8000/v1")
     return PairJudge(model, url, template=template, cache=cache, timeout=timeout)
-
-
-def _compares(name: str) -> bool:
-    """Whether a name is that of a pairwise judge, which gives a completion no score of its own."""
-    if name.startswith(("judge:", "pairwise:")):
-        return True
-    if not Path(name).is_dir():
-        return False
-    from valence.rewards.reward_model import PREFERENCE, training_figures
-
-    return training_figures(name).get("kind") == PREFERENCE
 
 
 def _pattern(expression: str) -> RewardFn:
@@ -120,7 +107,7 @@ def _pattern(expression: str) -> RewardFn:
     return lambda completions, **_: [float(bool(compiled.search(text_of(text)))) for text in completions]
 
 
-TEXT_REWARDS = f"none of {', '.join(ready_rewards())}, no folder, and not regex:EXPRESSION, judge:MODEL@URL"
+TEXT_REWARDS = f"none of {', '.join(READY_REWARDS)}, no folder, and not regex:EXPRESSION, judge:MODEL@URL"
 
 
 def load_function(name: str, others: str) -> Any:

@@ -16,15 +16,14 @@ Departs from it:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from valence.errors import UserError
-from valence.rewards.ensemble import NO_FAILURES
-from valence.rewards.reward_model import PREFERENCE, load_judge, outputs_by_batch, row_text, training_figures
+from valence.rewards.functions import Chat
+from valence.rewards.reward_model import PREFERENCE, TextModel, training_figures
 
 
 def preference_score(first: Float[Tensor, "P E"], second: Float[Tensor, "P E"]) -> Float[Tensor, " P"]:
@@ -41,36 +40,25 @@ def preference_score(first: Float[Tensor, "P E"], second: Float[Tensor, "P E"]) 
     return (one[..., 0] * two[..., 1] - one[..., 1] * two[..., 0]).sum(-1)
 
 
-class PreferenceModel:
+class PreferenceModel(TextModel):
     """A folder that reward-model wrote with `kind="preference"`, as a pairwise judge.
 
-    Args:
-        path: the folder.
-        device: where it runs.
-        batch_size: texts at a time.
     Raises:
         UserError: it holds no preference model.
     """
 
-    failures, repeated = NO_FAILURES, 0
-
-    def __init__(self, path: str, *, device: str = "cpu", batch_size: int = 64) -> None:
+    def __init__(self, path: str, *, device: str = "cpu") -> None:
         if training_figures(path).get("kind") != PREFERENCE:
             raise UserError(f'{path} holds no preference model: train one with `kind="preference"`')
-        self.model, self.tokenizer, self.max_length = load_judge(path, device=device)
-        self.batch_size, self.name = batch_size, path
+        super().__init__(path, device=device)
 
     @torch.no_grad()
-    def __call__(self, prompts: Sequence[Any], first: Sequence[Any], second: Sequence[Any]) -> list[float | None]:
+    def __call__(self, prompts: Sequence[Chat], first: Sequence[Chat], second: Sequence[Chat]) -> list[float | None]:
         """P(first is better) of each pair. Each distinct text is embedded once."""
-        pairs = list(zip(prompts, first, second, strict=True))
-        ones, twos = ([row_text(self.tokenizer, row[0], row[part]) for row in pairs] for part in (1, 2))
+        ones, twos = (self.texts(prompts, part) for part in (first, second))
         places = {text: place for place, text in enumerate(dict.fromkeys([*ones, *twos]))}
         if not places:
             return []
-        embedding = torch.cat(
-            [*outputs_by_batch(self.model, self.tokenizer, list(places), self.max_length, self.batch_size)]
-        )
-        first_rows, second_rows = ([places[text] for text in texts] for texts in (ones, twos))
-        score = preference_score(embedding[first_rows], embedding[second_rows])
+        embedding = torch.cat([*self.outputs(list(places))])
+        score = preference_score(*(embedding[[places[text] for text in texts]] for texts in (ones, twos)))
         return torch.sigmoid(score).tolist()

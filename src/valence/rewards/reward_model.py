@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,70 +13,81 @@ from torch import Tensor
 
 from valence.errors import UserError, one_line
 from valence.rewards.ensemble import NO_FAILURES
+from valence.rewards.functions import Chat
 
 FIGURES = "reward_model.json"
 """The file beside a model that Valence trained: how it was trained, and its figures on held-out rows."""
 PREFERENCE = "preference"
 """The `kind` in that file of a preference model, whose outputs are an embedding and no score."""
+TOGETHER = 64
+"""Texts that go through a judge's model at once."""
 
 
-class RewardModel:
-    """Any `AutoModelForSequenceClassification` as a `Judge`.
-
-    The score is the one output of the model; of a model with several outputs, the log-odds of the last one.
+class TextModel:
+    """A frozen `AutoModelForSequenceClassification` with its tokenizer and the attributes of a `Judge`.
 
     Args:
         path: a folder or hub id.
         device: where it runs.
-        batch_size: texts at a time.
     Raises:
-        UserError: there is no such model, or it gives a completion no score of its own.
+        UserError: there is no such model.
     """
 
     failures, repeated = NO_FAILURES, 0
 
-    def __init__(self, path: str, *, device: str = "cpu", batch_size: int = 64) -> None:
+    def __init__(self, path: str, *, device: str = "cpu") -> None:
+        import transformers
+
+        transformers.utils.logging.disable_progress_bar()
+        with loading(f"no reward model could be loaded from {path}"):
+            config = transformers.AutoConfig.from_pretrained(path)
+            kinds = config.architectures or []
+            if not any("SequenceClassification" in name for name in kinds):
+                # transformers would add a head of random weights to another model.
+                kind = ", ".join(kinds) or "no model"
+                raise UserError(f"{path} holds {kind}, not a judge: valence reward-model makes one")
+            self.tokenizer: Any = transformers.AutoTokenizer.from_pretrained(path)
+            model: Any = transformers.AutoModelForSequenceClassification.from_pretrained(path, use_safetensors=True)
+        prepare_padding(model, self.tokenizer)
+        self.model, self.name = model.to(device).eval().requires_grad_(False), path
+        # The length in training, if it is known, within the model's positions.
+        trained = training_figures(path).get("max_length", 1024)
+        self.max_length = min(trained, getattr(model.config, "max_position_embeddings", None) or trained)
+
+    def texts(self, prompts: Sequence[Chat], completions: Sequence[Chat]) -> list[str]:
+        """Each prompt with its completion as the model reads them."""
+        return [row_text(self.tokenizer, *row) for row in zip(prompts, completions, strict=True)]
+
+    def outputs(self, texts: Sequence[str]) -> Iterator[Tensor]:
+        """The model's outputs, `TOGETHER` texts at a time."""
+        return outputs_by_batch(self.model, self.tokenizer, texts, self.max_length)
+
+
+class RewardModel(TextModel):
+    """Any `AutoModelForSequenceClassification` as a `Judge`.
+
+    The score is the one output of the model; of a model with several outputs, the log-odds of the last one.
+
+    Raises:
+        UserError: there is no such model, or it gives a completion no score of its own.
+    """
+
+    def __init__(self, path: str, *, device: str = "cpu") -> None:
         if training_figures(path).get("kind") == PREFERENCE:
             raise UserError(
                 f"{path} holds a preference model, which compares two completions and gives none a score of its own: "
                 'use it alone, not in an ensemble, or train a reward model with `kind="pairs"`'
             )
-        self.model, self.tokenizer, self.max_length = load_judge(path, device=device)
-        self.batch_size, self.name = batch_size, path
+        super().__init__(path, device=device)
 
     @torch.no_grad()
-    def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **_: Any) -> list[float | None]:
-        pairs = zip(prompts, completions, strict=True)
-        texts = [row_text(self.tokenizer, prompt, completion) for prompt, completion in pairs]
+    def __call__(self, prompts: Sequence[Chat], completions: Sequence[Chat], **_: object) -> list[float | None]:
         scores: list[float | None] = []
-        for logits in outputs_by_batch(self.model, self.tokenizer, texts, self.max_length, self.batch_size):
+        for logits in self.outputs(self.texts(prompts, completions)):
             if logits.shape[1] > 1:
                 logits = logits[:, -1:] - logits[:, :-1].logsumexp(1, keepdim=True)
             scores += logits[:, 0].tolist()
         return scores
-
-
-def load_judge(path: str, *, device: str = "cpu") -> tuple[Any, Any, int]:
-    """(a frozen sequence classifier, its tokenizer, the most tokens that a text may have).
-
-    Raises:
-        UserError: there is no such model.
-    """
-    import transformers
-
-    transformers.utils.logging.disable_progress_bar()
-    with loading(f"no reward model could be loaded from {path}"):
-        config = transformers.AutoConfig.from_pretrained(path)
-        kinds = config.architectures or []
-        if not any("SequenceClassification" in name for name in kinds):
-            # transformers would add a head of random weights to another model.
-            kind = ", ".join(kinds) or "no model"
-            raise UserError(f"{path} holds {kind}, not a judge: valence reward-model makes one")
-        tokenizer: Any = transformers.AutoTokenizer.from_pretrained(path)
-        model: Any = transformers.AutoModelForSequenceClassification.from_pretrained(path, use_safetensors=True)
-    prepare_padding(model, tokenizer)
-    model.to(device).eval().requires_grad_(False)
-    return model, tokenizer, longest(model, path)
 
 
 @contextlib.contextmanager
@@ -108,41 +119,30 @@ def prepare_padding(model: Any, tokenizer: Any) -> None:
     model.config.pad_token_id = tokenizer.pad_token_id
 
 
-def longest(model: Any, path: str) -> int:
-    """The most tokens that a text may have: the length in training, if it is known, within the model's positions."""
-    trained = training_figures(path).get("max_length", 1024)
-    return min(trained, getattr(model.config, "max_position_embeddings", None) or trained)
-
-
-def row_text(tokenizer: Any, prompt: Any, completion: Any) -> str:
+def row_text(tokenizer: Any, prompt: Chat, completion: Chat) -> str:
     """Prompt and completion as one text; messages go through the model's chat template, if it has one."""
     if isinstance(prompt, str) and isinstance(completion, str):
         return prompt + completion
-    turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+    turns: list[Mapping[str, str]] = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
     turns += [{"role": "assistant", "content": completion}] if isinstance(completion, str) else list(completion)
     if tokenizer.chat_template:
         return tokenizer.apply_chat_template(turns, tokenize=False)
     return "\n\n".join(turn["content"] for turn in turns)
 
 
-def encode(tokenizer: Any, texts: Sequence[str], *, max_length: int) -> Any:
-    """Token ids with the end token behind each text, padded on the right. A text that is too long loses its beginning,
-    as the completion stands at its end."""
+def outputs_of(model: Any, tokenizer: Any, texts: Sequence[str], max_length: int) -> Tensor:
+    """The model's outputs, `[len(texts), outputs]`. Differentiable.
+
+    The end token follows each text. A text that is too long loses its beginning, as the completion stands at its end.
+    """
     end = tokenizer.eos_token_id
     rows = [tokenizer(text)["input_ids"][-(max_length - 1) :] for text in texts]
     rows = [row if end is None or row[-1:] == [end] else [*row, end] for row in rows]
-    return tokenizer.pad({"input_ids": rows}, padding_side="right", return_tensors="pt")
+    encoded = tokenizer.pad({"input_ids": rows}, padding_side="right", return_tensors="pt")
+    return model(**encoded.to(model.device)).logits.float()
 
 
-def outputs_of(model: Any, tokenizer: Any, texts: Sequence[str], *, max_length: int) -> Tensor:
-    """The model's outputs, `[len(texts), outputs]`. Differentiable."""
-    encoded = encode(tokenizer, texts, max_length=max_length).to(model.device)
-    return model(**encoded).logits.float()
-
-
-def outputs_by_batch(
-    model: Any, tokenizer: Any, texts: Sequence[str], max_length: int, batch_size: int
-) -> Iterator[Tensor]:
-    """The model's outputs for `batch_size` texts at a time."""
-    for start in range(0, len(texts), batch_size):
-        yield outputs_of(model, tokenizer, texts[start : start + batch_size], max_length=max_length)
+def outputs_by_batch(model: Any, tokenizer: Any, texts: Sequence[str], max_length: int) -> Iterator[Tensor]:
+    """The model's outputs for `TOGETHER` texts at a time."""
+    for start in range(0, len(texts), TOGETHER):
+        yield outputs_of(model, tokenizer, texts[start : start + TOGETHER], max_length)

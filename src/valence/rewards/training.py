@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from valence.data.records import Message, Record, Text
+from valence.data.records import Record, Text
 from valence.errors import UserError
 from valence.objectives.bradley_terry import bradley_terry_loss, score_loss
 from valence.policies.dropout import disable_dropout
+from valence.rewards.functions import as_given
 from valence.rewards.reward_model import loading, outputs_by_batch, outputs_of, prepare_padding, row_text
 
 Gap = Callable[[Tensor, Tensor], Tensor]
 """A model's outputs for the first and the second texts, each `[P, outputs]` -> log-odds that the first is better,
 `[P]`, nats."""
+SCORED = ("score", "label")
+"""The shapes of records that regression learns from."""
 
 
 def reward_gap(first: Tensor, second: Tensor) -> Tensor:
@@ -26,21 +28,21 @@ def reward_gap(first: Tensor, second: Tensor) -> Tensor:
     return first[:, 0] - second[:, 0]
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """Two texts and the probability that the first is better."""
+class Comparison(NamedTuple):
+    """Two texts, of which the first is better."""
 
     first: str
     second: str
-    win: float = 1.0
 
 
-@dataclass(frozen=True)
-class Scored:
+class Scored(NamedTuple):
     """A text and its score."""
 
     text: str
     score: float
+
+
+Rows = Sequence[Comparison | Scored]
 
 
 def comparisons(records: Sequence[Record], tokenizer: Any) -> list[Comparison]:
@@ -68,16 +70,12 @@ def _ordered(tokenizer: Any, prompt: Text, judged: Sequence[tuple[Text, float]])
 
 def scored(records: Sequence[Record], tokenizer: Any) -> list[Scored]:
     """The scores of the data, and labels as 1 and -1."""
-    rows = [record for record in records if record.shape in ("score", "label") and record.values[0] is not None]
+    rows = [record for record in records if record.shape in SCORED]
     return [Scored(_text(tokenizer, row.prompt, row.completions[0]), float(row.values[0])) for row in rows]
 
 
 def _text(tokenizer: Any, prompt: Text, completion: Text) -> str:
-    return row_text(tokenizer, _plain(prompt), _plain(completion))
-
-
-def _plain(text: Text) -> Any:
-    return text if isinstance(text, str) else [turn._asdict() if isinstance(turn, Message) else turn for turn in text]
+    return row_text(tokenizer, as_given(prompt), as_given(completion))
 
 
 def load_classifier(path: str, *, device: str = "cpu", outputs: int = 1) -> tuple[Any, Any]:
@@ -100,8 +98,8 @@ def load_classifier(path: str, *, device: str = "cpu", outputs: int = 1) -> tupl
 
 
 def fit(
-    model: Any, tokenizer: Any, rows: Sequence[Comparison] | Sequence[Scored], *, steps: int, batch_size: int,
-    lr: float, seed: int, max_length: int, gap: Gap = reward_gap, on_step: Callable[[int, float], None] | None = None,
+    model: Any, tokenizer: Any, rows: Rows, *, steps: int, batch_size: int, lr: float, seed: int, max_length: int,
+    gap: Gap, on_step: Callable[[int, float], None],
 ) -> None:  # fmt: skip
     """Train with AdamW and a learning rate that falls linearly to 0.
 
@@ -117,34 +115,27 @@ def fit(
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = lr * (1 - step / steps)
-        loss = loss_of(model, tokenizer, next(batches), max_length=max_length, gap=gap).mean()
+        loss = _losses(model, tokenizer, next(batches), max_length, gap).mean()
         if not loss.isfinite():
             raise UserError(f"the reward model's loss is {loss.item()} at step {step + 1}: lower `lr`")
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        if on_step is not None:
-            on_step(step + 1, loss.item())
+        on_step(step + 1, loss.item())
     model.eval()
 
 
-def loss_of(
-    model: Any, tokenizer: Any, batch: Sequence[Comparison] | Sequence[Scored], *, max_length: int,
-    gap: Gap = reward_gap,
-) -> Tensor:  # fmt: skip
+def _losses(model: Any, tokenizer: Any, batch: Rows, max_length: int, gap: Gap) -> Tensor:
     """The loss of each row. Both texts of a comparison go through the model in one batch."""
+    left, right = zip(*batch, strict=True)
     if isinstance(batch[0], Comparison):
-        pairs = [row for row in batch if isinstance(row, Comparison)]
-        both = [row.first for row in pairs] + [row.second for row in pairs]
-        log_odds = gap(*outputs_of(model, tokenizer, both, max_length=max_length).chunk(2))
-        return bradley_terry_loss(log_odds, torch.tensor([row.win for row in pairs], device=log_odds.device))
-    rows = [row for row in batch if isinstance(row, Scored)]
-    score = outputs_of(model, tokenizer, [row.text for row in rows], max_length=max_length)[:, 0]
-    return score_loss(score, torch.tensor([row.score for row in rows], device=score.device))
+        return bradley_terry_loss(gap(*outputs_of(model, tokenizer, [*left, *right], max_length).chunk(2)))
+    score = outputs_of(model, tokenizer, left, max_length)[:, 0]
+    return score_loss(score, torch.tensor(right, device=score.device))
 
 
-def _batches(rows: Sequence[Any], size: int, seed: int) -> Iterator[list[Any]]:
+def _batches(rows: Rows, size: int, seed: int) -> Iterator[Rows]:
     shuffling = random.Random(seed)
     while True:
         order = list(rows)
@@ -154,45 +145,39 @@ def _batches(rows: Sequence[Any], size: int, seed: int) -> Iterator[list[Any]]:
 
 
 @torch.no_grad()
-def held_out_figures(
-    model: Any, tokenizer: Any, rows: Sequence[Comparison] | Sequence[Scored], *, max_length: int,
-    gap: Gap = reward_gap, batch_size: int = 64,
-) -> dict[str, float]:  # fmt: skip
+def held_out_figures(model: Any, tokenizer: Any, rows: Rows, *, max_length: int, gap: Gap) -> dict[str, float]:
     """Accuracy on comparisons with its 95% half width, or root mean squared error and correlation of scores."""
 
     def outputs(texts: Sequence[str]) -> Tensor:
-        return torch.cat([*outputs_by_batch(model, tokenizer, texts, max_length, batch_size)])
+        return torch.cat([*outputs_by_batch(model, tokenizer, texts, max_length)])
 
+    left, right = zip(*rows, strict=True)
     if isinstance(rows[0], Comparison):
-        pairs = [row for row in rows if isinstance(row, Comparison)]
-        gaps = gap(outputs([row.first for row in pairs]), outputs([row.second for row in pairs]))
-        right = (gaps > 0).float() + 0.5 * (gaps == 0).float()
-        half = 1.96 * (right.var(correction=0) / len(right)).sqrt()
-        return {"accuracy": right.mean().item(), "accuracy_95_half_width": half.item()}
-    judged = [row for row in rows if isinstance(row, Scored)]
-    predicted = outputs([row.text for row in judged])[:, 0].cpu()
-    score = torch.tensor([row.score for row in judged])
+        gaps = gap(outputs(left), outputs(right))
+        wins = (gaps > 0).float() + 0.5 * (gaps == 0).float()
+        half = 1.96 * (wins.var(correction=0) / len(wins)).sqrt()
+        return {"accuracy": wins.mean().item(), "accuracy_95_half_width": half.item()}
+    predicted, score = outputs(left)[:, 0].cpu(), torch.tensor(right)
     figures = {"rmse": (predicted - score).square().mean().sqrt().item()}
-    if len(judged) > 2 and float(predicted.std()) > 0 and float(score.std()) > 0:
+    if len(score) > 2 and float(predicted.std()) > 0 and float(score.std()) > 0:
         figures["correlation"] = torch.corrcoef(torch.stack([predicted, score]))[0, 1].item()
     return figures
 
 
-def unused_rows(kind: str, make: Callable[..., Any], records: Sequence[Record], tokenizer: Any) -> list[str]:
+def unused_rows(kind: str, records: Sequence[Record], tokenizer: Any) -> list[str]:
     """Lines about the rows of a file that a reward model does not use."""
     if kind == "scores":
-        unused = len(records) - sum(bool(make([record], tokenizer)) for record in records)
+        unused = sum(record.shape not in SCORED for record in records)
         return [f"{unused:,} rows have no score or label and are not used"] * bool(unused)
-    scores: dict[Any, set[float]] = {}
+    scores: dict[Text, set[float]] = {}
     for record in records:
         if record.shape == "score":
             scores.setdefault(record.prompt, set()).add(record.values[0])
     alone = sum(record.shape == "score" and len(scores[record.prompt]) < 2 for record in records)
     others = [record for record in records if record.shape in ("pair", "ranking")]
-    unused = alone + sum(not make([record], tokenizer) for record in others)
+    unused = alone + sum(not comparisons([record], tokenizer) for record in others)
     labels = sum(record.shape == "label" for record in records)
     lines = [f'{labels:,} labelled rows are not used beside comparisons: `kind="scores"` uses them'] * bool(labels)
-    lines += [f"{unused:,} rows are not used: equal scores, or a score that is the only one of its prompt"] * bool(
-        unused
-    )
+    if unused:
+        lines.append(f"{unused:,} rows are not used: equal scores, or a score that is the only one of its prompt")
     return lines

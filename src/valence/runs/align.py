@@ -10,26 +10,27 @@ from typing import Any, ClassVar
 
 import tyro
 
-from valence.data.collate import Encoder
 from valence.data.groups.adjust import count_classes
+from valence.data.inspect import choose_method
 from valence.data.load import Loaded
 from valence.data.prepare import Encoded, encode_feedback
 from valence.errors import UserError
 from valence.evaluation.samples import Evaluation
 from valence.policies.language import LanguagePolicy
-from valence.runs.data import convert, load_and_describe, method_for
+from valence.runs.data import convert, load_rows
 from valence.runs.language import (
     LanguageConfig,
     initial_reference,
     learning_rate,
     load_policy,
+    make_encoder,
     make_learner,
     positions_of,
 )
 from valence.runs.methods import ALIGN, describe
-from valence.runs.options import CachedReferenceOptions, ValueNetwork
-from valence.runs.run import Job, Log, RunResult, begin, claim, make_schedule, resume, run_job, settings_of
-from valence.runs.settings import configure, to_words
+from valence.runs.options import CachedReferenceOptions
+from valence.runs.run import Job, Log, RunResult, begin, claim, make_schedule, resume, run_job
+from valence.runs.settings import configure, settings_of, to_words
 from valence.sources.offline import OfflineSource
 from valence.training.learner import Learner
 from valence.training.reference_cache import CachedHidden, CachedLogProbs, cache_reference
@@ -39,8 +40,7 @@ from valence.training.reference_cache import CachedHidden, CachedLogProbs, cache
 class AlignConfig(LanguageConfig):
     """Make a language model better from feedback of any shape. `valence inspect` shows what a file holds."""
 
-    place: ClassVar[str] = "align"
-    paths: ClassVar[tuple[str, ...]] = ("feedback", "eval_feedback")
+    command: ClassVar[str] = "align"
     required: ClassVar[tuple[str, ...]] = ("feedback", "model", "out")
     usage: ClassVar[str] = "valence align FEEDBACK --model MODEL --out DIR"
 
@@ -78,10 +78,14 @@ def align_from_words(words: Sequence[str], positional: dict[str, Any], *, log: L
     loaded: list[Loaded] = []
 
     def choose(config: AlignConfig) -> str:
-        loaded.append(load_and_describe(config.feedback, config.data, log))
-        return method_for(loaded[0].records, log)
+        loaded.append(load_rows(config.feedback, config.data, log, describe=True))
+        chosen, why = choose_method(loaded[0].records)
+        if chosen is None:
+            raise UserError(why)
+        log(f"method: {chosen} ({why})")
+        return chosen
 
-    config = configure(AlignConfig, words, positional, prog="valence align", choose=choose)
+    config = configure(AlignConfig, words, positional, choose=choose)
     return run_alignment(config, loaded[0] if loaded else None, log=log, show=show)
 
 
@@ -94,18 +98,13 @@ def run_alignment(
     settings = settings_of(config)
     out = claim(Path(config.out), settings, resume=config.run.resume)
     if loaded is None:
-        loaded = load_and_describe(config.feedback, data, log)
+        loaded = load_rows(config.feedback, data, log, describe=True)
         log(f"method: {config.method} (asked for)")
     objective = row.make(options)
     feedback = convert(loaded, row, options, objective, data, config.train.seed, log)
     policy = load_policy(config.model, config.network, temperature=config.sampling.temperature)
-    positions = positions_of(policy, data.max_length)
-    encoder = Encoder(
-        policy.tokenizer, encoder_decoder=policy.encoder_decoder, max_length=min(data.max_length, positions),
-        separator=data.separator, end_token_ids=policy.end_token_ids,
-    )  # fmt: skip
-    rows = encode_feedback(feedback, encoder, out, strict=data.strict, log=log)
-    policy.max_new_tokens = _longest_sample(config, policy, rows, positions)
+    rows = encode_feedback(feedback, make_encoder(policy, data), out, strict=data.strict, log=log)
+    policy.max_new_tokens = _longest_sample(config, policy, rows)
     if row.fit is not None:
         objective, notes = row.fit(objective, count_classes(rows.groups))
         for note in notes:
@@ -135,12 +134,13 @@ def run_alignment(
     return result
 
 
-def _longest_sample(config: AlignConfig, policy: LanguagePolicy, rows: Encoded, positions: int) -> int:
+def _longest_sample(config: AlignConfig, policy: LanguagePolicy, rows: Encoded) -> int:
     """Tokens of the longest sample: as asked, else those of the longest completion of the feedback, at most 256; never
     past the model's positions."""
     longest = max(len(ids) for row in rows.train for ids in row.completions)
     limit = config.sampling.max_new_tokens or min(256, longest)
     if not policy.encoder_decoder:
+        positions = positions_of(policy, config.data.max_length)
         limit = min(limit, positions - max(len(row.prompt) for row in [*rows.train, *rows.heldout]))
     return max(1, limit)
 
@@ -155,9 +155,6 @@ def _build(
         mismatched="mismatched" in objective.frozen_needs, device=policy.device,
     )  # fmt: skip
     steps = train.max_steps or max(1, math.ceil(train.epochs * source.batches_per_epoch))
-    lr = learning_rate(train, config.network, policy, high=row.high_lr)
-    network = row.part(ValueNetwork, config.options)
-    critic = None if row.critic is None else row.critic(objective, network, policy)
     reference = initial_reference(policy, config.network, config.reference)
     if config.reference.reference_cache:
         asked = objective.needs | objective.frozen_needs
@@ -165,8 +162,8 @@ def _build(
             raise UserError(f"`reference_cache` must be left out: {config.method} does not use the reference")
         reference = cache_reference(reference, config.reference.reference_cache, asked)
     learner = make_learner(
-        policy, objective, reference, train, lr=lr, steps=steps, critic=critic, value_lr=network.value_lr,
-        micro_batch_tokens=config.network.micro_batch_tokens,
+        config, row, policy, objective, reference, lr=learning_rate(train, config.network, policy, high=row.high_lr),
+        steps=steps, micro_batch_tokens=config.network.micro_batch_tokens,
     )  # fmt: skip
     return learner, source, steps
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 import tyro
@@ -15,52 +15,46 @@ from valence.errors import UserError
 from valence.evaluation.language import complete_records
 from valence.evaluation.report import write_comparison
 from valence.evaluation.statistics import WinRate, win_rate
-from valence.rewards import load_reward
+from valence.rewards.loading import load_reward
 from valence.runs.data import load_rows
 from valence.runs.language import device_of, load_policy, positions_of
-from valence.runs.options import DataOptions, ModelOptions, check_numbers
-from valence.runs.run import Log, begin, claim, settings_of, write_settings
-from valence.runs.settings import RunConfig, configure, to_words
+from valence.runs.options import Count, DataOptions, ModelOptions, Options, Positive, TwoOrMore, Whole
+from valence.runs.run import Log, begin, claim, write_settings
+from valence.runs.settings import RunConfig, settings_of
 from valence.sources.prompts import EncodedPrompt, plain_prompt, verdicts
 
 
 @dataclass(frozen=True)
-class ComparisonOptions:
+class ComparisonOptions(Options):
     """How the comparison is made."""
 
     judge_template: str = "helpful"
     """Question to a pairwise judge: helpful, summary, or a text with {prompt}, {first} and {second}."""
     columns: str | None = None
     """Names of your columns, such as prompt=question."""
-    max_prompts: int = 200
+    max_prompts: Count = 200
     """Prompts, at most: a random part of the file."""
-    max_new_tokens: int = 64
+    max_new_tokens: Count = 64
     """Longest completion, in tokens."""
-    max_length: int = 1024
+    max_length: TwoOrMore = 1024
     """Longest prompt, in tokens; longer ones are dropped and counted."""
-    temperature: float = 1.0
+    temperature: Positive = 1.0
     """Sampling temperature."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the models."""
     device: str = "auto"
     """auto takes a GPU where there is one."""
-    seed: int = 0
+    seed: Whole = 0
     """Random seed for the choice of prompts and sampling."""
-    threads: int = 0
+    threads: Whole = 0
     """CPU threads; 0 leaves the choice to torch."""
-
-    def __post_init__(self) -> None:
-        check_numbers(self, "max_prompts", "max_new_tokens", least=1)
-        check_numbers(self, "max_length", least=2)
-        check_numbers(self, "temperature", above=0)
-        check_numbers(self, "seed", "threads", least=0)
 
 
 @dataclass(frozen=True)
 class CompareConfig(RunConfig):
     """Whose completions of the same prompts are better: win rate with its interval, ties, lengths controlled."""
 
-    paths: ClassVar[tuple[str, ...]] = ("models",)
+    command: ClassVar[str] = "compare"
     required: ClassVar[tuple[str, ...]] = ("models", "prompts", "judge", "out")
     usage: ClassVar[str] = "valence compare MODEL MODEL --prompts FILE --judge J --out DIR"
 
@@ -75,19 +69,12 @@ class CompareConfig(RunConfig):
     comparison: ComparisonOptions = field(default_factory=ComparisonOptions)
 
 
-def compare(*models: str | Path, quiet: bool = False, **options: Any) -> WinRate:
-    """Compare two models; `options` are the command line's: prompts, judge, out, …
+def run_comparison(config: CompareConfig, *, log: Log = print, show: bool = True) -> WinRate:
+    """Sample from both, judge, and write results.json, samples.jsonl and compare.html.
 
     Raises:
         UserError: bad input, in one line; or no completion could be judged.
     """
-    words, positional = to_words(CompareConfig, {"models": models} | options)
-    config = configure(CompareConfig, words, positional, prog="valence compare")
-    return run_comparison(config, log=(lambda line: None) if quiet else print)
-
-
-def run_comparison(config: CompareConfig, *, log: Log = print, show: bool = True) -> WinRate:
-    """Sample from both, judge, and write results.json, samples.jsonl and compare.html."""
     if len(config.models) != 2:
         raise UserError(f"{len(config.models)} models given: {config.usage}")
     options = config.comparison
@@ -113,10 +100,9 @@ def run_comparison(config: CompareConfig, *, log: Log = print, show: bool = True
     lengths = [(len(first[place].split()), len(second[place].split())) for place in known]
     found = win_rate([float(judged[place] or 0.0) for place in known], lengths)
     samples = [
-        {"prompt": plain_prompt(rows[place]), "first": first[place], "second": second[place],
-         "verdict": judged[place]}
+        {"prompt": plain_prompt(rows[place]), "first": first[place], "second": second[place], "verdict": judged[place]}
         for place in known
-    ]  # fmt: skip
+    ]
     write_settings(out, settings)
     (out / "results.json").write_text(json.dumps({"config": settings, "result": asdict(found)}, indent=1) + "\n")
     (out / "samples.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in samples))

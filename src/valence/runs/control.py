@@ -20,11 +20,21 @@ from valence.objectives.fitting import Acting
 from valence.policies.actor import Actor
 from valence.policies.categorical import CategoricalPolicy
 from valence.policies.gaussian import GaussianPolicy
-from valence.policies.runner import save_actor
 from valence.runs.methods import CONTROL
-from valence.runs.options import Coupling, RunOptions, check, check_numbers
-from valence.runs.run import Job, Log, RunResult, begin, claim, make_schedule, resume, run_job, settings_of
-from valence.runs.settings import NoOptions, RunConfig, configure, to_words
+from valence.runs.options import (
+    Count,
+    Coupling,
+    Discount,
+    Options,
+    Positive,
+    RunOptions,
+    Sizes,
+    TwoOrMore,
+    Whole,
+    check,
+)
+from valence.runs.run import Job, Log, RunResult, begin, claim, make_schedule, resume, run_job
+from valence.runs.settings import NoOptions, RunConfig, configure, settings_of, to_words
 from valence.sources.control import ControlSettings, ControlSource
 from valence.sources.environments import Crew, Environment, make_environment
 from valence.training.learner import Learner
@@ -44,32 +54,28 @@ COLUMNS: tuple[Column, ...] = (
 
 
 @dataclass(frozen=True)
-class AgentOptions:
+class AgentOptions(Options):
     """Networks and critic, and how fast they learn."""
 
     policy: Literal["gaussian", "categorical"] = "gaussian"
     """Gaussian, or each action dimension in bins."""
-    bins: int = 11
+    bins: TwoOrMore = 11
     """Categorical: bins of each dimension."""
-    hidden: tuple[int, ...] = (256, 256)
+    hidden: Sizes = (256, 256)
     """Units of each hidden layer, of the policy and of each critic."""
-    lr: float = 1e-3
+    lr: Positive = 1e-3
     """Learning rate of the policy."""
-    refresh_every: int = 25
+    refresh_every: Count = 25
     """Updates between copies of the policy into the reference."""
-    discount: float = 0.99
+    discount: Discount = 0.99
     """Gamma, per action."""
-    n_step: int = 3
+    n_step: Count = 3
     """Rewards in a critic's target before it bootstraps."""
     init_scale: float = 0.5
     """Gaussian: standard deviation at the start, in units of half the action range."""
 
     def __post_init__(self) -> None:
-        check(bool(self.hidden) and min(self.hidden) >= 1, "hidden", self.hidden, "one size or more, each at least 1")
-        check_numbers(self, "lr", above=0)
-        check_numbers(self, "refresh_every", "n_step", least=1)
-        check_numbers(self, "bins", least=2)
-        check_numbers(self, "discount", above=0, most=1)
+        super().__post_init__()
         gaussian = self.policy == "gaussian"
         name, default = ("bins", AgentOptions.bins) if gaussian else ("init_scale", AgentOptions.init_scale)
         unused = getattr(self, name)
@@ -78,20 +84,20 @@ class AgentOptions:
 
 
 @dataclass(frozen=True)
-class TrialOptions:
+class TrialOptions(Options):
     """How long the run is, from which seed, and what is measured and saved."""
 
-    steps: int = 100_000
+    steps: Count = 100_000
     """Environment steps, in all environments together."""
-    seed: int = 0
+    seed: Whole = 0
     """Random seed; the same seed gives the same bits on one machine with as many threads."""
-    num_environments: int = 1
+    num_environments: Count = 1
     """Environments side by side."""
-    eval_every: int = 10_000
+    eval_every: Whole = 10_000
     """Environment steps between evaluations; 0 evaluates at the end only."""
-    eval_episodes: int = 5
+    eval_episodes: Count = 5
     """Episodes of each evaluation, acting by the most likely action."""
-    save_every: int = 10_000
+    save_every: Whole = 10_000
     """Environment steps between checkpoints; 0 saves none."""
     resume: bool = False
     """Continue from the last checkpoint in the output folder."""
@@ -99,19 +105,15 @@ class TrialOptions:
     """Where metrics also go; metrics.jsonl is always written."""
     video: bool = False
     """Write video.gif of an episode of the final policy."""
-    threads: int = 1
+    threads: Count = 1
     """CPU threads; one is fastest for networks of this size."""
-
-    def __post_init__(self) -> None:
-        check_numbers(self, "steps", "num_environments", "eval_episodes", "threads", least=1)
-        check_numbers(self, "seed", "eval_every", "save_every", least=0)
 
 
 @dataclass(frozen=True)
 class ControlConfig(RunConfig):
     """Improve a control policy by acting: a critic judges actions, the method learns from its verdicts."""
 
-    place: ClassVar[str] = "control"
+    command: ClassVar[str] = "control"
     required: ClassVar[tuple[str, ...]] = ("environment",)
     usage: ClassVar[str] = "valence control ENVIRONMENT --method M --out DIR"
 
@@ -128,11 +130,6 @@ class ControlConfig(RunConfig):
     critic: ControlSettings = field(default_factory=ControlSettings)
     trial: TrialOptions = field(default_factory=TrialOptions)
 
-    @property
-    def folder(self) -> Path:
-        """The output folder."""
-        return Path(self.out or f"runs/{self.environment.replace('/', '-').replace(':', '-')}")
-
 
 def control(environment: str, *, quiet: bool = False, **options: Any) -> RunResult:
     """Improve a control policy by acting in `environment`; `options` are the command line's.
@@ -142,18 +139,8 @@ def control(environment: str, *, quiet: bool = False, **options: Any) -> RunResu
     Raises:
         UserError: bad input, in one line that says what, where and what to do.
     """
-    words, positional = to_words(ControlConfig, {"environment": environment} | options)
-    config = configure(ControlConfig, words, positional, prog="valence control")
+    config = configure(ControlConfig, *to_words(ControlConfig, {"environment": environment} | options))
     return run_control(config, log=(lambda line: None) if quiet else print, show=not quiet)
-
-
-def make_policy(agent: AgentOptions, observation_size: int, action_size: int) -> Actor:
-    """The policy network."""
-    if agent.policy == "gaussian":
-        return GaussianPolicy(
-            observation_size, action_size, agent.hidden, init_scale=agent.init_scale, min_scale=MIN_SCALE
-        )
-    return CategoricalPolicy(observation_size, action_size, agent.hidden, bins=agent.bins)
 
 
 def make(config: ControlConfig, *, pictures: bool = False) -> Environment:
@@ -174,81 +161,87 @@ def make_objective(config: ControlConfig, action_size: int) -> tuple[Any, Any, l
     return objective, conversion.converter(config.critic.num_actions), notes
 
 
-class Agent:
-    """The parts of a run, wired: `learner` improves `policy` on the batches of `source`."""
-
-    def __init__(self, config: ControlConfig) -> None:
-        agent, trial = config.agent, config.trial
-        torch.manual_seed(trial.seed)
-        crew = Crew(lambda: make(config), trial.num_environments, trial.seed)
-        self.environment = crew.environments[0]
-        sizes = (self.environment.observation_size, self.environment.action_size)
-        self.policy = make_policy(agent, *sizes)
-        reference = FrozenCopy(self.policy, refresh_every=agent.refresh_every)
-        objective, label, self.notes = make_objective(config, sizes[1])
-        replay = Replay(
-            min(trial.steps, REPLAY), *sizes, num_environments=trial.num_environments, steps=agent.n_step,
-            discount=agent.discount,
-        )  # fmt: skip
-        critic = QNetwork(*sizes, agent.hidden)
-        self.source = ControlSource(crew, critic, reference, replay, config.critic, label=label, seed=trial.seed)
-        optimizers: dict[str, torch.optim.Optimizer] = {
-            "policy": torch.optim.Adam(self.policy.parameters(), lr=agent.lr, fused=True)
-        }
-        duals = objective.state()
-        if duals is not None:
-            optimizers["dual"] = torch.optim.Adam(duals.parameters(), lr=DUAL_LR)
-        self.learner = Learner(self.policy, objective, reference, optimizers, max_grad_norm=MAX_GRAD_NORM)
-        self.updates = max(1, int((trial.steps - config.critic.warmup_steps) / config.critic.steps_per_update))
+def build(config: ControlConfig) -> tuple[Learner, ControlSource, Actor, list[str]]:
+    """(learner, its source, its policy, notes)."""
+    agent, trial = config.agent, config.trial
+    crew = Crew(lambda: make(config), trial.num_environments, trial.seed)
+    sizes = (crew.environments[0].observation_size, crew.environments[0].action_size)
+    if agent.policy == "gaussian":
+        policy = GaussianPolicy(*sizes, agent.hidden, init_scale=agent.init_scale, min_scale=MIN_SCALE)
+    else:
+        policy = CategoricalPolicy(*sizes, agent.hidden, bins=agent.bins)
+    reference = FrozenCopy(policy, refresh_every=agent.refresh_every)
+    objective, label, notes = make_objective(config, sizes[1])
+    replay = Replay(
+        min(trial.steps, REPLAY), *sizes, num_environments=trial.num_environments, steps=agent.n_step,
+        discount=agent.discount,
+    )  # fmt: skip
+    critic = QNetwork(*sizes, agent.hidden)
+    source = ControlSource(crew, critic, reference, replay, config.critic, label=label, seed=trial.seed)
+    optimizers: dict[str, torch.optim.Optimizer] = {
+        "policy": torch.optim.Adam(policy.parameters(), lr=agent.lr, fused=True)
+    }
+    duals = objective.state()
+    if duals is not None:
+        optimizers["dual"] = torch.optim.Adam(duals.parameters(), lr=DUAL_LR)
+    learner = Learner(policy, objective, reference, optimizers, max_grad_norm=MAX_GRAD_NORM)
+    return learner, source, policy, notes
 
 
 def run_control(config: ControlConfig, *, log: Log = print, show: bool = True) -> RunResult:
     """Run what `config` describes."""
-    trial, warmup = config.trial, config.critic.warmup_steps
-    if trial.steps <= warmup:
-        raise UserError(f"`steps` is {trial.steps}, and must be more than `warmup_steps`, {warmup}")
-    begin(trial.threads, trial.seed)
+    trial, per_update = config.trial, config.critic.steps_per_update
+    learned = trial.steps - config.critic.warmup_steps
+    if learned <= 0:
+        raise UserError(f"`steps` is {trial.steps}, and must be more than `warmup_steps`, {config.critic.warmup_steps}")
     if "DISPLAY" not in os.environ:
         # MuJoCo looks for a screen otherwise, and complains that there is none.
         os.environ.setdefault("MUJOCO_GL", "egl" if trial.video else "disable")
     if trial.video:
         check_camera(lambda: make(config, pictures=True), config.environment)
+    begin(trial.threads, trial.seed)
+    learner, source, policy, notes = build(config)
     settings = settings_of(config)
-    agent = Agent(config)
-    out = claim(config.folder, settings, resume=trial.resume)
-    for note in agent.notes:
+    name = config.environment.replace("/", "-").replace(":", "-")
+    out = claim(Path(config.out or f"runs/{name}"), settings, resume=trial.resume)
+    for note in notes:
         log(note)
-    log_every, eval_every, save_every, track_every = (
-        _updates(steps, config.critic.steps_per_update) for steps in (2000, trial.eval_every, trial.save_every, 1000)
-    )
-    run = RunOptions(log_every=log_every, eval_every=eval_every, save_every=save_every, tracker=trial.tracker)
-    schedule = make_schedule(agent.updates, run, track_every=track_every)
+
+    def updates(env_steps: int) -> int:
+        """So many environment steps as updates; 0 stays 0."""
+        return max(1, round(env_steps / per_update)) if env_steps else 0
+
+    run = RunOptions(
+        log_every=updates(2000), eval_every=updates(trial.eval_every), save_every=updates(trial.save_every),
+        tracker=trial.tracker,
+    )  # fmt: skip
+    schedule = make_schedule(max(1, int(learned / per_update)), run, track_every=updates(1000))
     if trial.resume:
-        resume(out, agent.learner, agent.source, schedule, log)
+        resume(out, learner, source, schedule, log)
     evaluation = LearningCurve(
-        Evaluation(lambda: make(config), trial.eval_episodes), agent.policy, agent.source, out / "results.json",
-        settings, start=agent.learner.step,
+        Evaluation(lambda: make(config), trial.eval_episodes), policy, source, out / "results.json", settings,
+        start=learner.step,
     )  # fmt: skip
 
     def save(folder: Path) -> None:
-        space = agent.environment
-        save_actor(
-            folder / "policy", agent.policy, low=space.low, high=space.high, environment=config.environment,
+        space = source.crew.environments[0]
+        policy.save(
+            folder / "policy", low=space.low, high=space.high, environment=config.environment,
             action_repeat=config.critic.action_repeat,
         )  # fmt: skip
 
     job = Job(
-        method=config.method, learner=agent.learner, source=agent.source, schedule=schedule, evaluation=evaluation,
-        save=save, evaluates_first=False, show=show, unit="update", columns=COLUMNS,
+        method=config.method, learner=learner, source=source, schedule=schedule, evaluation=evaluation, save=save,
+        evaluates_first=False, show=show, unit="update", columns=COLUMNS,
     )  # fmt: skip
     try:
         result = run_job(out, job, run, settings, log)
     finally:
-        agent.source.crew.close()
+        source.crew.close()
         evaluation.close()
     if trial.video:
         with contextlib.closing(make(config, pictures=True)) as environment:
-            film(agent.policy, environment, out / "video.gif")
+            film(policy, environment, out / "video.gif")
     result.details.update(evaluation.results)
     returns = evaluation.results["returns"]
     log(
@@ -256,8 +249,3 @@ def run_control(config: ControlConfig, *, log: Log = print, show: bool = True) -
         f"{max(returns):.1f})\nwritten: {out} (valence.PolicyRunner.load({str(out)!r}).act(observation) acts)"
     )
     return result
-
-
-def _updates(env_steps: int, per_update: float) -> int:
-    """How many updates so many environment steps are; 0 stays 0."""
-    return max(1, round(env_steps / per_update)) if env_steps else 0

@@ -8,43 +8,23 @@ from typing import Any
 from valence.data.formats.columns import parse_columns
 from valence.data.groups import groups_for, split_groups
 from valence.data.groups.split import is_heldout
-from valence.data.inspect import choose_method, summarize
+from valence.data.inspect import summarize
 from valence.data.load import Loaded, load_feedback
 from valence.data.prepare import Feedback, Log, log_problems
-from valence.data.records import Record
 from valence.errors import UserError
 from valence.runs.methods import Method
 from valence.runs.options import DataOptions
 
 
-def load_rows(paths: Sequence[str], data: DataOptions, log: Log, *, of: str = "rows") -> Loaded:
-    """Load files and log their problems."""
+def load_rows(paths: Sequence[str], data: DataOptions, log: Log, *, of: str = "rows", describe: bool = False) -> Loaded:
+    """Load files and log their problems; with `describe` also what they hold."""
     loaded = load_feedback(paths, columns=parse_columns(data.columns), strict=data.strict)
+    if describe:
+        found = summarize(loaded)
+        sides = "" if found.accepted is None else f", {found.accepted:,} accepted, {found.rejected:,} rejected"
+        log(f"feedback: {loaded.rows:,} rows, {found.prompts:,} prompts, shape {found.shape}{sides}")
     log_problems(loaded.problems, log, of=of)
     return loaded
-
-
-def load_and_describe(paths: Sequence[str], data: DataOptions, log: Log) -> Loaded:
-    """Load files of feedback and log what they hold."""
-    loaded = load_feedback(paths, columns=parse_columns(data.columns), strict=data.strict)
-    found = summarize(loaded)
-    sides = "" if found.accepted is None else f", {found.accepted:,} accepted, {found.rejected:,} rejected"
-    log(f"feedback: {loaded.rows:,} rows, {found.prompts:,} prompts, shape {found.shape}{sides}")
-    log_problems(loaded.problems, log)
-    return loaded
-
-
-def method_for(records: Sequence[Record], log: Log) -> str:
-    """The method that fits the feedback.
-
-    Raises:
-        UserError: there is none.
-    """
-    chosen, why = choose_method(records)
-    if chosen is None:
-        raise UserError(why)
-    log(f"method: {chosen} ({why})")
-    return chosen
 
 
 def convert(

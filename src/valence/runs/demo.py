@@ -6,7 +6,7 @@ import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -27,6 +27,8 @@ OPTIONS: dict[str, Any] = {
 @dataclass(frozen=True)
 class DemoConfig(RunConfig):
     """Align the small model that Valence carries with real human thumbs, and show what changed."""
+
+    command: ClassVar[str] = "demo"
 
     out: str = "demo-out"
     """Folder to write into."""

@@ -13,11 +13,13 @@ from valence.errors import UserError
 from valence.evaluation.watch import Watch
 from valence.feedback.running import RunningStandard
 from valence.objectives.scaled import ScaledLogProb
-from valence.protocols import Reference
+from valence.protocols import Policy, Reference
+from valence.rewards.ensemble import Judge
+from valence.rewards.functions import name_of
 from valence.rewards.judge import SelfPlay
 from valence.runs.language import make_learner
 from valence.runs.methods import METHODS, Method, describe
-from valence.runs.options import EtaSchedule, GivenCompletions, Refreshing, Reuse, Shaping, ValueNetwork
+from valence.runs.options import EtaSchedule, GivenCompletions, Refreshing, Reuse, Shaping
 from valence.runs.run import Job, Log, RunResult, make_schedule, resume, run_job
 from valence.sources.modality import Modality, OnlineSettings
 from valence.sources.online import OnlineSource
@@ -32,15 +34,12 @@ class Adapter:
     """What a kind of sample brings to an improvement run.
 
     Args:
-        policy: what is improved.
         initial_policy: pi_0 as a reference.
         prompts: the prompts to learn on.
         pool: the prompts to evaluate on.
         modality: how prompts are completed.
-        judge: the reward.
         gold: a judge that the run does not learn from, or None.
         evaluation: makes the evaluation from a `Watch`.
-        lr: learning rate.
         contexts: prompts in a collected batch.
         settings: fields of `OnlineSettings` that the kind of sample has.
         standard: standardises rewards prompt by prompt, or None.
@@ -50,13 +49,13 @@ class Adapter:
         describe: the log's first lines, from a sentence about the run.
     """
 
-    policy: Any
+    policy: Policy
     initial_policy: Reference
     prompts: Sequence[EncodedPrompt]
     pool: Sequence[EncodedPrompt]
     modality: Modality
-    judge: Any
-    gold: Any | None
+    judge: Judge
+    gold: Judge | None
     evaluation: Callable[[Watch], Any]
     lr: float
     contexts: int
@@ -74,9 +73,17 @@ def steps_per_batch(
 ) -> int:  # fmt: skip
     """Optimizer steps that a collected batch takes; `num_epochs` of None is the method's own default."""
     row = METHODS[place][method]
-    defaults = dict(row.defaults) | dict(row.preset_options.get(preset or "", {}))
-    epochs = num_epochs if num_epochs is not None else defaults.get("num_epochs", Reuse.num_epochs)
-    return epochs * math.ceil(batch_size / (minibatch_size or batch_size))
+    defaults = {"num_epochs": Reuse.num_epochs} | dict(row.defaults) | dict(row.preset_options.get(preset or "", {}))
+    return Schedule(0, num_epochs=num_epochs or defaults["num_epochs"], minibatch_size=minibatch_size).steps_of(
+        batch_size
+    )
+
+
+def own_judges(reward: Any, gold: Any) -> tuple[dict[str, Any], dict[str, str]]:
+    """(those that are no names, the names of both)."""
+    judges = {"reward": reward, "gold": gold}
+    own = {key: judge for key, judge in judges.items() if not isinstance(judge, str | Path)}
+    return own, {key: name_of(judge) if key in own else str(judge) for key, judge in judges.items()}
 
 
 def check_samples(row: Method, config: Any) -> None:
@@ -89,24 +96,22 @@ def check_samples(row: Method, config: Any) -> None:
 
 
 def run_improvement(
-    config: Any, out: Path, settings: Mapping[str, Any], adapter: Adapter, log: Log, *, show: bool
+    config: Any, out: Path, settings: Mapping[str, object], adapter: Adapter, log: Log, *, show: bool
 ) -> RunResult:
     """Build the learner and its source, train, and report.
 
     Args:
         config: an `ImproveConfig` or `ImagesConfig`.
     """
-    row = METHODS[config.place][config.method]
+    row = METHODS[config.command][config.method]
     learner, source, schedule = _build(config, row, adapter)
-    reuse, shaping = row.part(Reuse, config.options), row.part(Shaping, config.options)
-    log(
-        adapter.describe(
-            f"{schedule.steps} optimizer steps, {describe(learner.objective)}, {config.judging.num_samples} "
-            f"{adapter.modality.unit} of {config.train.batch_size} prompts at a time, each learned from "
-            f"{reuse.num_epochs}×, KL weight {shaping.kl_weight:g}, lr {learner.base_lrs['policy']:g}, "
-            f"{len(adapter.prompts):,} prompts"
-        )
+    plan = (
+        f"{schedule.steps} optimizer steps, {describe(learner.objective)}, {config.judging.num_samples} "
+        f"{adapter.modality.unit} of {config.train.batch_size} prompts at a time, each learned from "
+        f"{schedule.num_epochs}×, KL weight {source.settings.kl_weight:g}, lr {learner.base_lrs['policy']:g}, "
+        f"{len(adapter.prompts):,} prompts"
     )
+    log(adapter.describe(plan))
     if config.run.resume:
         resume(out, learner, source, schedule, log)
     watch = Watch(adapter.policy, adapter.pool, adapter.judge, adapter.gold, out, resumed_at=learner.step)
@@ -163,13 +168,12 @@ def _build(config: Any, row: Method, adapter: Adapter) -> tuple[Learner, OnlineS
     if adapter.log_prob_scale != 1:
         objective = ScaledLogProb(objective=objective, log_prob_scale=adapter.log_prob_scale)
     per_batch = reuse.num_epochs * math.ceil(contexts / (reuse.minibatch_size or contexts))
-    batches = max(1, math.ceil(train.epochs * len(adapter.prompts) / contexts))
     # Whole batches: a batch is learned from to its end, and its reference stays while it is.
-    steps = per_batch * math.ceil((train.max_steps or batches * per_batch) / per_batch)
+    batches = max(1, math.ceil(train.epochs * len(adapter.prompts) / contexts))
+    steps = per_batch * (math.ceil(train.max_steps / per_batch) if train.max_steps else batches)
     refreshed = row.anchor == "refreshed"
     every = per_batch * math.ceil(row.part(Refreshing, options).refresh_every / per_batch)
     reference = FrozenCopy(adapter.policy, refresh_every=every) if refreshed else adapter.initial_policy
-    compared = isinstance(adapter.judge, SelfPlay)
     source = OnlineSource(
         adapter.prompts, adapter.judge,
         OnlineSettings(
@@ -177,13 +181,12 @@ def _build(config: Any, row: Method, adapter: Adapter) -> tuple[Learner, OnlineS
             kl_weight=row.part(Shaping, options).kl_weight, from_reference=refreshed, **adapter.settings,
         ),
         adapter.modality, initial_policy=adapter.initial_policy, reference=reference, seed=train.seed,
-        convert=row.part(row.convert, options).converter(compared), standard=adapter.standard,
+        convert=row.part(row.convert, options).converter(isinstance(adapter.judge, SelfPlay)),
+        standard=adapter.standard,
     )  # fmt: skip
-    network = row.part(ValueNetwork, options)
-    critic = None if row.critic is None else row.critic(objective, network, adapter.policy)
     learner = make_learner(
-        adapter.policy, objective, reference, train, lr=adapter.lr, steps=steps, critic=critic,
-        value_lr=network.value_lr, eps=1e-8 / max(1.0, *etas), micro_batch_tokens=adapter.micro_batch_tokens,
+        config, row, adapter.policy, objective, reference, lr=adapter.lr, steps=steps, eps=1e-8 / max(1.0, *etas),
+        micro_batch_tokens=adapter.micro_batch_tokens,
     )  # fmt: skip
     schedule = make_schedule(
         steps, config.run, num_epochs=reuse.num_epochs, minibatch_size=reuse.minibatch_size, batch_steps=per_batch

@@ -7,27 +7,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
-
 from valence.data.prepare import log_problems
 from valence.data.records import Problem, Record
 from valence.errors import UserError
 from valence.evaluation.images import ImageEvaluation
 from valence.feedback.running import RunningStandard
 from valence.policies.denoiser import Denoiser
-from valence.policies.image_pipelines import SMALL, load_denoiser, small_pipeline_folder
-from valence.policies.sampler_settings import SamplerSettings
+from valence.policies.image_pipelines import load_denoiser
+from valence.policies.loading import carried
+from valence.policies.sampler_settings import SMALL, SamplerSettings
 from valence.rewards.digits import WORDS, digit_named
-from valence.rewards.functions import name_of
 from valence.rewards.image_loading import image_judge, load_image_reward
 from valence.rewards.images import DEFAULT_REWARD, JUDGE
 from valence.rewards.judge import SelfPlay
-from valence.runs.improve import Adapter, check_samples, run_improvement
+from valence.runs.improve import Adapter, check_samples, own_judges, run_improvement
 from valence.runs.language import SMALL_NETWORK, device_of
 from valence.runs.methods import IMPROVE_IMAGES
 from valence.runs.options import ImageJudgeOptions, RunOptions, TrainOptions
-from valence.runs.run import Log, RunResult, claim, settings_of
-from valence.runs.settings import NoOptions, RunConfig, configure, to_words
+from valence.runs.run import Log, RunResult, begin, claim
+from valence.runs.settings import NoOptions, RunConfig, configure, settings_of, to_words
 from valence.sources.images import ImageModality, image_prompts, read_prompts
 from valence.sources.prompts import EncodedPrompt
 from valence.training.reference import AdaptersOff, FrozenCopy
@@ -42,7 +40,7 @@ LR, LR_SMALL = 3e-4, 1e-3
 class ImagesConfig(RunConfig):
     """Improve an image pipeline (consistency or diffusion) on prompts: draw from it, ask a reward, learn, repeat."""
 
-    place: ClassVar[str] = "improve-images"
+    command: ClassVar[str] = "improve-images"
     required: ClassVar[tuple[str, ...]] = ("pipeline", "out")
     usage: ClassVar[str] = "valence improve-images --pipeline P --prompts FILE --reward R --out DIR"
 
@@ -88,17 +86,13 @@ def improve_images(
         UserError: bad input, in one line that says what, where and what to do.
     """
     given = None if isinstance(prompts, str | Path) else [Record("prompt", prompt) for prompt in prompts]
-    judges = (reward, "none" if gold is None else gold)
-    names = [str(judge) if isinstance(judge, str | Path) else name_of(judge) for judge in judges]
-    values = {"pipeline": pipeline, "out": out, "reward": names[0], "gold": names[1]} | options
-    words, positional = to_words(ImagesConfig, values | ({"prompts": prompts} if given is None else {}))
-    config = configure(ImagesConfig, words, positional, prog="valence improve-images")
-    own = [
-        None if isinstance(judge, str | Path) else image_judge(judge, name=name, timeout=config.judging.reward_timeout)
-        for judge, name in zip(judges, names, strict=True)
-    ]
+    own, names = own_judges(reward, "none" if gold is None else gold)
+    values = {"pipeline": pipeline, "out": out} | names | options | ({"prompts": prompts} if given is None else {})
+    config = configure(ImagesConfig, *to_words(ImagesConfig, values))
     log: Log = (lambda line: None) if quiet else print
-    return run_image_improvement(config, records=given, reward=own[0], gold=own[1], log=log, show=not quiet)
+    timeout = config.judging.reward_timeout
+    made = {key: image_judge(judge, name=names[key], timeout=timeout) for key, judge in own.items()}
+    return run_image_improvement(config, records=given, **made, log=log, show=not quiet)
 
 
 def run_image_improvement(
@@ -107,8 +101,6 @@ def run_image_improvement(
 ) -> RunResult:  # fmt: skip
     """Run what `config` describes; `records`, `reward` and `gold` in place of the names that it holds."""
     check_samples(IMPROVE_IMAGES[config.method], config)
-    if config.run.threads:
-        torch.set_num_threads(config.run.threads)
     settings, judging, train = settings_of(config), config.judging, config.train
     out = claim(Path(config.out), settings, resume=config.run.resume)
     if records is None:
@@ -121,7 +113,7 @@ def run_image_improvement(
     reward = reward or load_image_reward(names[0], device=device, timeout=judging.reward_timeout)
     if gold is None and names[1]:
         gold = load_image_reward(names[1], device=device, timeout=judging.reward_timeout, argument="gold")
-    torch.manual_seed(train.seed)
+    begin(config.run.threads, train.seed)
     policy = load_denoiser(config.pipeline, config.network, device=device)
     if cut := sum(policy.pipeline.too_long(str(row.prompt)) for row in prompts):
         log(f"{cut:,} prompts are longer than the text encoder reads: it sees their beginning")
@@ -152,7 +144,7 @@ def _facts(config: ImagesConfig, policy: Denoiser, prompts: Sequence[EncodedProm
     network = config.network
     return {
         "pipeline": config.pipeline, "prompts": config.prompts or f"{len(prompts)} given",
-        "folder": str(small_pipeline_folder()) if config.pipeline == SMALL else config.pipeline,
+        "folder": carried(config.pipeline),
         "learned": "adapters" if policy.adapters else "the whole network", "a prompt": str(prompts[0].prompt),
         "sampled with": f"num_inference_steps={network.num_steps}, guidance_scale={network.guidance:g}",
     }  # fmt: skip

@@ -4,26 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 import tyro
 
-from valence.data.collate import Encoder
 from valence.data.groups.split import split_records
 from valence.data.records import Record
 from valence.errors import UserError
 from valence.evaluation.samples import Evaluation
-from valence.policies.language import LanguagePolicy
-from valence.rewards import load_reward
-from valence.rewards.functions import as_judge, name_of
+from valence.rewards.functions import as_judge
+from valence.rewards.loading import load_reward
 from valence.runs.data import load_rows
-from valence.runs.improve import Adapter, check_samples, run_improvement
-from valence.runs.language import LanguageConfig, initial_reference, learning_rate, load_policy, positions_of
+from valence.runs.improve import Adapter, check_samples, own_judges, run_improvement
+from valence.runs.language import LanguageConfig, initial_reference, learning_rate, load_policy, make_encoder
 from valence.runs.methods import IMPROVE
 from valence.runs.options import GivenCompletions, JudgeOptions
-from valence.runs.run import Log, RunResult, begin, claim, settings_of
-from valence.runs.settings import configure, to_words
+from valence.runs.run import Log, RunResult, begin, claim
+from valence.runs.settings import configure, settings_of, to_words
 from valence.sources.text import TextModality, encode_prompts, merged
 
 MAX_NEW_TOKENS = 64
@@ -34,8 +33,7 @@ MAX_NEW_TOKENS = 64
 class ImproveConfig(LanguageConfig):
     """Improve a language model on prompts: sample from it, ask a reward, learn, repeat."""
 
-    place: ClassVar[str] = "improve"
-    paths: ClassVar[tuple[str, ...]] = ("prompts", "eval_feedback")
+    command: ClassVar[str] = "improve"
     required: ClassVar[tuple[str, ...]] = ("prompts", "model", "out", "reward")
     usage: ClassVar[str] = "valence improve PROMPTS --model MODEL --reward R --out DIR"
 
@@ -71,23 +69,17 @@ def improve(
     Raises:
         UserError: bad input, in one line that says what, where and what to do.
     """
-    judges: tuple[Any, Any] = (reward, gold or "")
-    names = [str(judge) if isinstance(judge, str | Path) else name_of(judge) for judge in judges]
-    values = {"prompts": prompts, "model": model, "out": out, "reward": names[0], "gold": names[1]} | options
-    words, positional = to_words(ImproveConfig, values)
-    config = configure(ImproveConfig, words, positional, prog="valence improve")
-    own = [
-        None if isinstance(judge, str | Path) else as_judge(judge, name=name, timeout=config.judging.reward_timeout)
-        for judge, name in zip(judges, names, strict=True)
-    ]
-    log: Log = (lambda line: None) if quiet else print
-    return run_language_improvement(config, judge=own[0], gold=own[1], log=log, show=not quiet)
+    own, names = own_judges(reward, gold or "")
+    values = {"prompts": prompts, "model": model, "out": out} | names | options
+    config = configure(ImproveConfig, *to_words(ImproveConfig, values))
+    made = {key: as_judge(judge, name=names[key], timeout=config.judging.reward_timeout) for key, judge in own.items()}
+    return run_language_improvement(config, **made, log=(lambda line: None) if quiet else print, show=not quiet)
 
 
 def run_language_improvement(
-    config: ImproveConfig, *, judge: Any = None, gold: Any = None, log: Log = print, show: bool = True
+    config: ImproveConfig, *, reward: Any = None, gold: Any = None, log: Log = print, show: bool = True
 ) -> RunResult:
-    """Run what `config` describes; `judge` and `gold` in place of the names that it holds."""
+    """Run what `config` describes; `reward` and `gold` in place of the names that it holds."""
     check_samples(IMPROVE[config.method], config)
     begin(config.run.threads, config.train.seed)
     settings = settings_of(config)
@@ -96,23 +88,23 @@ def run_language_improvement(
     policy = load_policy(config.model, config.network, temperature=config.sampling.temperature)
     policy.max_new_tokens = config.sampling.max_new_tokens or MAX_NEW_TOKENS
     given = IMPROVE[config.method].part(GivenCompletions, config.options).num_given
-    longest = min(config.data.max_length, positions_of(policy, config.data.max_length))
-    encoder = Encoder(
-        policy.tokenizer, encoder_decoder=policy.encoder_decoder, max_length=longest,
-        separator=config.data.separator, end_token_ids=policy.end_token_ids,
-    )  # fmt: skip
+    encoder = make_encoder(policy, config.data)
     prompts, dropped = encode_prompts(encoder, records, longest_sample=policy.max_new_tokens, num_given=given)
     held, more = encode_prompts(encoder, heldout, longest_sample=policy.max_new_tokens)
     for reason, count in (*dropped.items(), *more.items()):
         log(f"{count:,} prompts were dropped: {reason}")
     if not prompts:
         raise UserError(f"no prompt fits `max_length={config.data.max_length}`: raise it")
-    judge = judge or _load(config, config.reward, policy, out, "reward")
-    gold = gold or (_load(config, config.gold, policy, out, "gold") if config.gold else None)
+    load = partial(
+        load_reward, device=str(policy.device), timeout=config.judging.reward_timeout, cache=out / "judge.sqlite",
+        template=config.judging.judge_template,
+    )  # fmt: skip
+    reward = reward or load(config.reward, argument="reward")
+    gold = gold or (load(config.gold, argument="gold") if config.gold else None)
     initial, pool = initial_reference(policy, config.network, config.reference), held or prompts
     adapter = Adapter(
         policy=policy, initial_policy=initial, prompts=prompts, pool=pool, modality=TextModality(policy.pad_token_id),
-        judge=judge, gold=gold, lr=learning_rate(config.train, config.network, policy, high=False),
+        judge=reward, gold=gold, lr=learning_rate(config.train, config.network, policy, high=False),
         contexts=len(prompts) if config.judging.full_batch else config.train.batch_size,
         micro_batch_tokens=config.network.micro_batch_tokens,
         settings={"unfinished_reward": config.judging.unfinished_reward, "num_given": given},
@@ -124,13 +116,6 @@ def run_language_improvement(
         describe=lambda plan: f"model: {config.model} on {policy.device}\nrun: {plan} and {len(held):,} held out",
     )  # fmt: skip
     return run_improvement(config, out, settings, adapter, log, show=show)
-
-
-def _load(config: ImproveConfig, name: str, policy: LanguagePolicy, out: Path, argument: str) -> Any:
-    return load_reward(
-        name, device=str(policy.device), timeout=config.judging.reward_timeout, cache=out / "judge.sqlite",
-        template=config.judging.judge_template, argument=argument,
-    )  # fmt: skip
 
 
 def _read(config: ImproveConfig, log: Log) -> tuple[list[Record], list[Record]]:

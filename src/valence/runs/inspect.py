@@ -20,7 +20,7 @@ from valence.runs.settings import RunConfig
 class InspectConfig(RunConfig):
     """Show what files of feedback hold: shape, counts, problem rows, and the method that would learn from them."""
 
-    paths: ClassVar[tuple[str, ...]] = ("files",)
+    command: ClassVar[str] = "inspect"
     usage: ClassVar[str] = "valence inspect FILE…"
 
     files: tyro.conf.Positional[tuple[str, ...]] = field(default=())

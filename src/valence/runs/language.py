@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 
+from valence.data.collate import Encoder
 from valence.errors import UserError
 from valence.policies.language import LanguagePolicy
 from valence.policies.loading import DTYPES, check_device, load_language_policy
+from valence.runs.methods import Method
 from valence.runs.options import (
     DataOptions,
     ModelOptions,
@@ -17,6 +19,7 @@ from valence.runs.options import (
     RunOptions,
     SamplingOptions,
     TrainOptions,
+    ValueNetwork,
 )
 from valence.runs.settings import NoOptions, RunConfig
 from valence.training.learner import Learner, make_optimizer
@@ -44,12 +47,22 @@ class LanguageConfig(RunConfig):
 
     def check_complete(self) -> None:
         super().check_complete()
-        self.reference.check_beside(self.network.lora_rank)
+        for name in ("reference_dtype", "reference_device"):
+            if self.network.lora_rank and getattr(self.reference, name):
+                raise UserError(f"`{name}` must be left out with `lora_rank`: the base model is the reference")
 
 
 def device_of(name: str) -> str:
     """The device; "auto" takes a GPU where there is one."""
     return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+
+
+def make_encoder(policy: LanguagePolicy, data: DataOptions) -> Encoder:
+    """What turns rows into token ids of the policy's model, at most as many as it has positions."""
+    return Encoder(
+        policy.tokenizer, encoder_decoder=policy.encoder_decoder, separator=data.separator,
+        max_length=min(data.max_length, positions_of(policy, data.max_length)), end_token_ids=policy.end_token_ids,
+    )  # fmt: skip
 
 
 def load_policy(model: str, network: ModelOptions, *, temperature: float = 1.0) -> LanguagePolicy:
@@ -82,14 +95,17 @@ def learning_rate(train: TrainOptions, network: ModelOptions, policy: LanguagePo
 
 
 def make_learner(
-    policy: Any, objective: Any, reference: Any, train: TrainOptions, *, lr: float, steps: int, critic: Any = None,
-    value_lr: float | None = None, eps: float = 1e-8, micro_batch_tokens: int = 0,
+    config: Any, row: Method, policy: Any, objective: Any, reference: Any, *, lr: float, steps: int, eps: float = 1e-8,
+    micro_batch_tokens: int = 0,
 ) -> Learner:  # fmt: skip
-    """The learner with the optimizers of the policy and, where there is one, of the critic.
+    """The learner with the optimizers of the policy and, where the method has one, of its critic.
 
     Raises:
         UserError: a learning rate is given for a value network that the method does not have.
     """
+    train, network = config.train, row.part(ValueNetwork, config.options)
+    critic = None if row.critic is None else row.critic(objective, network, policy)
+    value_lr = network.value_lr
     if value_lr is not None and critic is None:
         raise UserError(f"`value_lr` is {value_lr}, and must be left out: this method has no value network")
     kind, decay = train.optimizer, train.weight_decay

@@ -6,14 +6,12 @@ docstrings say. A new method is a row here, an objective's file and a test; see 
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, Field, dataclass, field, fields, make_dataclass, replace
+from dataclasses import dataclass, field, fields, make_dataclass, replace
 from functools import cached_property
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Any, Literal, TypeVar, get_type_hints
 
 import docstring_parser
-import tyro
 
 from valence.critics import dro_critic, token_critic
 from valence.data.groups import Group, Takes
@@ -58,9 +56,7 @@ from valence.runs.options import (
     ValueNetwork,
 )
 
-PARTS: tuple[type, ...] = (
-    Reuse, Shaping, Refreshing, ValueNetwork, GivenCompletions, EtaSchedule, Standardizing, Coupling,
-)  # fmt: skip
+Part = TypeVar("Part")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,22 +103,24 @@ class Method:
         return {item.name for item in fields(self.objective) if item.init} - set(self.fixed)
 
     @cached_property
+    def sources(self) -> list[type[Any]]:
+        """The classes whose fields are options."""
+        refreshing = [Refreshing] if self.anchor == "refreshed" else []
+        network = [ValueNetwork] if self.critic is not None else []
+        return [self.objective, self.convert, *self.parts, *refreshing, *network]
+
+    @cached_property
     def options(self) -> type:
-        """The dataclass of the method's options."""
-        sources = [self.objective, self.convert, *self.parts]
-        sources += [Refreshing] if self.anchor == "refreshed" else []
-        sources += [ValueNetwork] if self.critic is not None else []
+        """The dataclass of the method's options. The help of each stands in its field's metadata."""
         found: dict[str, tuple[str, Any, Any]] = {}
-        for source in sources:
-            hints, help_of = get_type_hints(source), docstring_help(source)
+        for source in self.sources:
+            hints, help_of, usual = get_type_hints(source), docstring_help(source), source()
             for item in fields(source):
                 if item.init and item.name not in self.fixed:
-                    hint = Annotated[hints[item.name], tyro.conf.arg(help=help_of[item.name])]
-                    default = self.defaults.get(item.name, _default(item))
-                    found[item.name] = (item.name, hint, field(default=default))
-        made = make_dataclass("MethodOptions", list(found.values()), frozen=True, kw_only=True)
-        made.__doc__ = f"{self.objective.__name__}: {(inspect.getdoc(self.objective) or '').splitlines()[0]}"
-        return made
+                    default = self.defaults.get(item.name, getattr(usual, item.name))
+                    value = field(default=default, metadata={"help": help_of[item.name]})
+                    found[item.name] = (item.name, hints[item.name], value)
+        return make_dataclass("MethodOptions", found.values(), frozen=True, kw_only=True)
 
     def preset_values(self, preset: str, **given: Any) -> dict[str, Any]:
         """The fields of the objective that a preset sets beside those that are given; {} where there is none."""
@@ -138,26 +136,22 @@ class Method:
         Raises:
             ValueError: an option is out of range; the message begins with its name.
         """
-        for kind in (self.convert, *PARTS):
+        for kind in self.sources[1:]:
             self.part(kind, options)
         return self.objective(**self.fixed, **{name: getattr(options, name) for name in self.objective_fields})
 
-    def part(self, kind: type[Any], options: Any) -> Any:
+    def part(self, kind: Callable[..., Part], options: object) -> Part:
         """The options of one part; its defaults where the row does not have it."""
-        known = {item.name for item in fields(options)}
-        return kind(**{item.name: getattr(options, item.name) for item in fields(kind) if item.name in known})
+        own = get_type_hints(kind)
+        return kind(**{name: value for name, value in vars(options).items() if name in own})
 
     def feedback_kind(self, records: Sequence[Record], objective: Any) -> Takes:
         """What the groups of these records are converted to."""
         return self.takes(records, objective) if callable(self.takes) else self.takes
 
 
-def _default(item: Field[Any]) -> Any:
-    return item.default if item.default is not MISSING else item.default_factory()  # pyright: ignore[reportCallIssue]
-
-
 def docstring_help(kind: type) -> dict[str, str]:
-    """Field -> its documentation: an entry under `Args:`, or the string below the field; bases included."""
+    """Field -> its documentation: its metadata, an entry under `Args:`, or the string below it; bases included."""
     found: dict[str, str] = {}
     for base in reversed(kind.__mro__[:-1]):
         try:
@@ -165,7 +159,7 @@ def docstring_help(kind: type) -> dict[str, str]:
         except (OSError, TypeError):  # a class made at run time has no source
             parsed = docstring_parser.parse(base.__doc__ or "")
         found |= {item.arg_name: " ".join((item.description or "").split()) for item in parsed.params}
-    return found
+    return found | {item.name: item.metadata["help"] for item in fields(kind) if "help" in item.metadata}
 
 
 def describe(objective: Any) -> str:
@@ -182,12 +176,8 @@ _at_reference, _at_collector = {"anchor": "reference"}, {"anchor": "old"}
 _gaussian_only = {"covariance_beta": None}
 
 ALIGN: dict[str, Method] = {
-    "pmpo": replace(
-        _pmpo, takes=scores_if_weighted, prepare=with_two_scores, fit=pmpo_from_data, fixed=_gaussian_only,
-    ),
-    "dro": Method(
-        objective=DRO, critic=dro_critic, parts=(Standardizing,), prepare=dro_groups, high_lr=True,
-    ),
+    "pmpo": replace(_pmpo, takes=scores_if_weighted, prepare=with_two_scores, fit=pmpo_from_data, fixed=_gaussian_only),
+    "dro": Method(objective=DRO, critic=dro_critic, parts=(Standardizing,), prepare=dro_groups, high_lr=True),
     "rebel": replace(_rebel, takes=pairs_or_scores, prepare=with_two_scores, fixed=_at_reference),
     "kto": Method(objective=KTO, takes="labels", fit=kto_from_data),
     "dpo": replace(_dpo, fixed=_at_reference),
@@ -195,10 +185,8 @@ ALIGN: dict[str, Method] = {
     "rpo": Method(objective=RPO, takes="preferences", fixed=_at_reference),
     "simpo": Method(objective=SimPO, takes="preferences"),
     "orpo": Method(objective=ORPO, takes="preferences"),
-    "supervised": Method(
-        objective=Supervised, takes="labels", prepare=supervised_groups, fit=supervised_from_data,
-    ),
-}  # fmt: skip
+    "supervised": Method(objective=Supervised, takes="labels", prepare=supervised_groups, fit=supervised_from_data),
+}
 """Methods that learn from a file of feedback."""
 
 _reused = {"num_epochs": 4}

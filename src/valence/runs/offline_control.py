@@ -22,64 +22,59 @@ from torch import Tensor
 from valence.data.episodes import read_episodes
 from valence.errors import UserError
 from valence.objectives.pmpo import pmpo_beta
-from valence.policies.runner import save_actor
 from valence.runs.methods import OFFLINE_CONTROL
-from valence.runs.options import check, check_numbers
-from valence.runs.run import Log, RunResult, begin, claim, settings_of, write_settings
-from valence.runs.settings import NoOptions, RunConfig, configure, to_words
+from valence.runs.options import Count, Fraction, OpenFraction, Options, Positive, Sizes, Whole, check
+from valence.runs.run import Log, RunResult, begin, claim, write_settings
+from valence.runs.settings import NoOptions, RunConfig, settings_of
 from valence.sources.episodes import Rows, mixture, tabulate, unscale
 from valence.training.episodes import make_labels, train_policy
 from valence.training.progress import TRAINING, Progress
 
 VALUE_STEPS = 150
 """Regression steps of the value in each round."""
+COLUMNS = (*TRAINING, ("transitions/s", "transitions_per_second", "{:,.0f}"))
 LOSSES = ("accept", "reject", "clone")
 
 
 @dataclass(frozen=True)
-class OfflineOptions:
+class OfflineOptions(Options):
     """Which labels and losses are used, and how they are learned from."""
 
     labels: Literal["auto", "given", "advantage"] = "auto"
     """given with the data (infos/label, +1 or -1), the sign of a learned advantage, or auto: given if there are any."""
     use: tuple[Literal["accept", "reject", "clone"], ...] = LOSSES
     """Losses: on accepted actions, on rejected ones, on all of them."""
-    discount: float = 0.98
+    discount: Fraction = 0.98
     """Gamma of the advantage."""
-    gae_lambda: float = 0.9
+    gae_lambda: Fraction = 0.9
     """Lambda of the advantage estimate."""
-    expectile: float = 0.7
+    expectile: OpenFraction = 0.7
     """Expectile of the returns that the value is; 0.5 is the mean."""
-    steps: int = 4000
+    steps: Count = 4000
     """Updates of the policy."""
-    batch_size: int = 512
+    batch_size: Count = 512
     """Transitions in a batch."""
-    lr: float = 1e-3
+    lr: Positive = 1e-3
     """Learning rate, falling to 0."""
-    hidden: tuple[int, ...] = (256, 256)
+    hidden: Sizes = (256, 256)
     """Units of each hidden layer."""
-    min_scale: float = 0.3
+    min_scale: Positive = 0.3
     """Least standard deviation, in half action ranges; it limits what a rejection can pay."""
-    seed: int = 0
+    seed: Whole = 0
     """Random seed; the same seed gives the same bits."""
     quiet: bool = False
     """Show no progress."""
 
     def __post_init__(self) -> None:
         check(bool(self.use), "use", self.use, f"one or more of {', '.join(LOSSES)}")
-        check(bool(self.hidden) and min(self.hidden) >= 1, "hidden", self.hidden, "one size or more, each at least 1")
-        check_numbers(self, "discount", "gae_lambda", least=0, below=1)
-        check_numbers(self, "expectile", above=0, below=1)
-        check_numbers(self, "steps", "batch_size", least=1)
-        check_numbers(self, "lr", "min_scale", above=0)
-        check_numbers(self, "seed", least=0)
+        super().__post_init__()
 
 
 @dataclass(frozen=True)
 class OfflineControlConfig(RunConfig):
     """Make a control policy from episodes on disk, in Minari's format: accepted and rejected actions, and cloning."""
 
-    place: ClassVar[str] = "offline-control"
+    command: ClassVar[str] = "offline-control"
     required: ClassVar[tuple[str, ...]] = ("episodes", "out")
     usage: ClassVar[str] = "valence offline-control EPISODES --out DIR"
 
@@ -95,21 +90,12 @@ class OfflineControlConfig(RunConfig):
     learning: OfflineOptions = field(default_factory=OfflineOptions)
 
 
-def offline_control(episodes: str | Path, out: str | Path, **options: Any) -> RunResult:
-    """Learn from a folder in Minari's format; `options` are the command line's.
+def run_offline_control(config: OfflineControlConfig, *, log: Log = print, show: bool = True) -> RunResult:
+    """Run what `config` describes; writes `out/policy` and `out/results.json`, whose content `details` holds too.
 
-    Returns:
-        The result; `details` as in its results.json.
     Raises:
         UserError: the folder cannot be read, or holds nothing that the options ask for; or `out` holds a run already.
     """
-    words, positional = to_words(OfflineControlConfig, {"episodes": episodes, "out": out} | options)
-    config = configure(OfflineControlConfig, words, positional, prog="valence offline-control")
-    return run_offline_control(config, log=lambda line: None, show=not config.learning.quiet)
-
-
-def run_offline_control(config: OfflineControlConfig, *, log: Log = print, show: bool = True) -> RunResult:
-    """Run what `config` describes; writes `out/policy` and `out/results.json`."""
     options, settings = config.learning, settings_of(config)
     begin(1, options.seed)
     found = read_episodes(config.episodes)
@@ -126,10 +112,7 @@ def run_offline_control(config: OfflineControlConfig, *, log: Log = print, show:
     rows = mixture(table, sign, **{loss: loss in options.use for loss in LOSSES})
     alpha, beta = class_weights(rows, sign, config)
     write_settings(out, settings)
-    progress = Progress(
-        options.steps, show=show and not options.quiet, columns=[*TRAINING, ("transitions/s", "transitions_per_second",
-                                                                           "{:,.0f}")],
-    )  # fmt: skip
+    progress = Progress(options.steps, show=show and not options.quiet, columns=COLUMNS)
     try:
         policy, figures = train_policy(
             rows, alpha=alpha, beta=beta, lr=options.lr, steps=options.steps, seed=options.seed,
@@ -138,7 +121,7 @@ def run_offline_control(config: OfflineControlConfig, *, log: Log = print, show:
     finally:
         progress.close()
     unscale(policy, table)
-    save_actor(out / "policy", policy, low=low.astype(np.float64), high=high.astype(np.float64))
+    policy.save(out / "policy", low=low.astype(np.float64), high=high.astype(np.float64))
     details = {
         "episodes": len(found), "transitions": int(table.present.sum()), "accepted": int((sign > 0).sum()),
         "rejected": int((sign < 0).sum()), "alpha": alpha, "beta": beta, "figures": figures,

@@ -6,82 +6,108 @@ A `ValueError` raised here names the option between backquotes; `valence.runs.se
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
-
-from valence.errors import UserError
-
-LARGEST = 2**31 - 1
-"""The largest whole number that every part of a run can hold."""
-TRACKERS = ("tensorboard", "wandb", "trackio", "none")
+from functools import cache
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_type_hints
 
 
-def check(ok: bool, name: str, value: Any, wanted: str) -> None:
+class Rule(NamedTuple):
+    """What must hold for a value; it stands in an option's annotation."""
+
+    wanted: str
+    holds: Callable[[Any], bool]
+
+
+def least(bound: int) -> Rule:
+    """The value is `bound` or more."""
+    return Rule(f"at least {bound}", lambda value: value >= bound)
+
+
+def most(bound: int) -> Rule:
+    """The value is `bound` or less."""
+    return Rule(f"at most {bound}", lambda value: value <= bound)
+
+
+FINITE = Rule("finite", lambda value: abs(value) < math.inf)
+ABOVE_ZERO = Rule("above 0", lambda value: value > 0)
+BELOW_ONE = Rule("below 1", lambda value: value < 1)
+FITS = most(2**31 - 1)
+"""Larger whole numbers do not fit every part of a run."""
+
+Whole = Annotated[int, least(0), FITS]
+Count = Annotated[int, least(1), FITS]
+TwoOrMore = Annotated[int, least(2), FITS]
+Finite = Annotated[float, FINITE]
+NonNegative = Annotated[float, FINITE, least(0)]
+Positive = Annotated[float, FINITE, ABOVE_ZERO]
+Fraction = Annotated[float, FINITE, least(0), BELOW_ONE]
+OpenFraction = Annotated[float, FINITE, ABOVE_ZERO, BELOW_ONE]
+Discount = Annotated[float, FINITE, ABOVE_ZERO, most(1)]
+Sizes = Annotated[
+    tuple[int, ...], Rule("one size or more, each at least 1", lambda sizes: bool(sizes) and min(sizes) >= 1)
+]
+StepSizes = Annotated[
+    tuple[float, ...], Rule("finite numbers above 0", lambda etas: all(0 < eta < math.inf for eta in etas))
+]
+
+
+def check(ok: bool, name: str, value: object, wanted: str) -> None:
     """Raise ValueError, naming the option and its value, unless `ok`."""
     if not ok:
         shown = repr(value) if len(repr(value)) <= 60 else f"{repr(value)[:60]}…"
         raise ValueError(f"`{name}` is {shown}, and must be {wanted}")
 
 
-def check_choice(config: Any, name: str, choices: Sequence[str]) -> None:
-    """Raise ValueError unless the option is one of `choices`."""
-    check(getattr(config, name) in choices, name, getattr(config, name), f"one of {', '.join(choices)}")
+@cache
+def rules_of(kind: type) -> dict[str, list[Rule]]:
+    """Option -> the rules in its annotation."""
+    found: dict[str, list[Rule]] = {}
+    for name, hint in get_type_hints(kind, include_extras=True).items():
+        marks = [mark for part in (hint, *get_args(hint)) for mark in getattr(part, "__metadata__", ())]
+        found[name] = [mark for mark in marks if isinstance(mark, Rule)]
+    return found
 
 
-def check_numbers(
-    config: Any, *names: str, above: int | None = None, least: int | None = None, below: int | None = None,
-    most: int | None = None,
-) -> None:  # fmt: skip
-    """Raise ValueError where an option is not finite or out of its range; an option that is None was not given."""
-    for name in names:
-        value = getattr(config, name)
-        if value is None:
-            continue
-        top = LARGEST if most is None and isinstance(value, int) else most
-        rules = {
-            "finite": abs(value) < math.inf,
-            f"above {above}": above is None or value > above,
-            f"at least {least}": least is None or value >= least,
-            f"below {below}": below is None or value < below,
-            f"at most {top}": top is None or value <= top,
-        }
-        check(all(rules.values()), name, value, " and ".join(rule for rule, ok in rules.items() if not ok))
+class Options:
+    """A group of options. Each keeps the rules in its annotation, unless it is None: then it was not given."""
+
+    def __post_init__(self) -> None:
+        for name, rules in rules_of(type(self)).items():
+            value = getattr(self, name)
+            broken = [rule.wanted for rule in rules if value is not None and not rule.holds(value)]
+            check(not broken, name, value, " and ".join(broken))
 
 
 @dataclass(frozen=True)
-class DataOptions:
+class DataOptions(Options):
     """How the files are read."""
 
     columns: str | None = None
     """Names of your columns, such as prompt=question,completion=answer."""
     separator: str = ""
     """Text put between a plain-string prompt and its completion."""
-    max_length: int = 512
+    max_length: TwoOrMore = 512
     """Longest prompt plus completion, in tokens. Truncated rows are counted and reported."""
     eval_feedback: tuple[str, ...] = ()
     """Files of held-out rows. Without them the rows marked held-out, or a fraction, are held out."""
-    eval_fraction: float = 0.05
+    eval_fraction: Fraction = 0.05
     """Share of the prompts that is held out where no row is marked."""
     strict: bool = False
     """End the run at the first row that cannot be used."""
 
-    def __post_init__(self) -> None:
-        check_numbers(self, "max_length", least=2)
-        check_numbers(self, "eval_fraction", least=0, below=1)
-
 
 @dataclass(frozen=True)
-class ModelOptions:
+class ModelOptions(Options):
     """How the model is loaded."""
 
     dtype: Literal["float32", "bfloat16"] = "float32"
     """bfloat16 trains in mixed precision, or with LoRA on a bfloat16 base."""
     device: str = "auto"
     """auto takes a GPU where there is one."""
-    lora_rank: int = 0
+    lora_rank: Whole = 0
     """LoRA rank; 0 trains every weight."""
-    lora_alpha: int | None = None
+    lora_alpha: Count | None = None
     """LoRA scale; twice the rank by default."""
     lora_targets: str = "all-linear"
     """LoRA modules, with commas between them."""
@@ -93,28 +119,20 @@ class ModelOptions:
     """transformers' name of an attention implementation, such as sdpa or flash_attention_2."""
     batching: Literal["auto", "rows"] = "auto"
     """auto reads a prompt once for all its completions, and packs rows under flash attention."""
-    micro_batch_tokens: int = 0
+    micro_batch_tokens: Whole = 0
     """Tokens measured at a time; 0 sets no limit. The gradient is the same."""
     trust_remote_code: bool = False
     """Let the model's folder run code of its own."""
 
-    def __post_init__(self) -> None:
-        check_numbers(self, "lora_rank", "micro_batch_tokens", least=0)
-        check_numbers(self, "lora_alpha", least=1)
-
 
 @dataclass(frozen=True)
-class SamplingOptions:
+class SamplingOptions(Options):
     """How samples are drawn."""
 
-    temperature: float = 1.0
+    temperature: Positive = 1.0
     """Sampling temperature. It is part of the policy, so of its likelihoods too."""
-    max_new_tokens: int | None = None
+    max_new_tokens: Count | None = None
     """Longest sample, in tokens."""
-
-    def __post_init__(self) -> None:
-        check_numbers(self, "temperature", above=0)
-        check_numbers(self, "max_new_tokens", least=1)
 
 
 @dataclass(frozen=True)
@@ -126,12 +144,6 @@ class ReferenceOptions:
     reference_device: str = ""
     """Device of the reference copy, such as cpu; the policy's by default."""
 
-    def check_beside(self, lora_rank: int) -> None:
-        """Raise UserError where LoRA leaves no copy to place."""
-        for name in ("reference_dtype", "reference_device"):
-            if lora_rank and getattr(self, name):
-                raise UserError(f"`{name}` must be left out with `lora_rank`: the base model is the reference")
-
 
 @dataclass(frozen=True)
 class CachedReferenceOptions(ReferenceOptions):
@@ -142,37 +154,31 @@ class CachedReferenceOptions(ReferenceOptions):
 
 
 @dataclass(frozen=True)
-class TrainOptions:
+class TrainOptions(Options):
     """How the policy is trained."""
 
-    lr: float | None = None
+    lr: Positive | None = None
     """Learning rate. Text: 1e-4 with LoRA, for dro or below 100M parameters, else 1e-5. Images: 1e-3 or 3e-4."""
     optimizer: Literal["adamw", "adafactor"] = "adamw"
     """adamw, or adafactor (the DRO paper's)."""
-    batch_size: int = 32
+    batch_size: Count = 32
     """Contexts in an optimizer step, or in a collected batch."""
-    micro_batch_size: int = 0
+    micro_batch_size: Whole = 0
     """Contexts measured at a time; 0 takes the whole batch. The gradient is the same."""
-    epochs: float = 1.0
+    epochs: Annotated[float, FINITE, ABOVE_ZERO, most(1_000_000)] = 1.0
     """Passes over the data where max-steps is not given."""
-    max_steps: int | None = None
+    max_steps: Count | None = None
     """Optimizer steps."""
     lr_schedule: Literal["constant", "linear"] = "constant"
     """After the warm-up: constant, or linear to 0 at the last step."""
-    warmup_steps: int | None = None
+    warmup_steps: Whole | None = None
     """Steps of linear warm-up; by default a tenth of the steps, at most 150 (images: none)."""
-    max_grad_norm: float = 1.0
+    max_grad_norm: NonNegative = 1.0
     """Norm that gradients are clipped to; 0 does not clip."""
-    weight_decay: float = 0.0
+    weight_decay: NonNegative = 0.0
     """Weight decay of the optimizer."""
-    seed: int = 0
+    seed: Whole = 0
     """Random seed for shuffling, the held-out split and sampling."""
-
-    def __post_init__(self) -> None:
-        check_numbers(self, "lr", above=0)
-        check_numbers(self, "batch_size", "max_steps", least=1)
-        check_numbers(self, "micro_batch_size", "warmup_steps", "max_grad_norm", "weight_decay", "seed", least=0)
-        check_numbers(self, "epochs", above=0, most=1_000_000)
 
     def warmup(self, steps: int) -> int:
         """Steps of warm-up in a run of `steps` steps."""
@@ -180,20 +186,20 @@ class TrainOptions:
 
 
 @dataclass(frozen=True)
-class RunOptions:
+class RunOptions(Options):
     """What is measured and saved, and when the run stops."""
 
-    eval_every: int = 50
+    eval_every: Whole = 50
     """Steps between evaluations; 0 evaluates before and after only."""
-    eval_samples: int = 64
+    eval_samples: Count = 64
     """Fresh samples of an evaluation."""
-    eval_rows: int = 256
+    eval_rows: Whole = 256
     """Held-out rows of an evaluation, at most."""
-    save_every: int = 50
+    save_every: Whole = 50
     """Steps between checkpoints; 0 saves none."""
-    log_every: int = 5
+    log_every: Count = 5
     """Steps between measurements of the exact KL and of drift."""
-    kl_budget: float | None = None
+    kl_budget: Positive | None = None
     """Stop when KL(pi || pi_ref) on fresh samples passes so many nats, and restore the last model within it."""
     resume: bool = False
     """Continue from the last checkpoint in the output folder."""
@@ -201,59 +207,45 @@ class RunOptions:
     """Where metrics also go; metrics.jsonl is always written."""
     profile: bool = False
     """Profile steps 3 to 7 with torch: profile.json (a trace) and profile.txt."""
-    threads: int = 0
+    threads: Annotated[int, least(0), most(1024)] = 0
     """CPU threads; 0 leaves the choice to torch."""
-
-    def __post_init__(self) -> None:
-        check_numbers(self, "log_every", "eval_samples", least=1)
-        check_numbers(self, "eval_every", "eval_rows", "save_every", least=0)
-        check_numbers(self, "threads", least=0, most=1024)
-        check_numbers(self, "kl_budget", above=0)
 
 
 @dataclass(frozen=True)
-class JudgeOptions:
+class JudgeOptions(Options):
     """How rewards are asked for."""
 
-    num_samples: int = 4
+    num_samples: Count = 4
     """Completions drawn for each prompt."""
-    unfinished_reward: float | None = None
+    unfinished_reward: Finite | None = None
     """Reward of a completion that does not end within max-new-tokens; judged like others by default."""
     full_batch: bool = False
     """Collect all prompts in each batch."""
-    reward_timeout: float = 60.0
+    reward_timeout: Positive = 60.0
     """Seconds that a call of a reward function may take."""
     judge_template: str = "helpful"
     """Question to a pairwise judge: helpful, summary, or a text with {prompt}, {first} and {second}."""
 
-    def __post_init__(self) -> None:
-        check_numbers(self, "num_samples", least=1)
-        check_numbers(self, "reward_timeout", above=0)
-        check_numbers(self, "unfinished_reward")
-
 
 @dataclass(frozen=True)
-class ImageJudgeOptions:
+class ImageJudgeOptions(Options):
     """How rewards are asked for and standardised."""
 
-    num_samples: int = 4
+    num_samples: Count = 4
     """Images drawn for each prompt."""
-    reward_timeout: float = 60.0
+    reward_timeout: Positive = 60.0
     """Seconds that a call of a reward function may take."""
     log_prob_scale: str | None = None
     """Number that multiplies log pi within the objective, or 1/D with D latent dimensions; 1 by default."""
-    statistics_size: int = 32
+    statistics_size: Whole = 32
     """Rewards remembered for each prompt, which standardise new ones; 0 takes rewards as they are."""
-    statistics_least: int = 16
+    statistics_least: TwoOrMore = 16
     """Rewards from which on a prompt's own statistics are used; before, the batch's."""
-    advantage_clip: float = 10.0
+    advantage_clip: Positive = 10.0
     """Standardised rewards are clipped to this size."""
 
     def __post_init__(self) -> None:
-        check_numbers(self, "num_samples", least=1)
-        check_numbers(self, "reward_timeout", "advantage_clip", above=0)
-        check_numbers(self, "statistics_size", least=0)
-        check_numbers(self, "statistics_least", least=2)
+        super().__post_init__()
         fits = self.statistics_size == 0 or self.statistics_least <= self.statistics_size
         check(fits, "statistics_least", self.statistics_least, "at most `statistics_size`")
         try:
@@ -269,75 +261,55 @@ class ImageJudgeOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reuse:
+class Reuse(Options):
     """How often a collected batch is learned from."""
 
-    num_epochs: int = 1
+    num_epochs: Count = 1
     """How often each collected batch is learned from."""
-    minibatch_size: int = 0
+    minibatch_size: Whole = 0
     """Contexts in an optimizer step; 0 takes the whole collected batch."""
 
-    def __post_init__(self) -> None:
-        check_numbers(self, "num_epochs", least=1)
-        check_numbers(self, "minibatch_size", least=0)
-
 
 @dataclass(frozen=True, kw_only=True)
-class Shaping:
+class Shaping(Options):
     """What a distance from the initial policy costs."""
 
-    kl_weight: float = 0.0
+    kl_weight: NonNegative = 0.0
     """Reward taken off for each nat of log pi_t / pi_0."""
 
-    def __post_init__(self) -> None:
-        check_numbers(self, "kl_weight", least=0)
-
 
 @dataclass(frozen=True, kw_only=True)
-class Refreshing:
+class Refreshing(Options):
     """A reference that follows the policy."""
 
-    refresh_every: int = 0
+    refresh_every: Whole = 0
     """Optimizer steps between copies of the policy into the reference; 0 never copies."""
-
-    def __post_init__(self) -> None:
-        check_numbers(self, "refresh_every", least=0)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ValueNetwork:
+class ValueNetwork(Options):
     """The critic."""
 
     value_network: Literal["separate", "head"] = "separate"
     """separate is a network of its own (the DRO paper's), head is a head on the policy."""
-    value_lr: float | None = None
+    value_lr: Positive | None = None
     """Learning rate of the value network; the policy's by default."""
 
-    def __post_init__(self) -> None:
-        check_numbers(self, "value_lr", above=0)
-
 
 @dataclass(frozen=True, kw_only=True)
-class GivenCompletions:
+class GivenCompletions(Options):
     """REBEL's hybrid form."""
 
-    num_given: int = 0
+    num_given: Whole = 0
     """Completions of the prompt's own row that are judged beside the samples."""
-
-    def __post_init__(self) -> None:
-        check_numbers(self, "num_given", least=0)
 
 
 @dataclass(frozen=True, kw_only=True)
-class EtaSchedule:
+class EtaSchedule(Options):
     """Step sizes that change."""
 
-    eta_schedule: tuple[float, ...] = ()
+    eta_schedule: StepSizes = ()
     """eta of each collected batch in turn, in place of eta; the last one stays."""
-
-    def __post_init__(self) -> None:
-        good = all(0 < eta < math.inf for eta in self.eta_schedule)
-        check(good, "eta_schedule", self.eta_schedule, "finite numbers above 0")
 
 
 @dataclass(frozen=True, kw_only=True)

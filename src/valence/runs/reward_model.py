@@ -13,7 +13,7 @@ import tyro
 
 from valence.data.groups.split import split_records
 from valence.errors import UserError
-from valence.policies.loading import SMALL_LM, check_device, small_lm_path
+from valence.policies.loading import carried, check_device
 from valence.rewards.preference_model import preference_score
 from valence.rewards.reward_model import FIGURES, PREFERENCE
 from valence.rewards.training import (
@@ -27,50 +27,46 @@ from valence.rewards.training import (
 )
 from valence.runs.data import load_rows
 from valence.runs.language import SMALL_NETWORK, device_of
-from valence.runs.options import DataOptions, check, check_numbers
-from valence.runs.run import Log, begin, claim, settings_of, write_settings
-from valence.runs.settings import RunConfig, configure, to_words
+from valence.runs.options import Count, DataOptions, Fraction, Options, Positive, TwoOrMore, Whole, check
+from valence.runs.run import Log, begin, claim, write_settings
+from valence.runs.settings import RunConfig, configure, settings_of, to_words
 
 
 @dataclass(frozen=True)
-class RewardModelOptions:
+class RewardModelOptions(Options):
     """What is learned and how."""
 
     kind: Literal["auto", "pairs", "scores", "preference"] = "auto"
     """pairs (Bradley-Terry), scores (regression) or preference (an embedding that can express cycles); auto takes
     pairs where there are any, else scores."""
-    embedding: int = 8
+    embedding: TwoOrMore = 8
     """preference: numbers in a text's embedding, even; 2 hold one cycle."""
     columns: str | None = None
     """Names of your columns, such as prompt=question,completion=answer."""
-    lr: float | None = None
+    lr: Positive | None = None
     """Learning rate, falling to 0; 1e-4 below 100M parameters, else 1e-5."""
-    batch_size: int = 32
+    batch_size: Count = 32
     """Comparisons or scores in a step."""
-    epochs: float = 1.0
+    epochs: Positive = 1.0
     """Passes over the rows where max-steps is not given."""
-    max_steps: int | None = None
+    max_steps: Count | None = None
     """Optimizer steps."""
-    max_length: int = 512
+    max_length: TwoOrMore = 512
     """Longest prompt plus completion, in tokens; what is longer is truncated."""
-    eval_fraction: float = 0.1
+    eval_fraction: Fraction = 0.1
     """Share of the rows that is held out where none is marked as held out."""
     device: str = "auto"
     """auto takes a GPU where there is one."""
-    seed: int = 0
+    seed: Whole = 0
     """Random seed for shuffling and the held-out split; members of an ensemble differ by it."""
-    threads: int = 0
+    threads: Whole = 0
     """CPU threads; 0 leaves the choice to torch."""
 
     def __post_init__(self) -> None:
         known = self.embedding == RewardModelOptions.embedding or self.kind == PREFERENCE
         check(known, "embedding", self.embedding, f"left out: `kind={self.kind}` does not use it")
         check(self.embedding % 2 == 0, "embedding", self.embedding, "even")
-        check_numbers(self, "lr", "epochs", above=0)
-        check_numbers(self, "batch_size", "max_steps", least=1)
-        check_numbers(self, "max_length", "embedding", least=2)
-        check_numbers(self, "seed", "threads", least=0)
-        check_numbers(self, "eval_fraction", least=0, below=1)
+        super().__post_init__()
 
 
 @dataclass(frozen=True)
@@ -78,7 +74,7 @@ class RewardModelConfig(RunConfig):
     """Train a judge for valence improve: a reward model from comparisons (Bradley-Terry) or scores, or a preference
     model, which can express cycles."""
 
-    paths: ClassVar[tuple[str, ...]] = ("feedback",)
+    command: ClassVar[str] = "reward-model"
     required: ClassVar[tuple[str, ...]] = ("feedback", "model", "out")
     usage: ClassVar[str] = "valence reward-model PAIRS --model MODEL --out DIR"
 
@@ -100,8 +96,9 @@ def reward_model(
     Raises:
         UserError: bad input, in one line.
     """
-    words, positional = to_words(RewardModelConfig, {"feedback": feedback, "model": model, "out": out} | options)
-    config = configure(RewardModelConfig, words, positional, prog="valence reward-model")
+    config = configure(
+        RewardModelConfig, *to_words(RewardModelConfig, {"feedback": feedback, "model": model, "out": out} | options)
+    )
     return train_reward_model(config, log=(lambda line: None) if quiet else print)
 
 
@@ -113,25 +110,29 @@ def train_reward_model(config: RewardModelConfig, *, log: Log = print, show: boo
     begin(options.threads, options.seed)
     loaded = load_rows(config.feedback, DataOptions(columns=options.columns), log)
     preference = options.kind == PREFERENCE
-    model, tokenizer = _classifier(config, outputs=options.embedding if preference else 1)
+    device = device_of(options.device)
+    check_device(device)
+    model, tokenizer = load_classifier(
+        carried(config.model), device=device, outputs=options.embedding if preference else 1
+    )
     records, held = split_records(loaded.records, fraction=options.eval_fraction, seed=options.seed)
     kind = options.kind
     if kind == "auto":
         kind = "pairs" if comparisons(records, tokenizer) else "scores"
-    make = scored if kind == "scores" else comparisons
+    make, what = (scored, "scores") if kind == "scores" else (comparisons, "comparisons")
     train, heldout = make(records, tokenizer), make(held, tokenizer)
-    for line in unused_rows(kind, make, records, tokenizer):
+    for line in unused_rows(kind, records, tokenizer):
         log(line)
     if len(train) < 2:
-        what = "scores or labels" if kind == "scores" else "comparisons"
-        raise UserError(f"{len(train)} {what} are too few to learn from")
+        raise UserError(f"{len(train)} {what}{' or labels' * (kind == 'scores')} are too few to learn from")
     steps = options.max_steps or max(1, math.ceil(options.epochs * len(train) / options.batch_size))
     size = sum(part.numel() for part in model.parameters())
     lr = options.lr or (1e-4 if size < SMALL_NETWORK else 1e-5)
-    counts = f"{len(train):,} {'scores' if kind == 'scores' else 'comparisons'}, {len(heldout):,} held out"
-    name = "preference" if preference else "reward"
-    log(f"{name} model: {counts}, {steps} steps of {options.batch_size}, lr {lr:g}")
-    gap = preference_score if preference else reward_gap
+    name, gap = ("preference", preference_score) if preference else ("reward", reward_gap)
+    log(
+        f"{name} model: {len(train):,} {what}, {len(heldout):,} held out, {steps} steps of {options.batch_size}, "
+        f"lr {lr:g}"
+    )
 
     def on_step(step: int, loss: float) -> None:
         if step % max(1, steps // 10) == 0:
@@ -141,8 +142,9 @@ def train_reward_model(config: RewardModelConfig, *, log: Log = print, show: boo
         model, tokenizer, train, steps=steps, batch_size=options.batch_size, lr=lr, seed=options.seed,
         max_length=options.max_length, gap=gap, on_step=on_step,
     )  # fmt: skip
-    figures: dict[str, Any] = {"kind": kind, "rows": len(train), "held_out": len(heldout), "steps": steps,
-                               "max_length": options.max_length}  # fmt: skip
+    figures: dict[str, Any] = {
+        "kind": kind, "rows": len(train), "held_out": len(heldout), "steps": steps, "max_length": options.max_length,
+    }  # fmt: skip
     if heldout:
         figures |= held_out_figures(model, tokenizer, heldout, max_length=options.max_length, gap=gap)
     model.save_pretrained(out)
@@ -153,10 +155,3 @@ def train_reward_model(config: RewardModelConfig, *, log: Log = print, show: boo
     method = " --method spo" if preference else ""
     log(f"held out: {shown or 'nothing'}\nwritten: {out}; valence improve PROMPTS --reward {out}{method}")
     return figures
-
-
-def _classifier(config: RewardModelConfig, *, outputs: int) -> tuple[Any, Any]:
-    device = device_of(config.training.device)
-    check_device(device)
-    path = str(small_lm_path()) if config.model == SMALL_LM else config.model
-    return load_classifier(path, device=device, outputs=outputs)

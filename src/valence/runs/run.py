@@ -20,11 +20,11 @@ from valence.errors import UserError
 from valence.evaluation.write import figures_of, write_run
 from valence.protocols import Source
 from valence.runs.options import RunOptions
-from valence.runs.settings import CONFIG_FILE, flat
+from valence.runs.settings import CONFIG_FILE
 from valence.training.checkpoint import PREFIX, REPLACED, checkpoints, load_checkpoint, save_checkpoint
 from valence.training.learner import Learner
 from valence.training.loop import Schedule, train
-from valence.training.profiling import Profiler
+from valence.training.profiling import open_profiler
 from valence.training.progress import TRAINING, Column, Progress
 from valence.training.tracking import open_trackers, read_metrics
 
@@ -67,11 +67,6 @@ class RunResult:
         return self.out / "model"
 
 
-def settings_of(config: Any) -> dict[str, Any]:
-    """The configuration as config.yaml holds it: running it again begins anew, so it does not say `resume`."""
-    return {name: value for name, value in flat(config).items() if name != "resume"}
-
-
 def begin(threads: int, seed: int) -> None:
     """Set torch's threads and random seed."""
     if threads:
@@ -79,7 +74,7 @@ def begin(threads: int, seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def claim(out: Path, settings: Mapping[str, Any], *, resume: bool = False, can_resume: bool = True) -> Path:
+def claim(out: Path, settings: Mapping[str, object], *, resume: bool = False, can_resume: bool = True) -> Path:
     """Make the output folder. A folder that holds a run is written to only with `resume`, and then the settings must
     be the run's own, apart from where it ends and what it reports.
 
@@ -95,9 +90,7 @@ def claim(out: Path, settings: Mapping[str, Any], *, resume: bool = False, can_r
         raise UserError(f"{out} already holds a run: {advice}give another `out`")
     if resume and (out / CONFIG_FILE).is_file():
         was = yaml.safe_load((out / CONFIG_FILE).read_text(encoding="utf-8"))
-        changed = [
-            name for name in settings if name not in MAY_CHANGE and was.get(name, settings[name]) != settings[name]
-        ]
+        changed = [name for name, now in settings.items() if name not in MAY_CHANGE and was.get(name, now) != now]
         if changed:
             name = changed[0]
             raise UserError(
@@ -113,7 +106,7 @@ def claim(out: Path, settings: Mapping[str, Any], *, resume: bool = False, can_r
     return out
 
 
-def write_settings(out: Path, settings: Mapping[str, Any]) -> None:
+def write_settings(out: Path, settings: Mapping[str, object]) -> None:
     """Write config.yaml."""
     (out / CONFIG_FILE).write_text(yaml.safe_dump(dict(settings), sort_keys=False), encoding="utf-8")
 
@@ -123,14 +116,12 @@ class Job:
     """A run that has been built: what trains, what evaluates, what is saved.
 
     Args:
-        method: the method's name.
         evaluation: step -> figures; with `kl(step)` for a KL budget, and the parts of a report where `facts` are given.
         evaluates_first: evaluate the initial policy before training.
         save: writes the trained policy into the folder.
         facts: name -> text, for the report and the model card; None writes neither.
         section: more of the report, as HTML.
         before_batch: called before each batch is collected.
-        show: show progress.
         unit: what the progress line calls a step.
         columns: the figures of the progress line.
     """
@@ -140,7 +131,7 @@ class Job:
     source: Source
     schedule: Schedule
     evaluation: Any
-    save: Callable[[Path], Any]
+    save: Callable[[Path], object]
     evaluates_first: bool = True
     facts: Mapping[str, str] | None = None
     section: Callable[[], str] = str
@@ -150,7 +141,7 @@ class Job:
     columns: Sequence[Column] = TRAINING
 
 
-def make_schedule(steps: int, run: RunOptions, **more: Any) -> Schedule:
+def make_schedule(steps: int, run: RunOptions, **more: int) -> Schedule:
     """When the loop evaluates, saves and logs, by the run's options."""
     return Schedule(
         steps, log_every=run.log_every, eval_every=run.eval_every, save_every=run.save_every, kl_budget=run.kl_budget,
@@ -178,7 +169,7 @@ def resume(out: Path, learner: Learner, source: Source, schedule: Schedule, log:
     log(f"resumed from {found[-1].name}")
 
 
-def run_job(out: Path, job: Job, run: RunOptions, settings: Mapping[str, Any], log: Log) -> RunResult:
+def run_job(out: Path, job: Job, run: RunOptions, settings: Mapping[str, object], log: Log) -> RunResult:
     """Train, evaluate, and write policy, samples, metrics, card and report to `out`.
 
     Args:
@@ -189,11 +180,12 @@ def run_job(out: Path, job: Job, run: RunOptions, settings: Mapping[str, Any], l
     write_settings(out, settings)
     learner = job.learner
     trackers = open_trackers(run.tracker, out, dict(settings), keep_until=learner.step)
-    profiler = Profiler(out, on=run.profile)
+    profiler, folder = open_profiler(out) if run.profile else None, out / "checkpoints"
     progress = Progress(job.schedule.steps, start=learner.step, show=job.show, unit=job.unit, columns=job.columns)
 
     def on_step(step: int, figures: dict[str, float]) -> None:
-        profiler.step()
+        if profiler is not None:
+            profiler.step()
         progress(step, figures)
 
     def evaluate(step: int) -> dict[str, float]:
@@ -209,23 +201,22 @@ def run_job(out: Path, job: Job, run: RunOptions, settings: Mapping[str, Any], l
         outcome = train(
             learner, job.source, job.schedule, trackers=trackers, evaluate=evaluate,
             measure_kl=job.evaluation.kl if run.kl_budget is not None else None,
-            checkpoint_folder=out / "checkpoints" if run.save_every else None, on_step=on_step,
-            before_batch=job.before_batch,
+            checkpoint_folder=folder if run.save_every else None, on_step=on_step, before_batch=job.before_batch,
         )  # fmt: skip
         # After a budget stop the weights were restored: the optimizer's state belongs to other weights.
         if run.save_every and outcome.stopped is None:
-            save_checkpoint(out / "checkpoints", learner, job.source)
+            save_checkpoint(folder, learner, job.source)
     except UserError as error:
         # Within a batch there is nothing to continue from: the source is already past it.
         if not run.save_every or not learner.step or learner.step % job.schedule.batch_steps:
             raise
-        saved = save_checkpoint(out / "checkpoints", learner, job.source)
-        raise UserError(f"{error} (saved: {saved})") from error
+        raise UserError(f"{error} (saved: {save_checkpoint(folder, learner, job.source)})") from error
     except FloatingPointError as error:
-        found = checkpoints(out / "checkpoints")
+        found = checkpoints(folder)
         raise UserError(f"{error}; " + (f"{found[-1]} is whole" if found else "no checkpoint was saved")) from error
     finally:
-        profiler.close()
+        if profiler is not None:
+            profiler.stop()
         progress.close()
         for tracker in trackers:
             tracker.close()
@@ -236,8 +227,7 @@ def run_job(out: Path, job: Job, run: RunOptions, settings: Mapping[str, Any], l
         out, job.method, outcome.steps, outcome.stopped, evaluations[0], evaluations[-1], {"seconds": outcome.seconds}
     )
     if job.facts is not None:
-        facts = {"method": job.method} | dict(job.facts)
-        facts |= {"steps": str(result.steps), "stopped early": result.stopped or "no"}
+        facts = {"method": job.method, **job.facts, "steps": str(result.steps), "stopped early": result.stopped or "no"}
         write_run(out, facts, rows, job.evaluation, job.section() + job.evaluation.section(learner.step))
         for name in result.after:
             log(f"  {name:26} {result.before.get(name, math.nan):9.3f} -> {result.after[name]:9.3f}")

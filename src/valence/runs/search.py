@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -14,10 +13,10 @@ import tyro
 
 from valence.errors import UserError
 from valence.runs.methods import SEARCH
-from valence.runs.options import check_numbers
-from valence.runs.run import Log, RunResult, claim, settings_of, write_settings
-from valence.runs.settings import NoOptions, RunConfig
-from valence.search.minimize import Curve, Function, find_function, minimize, plot_curve
+from valence.runs.options import Count, Finite, Options
+from valence.runs.run import Log, RunResult, claim, write_settings
+from valence.runs.settings import NoOptions, RunConfig, settings_of
+from valence.search.minimize import Curve, find_function, minimize, plot_curve
 from valence.search.search import PreferenceSearch
 from valence.search.space import Box
 from valence.training.progress import Column, Progress
@@ -26,23 +25,21 @@ SAVE_EVERY = 2.0
 """Seconds between saves."""
 STATE, RESULTS, PICTURE = "search.json", "results.json", "convergence.png"
 COLUMNS: tuple[Column, ...] = (
-    ("best", "best", "{:.3e}"),
-    ("size", "size", "{:.1e}"),
-    ("restarts", "restarts", "{:.0f}"),
-)
+    ("best", "best", "{:.3e}"), ("size", "size", "{:.1e}"), ("restarts", "restarts", "{:.0f}"),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
-class SearchOptions:
+class SearchOptions(Options):
     """Where and how long to search."""
 
-    dim: int | None = None
+    dim: Count | None = None
     """Number of coordinates."""
-    budget: int = 10_000
+    budget: Count = 10_000
     """Evaluations in all."""
-    low: float | None = None
+    low: Finite | None = None
     """Lower bound of every coordinate; a named function's own, or -5, by default."""
-    high: float | None = None
+    high: Finite | None = None
     """Upper bound of every coordinate; a named function's own, or 5, by default."""
     sigma: float = 0.3
     """Initial standard deviation, as a fraction of the width."""
@@ -54,7 +51,7 @@ class SearchOptions:
     """Points in an improvement step; from the dimension by default."""
     restarts: int = 9
     """How often to start again with twice the population after a run has converged."""
-    target: float | None = None
+    target: Finite | None = None
     """Stop at this value."""
     seed: int = 0
     """Random seed; the same seed gives the same bits."""
@@ -63,16 +60,12 @@ class SearchOptions:
     quiet: bool = False
     """Show no progress."""
 
-    def __post_init__(self) -> None:
-        check_numbers(self, "dim", "budget", least=1)
-        check_numbers(self, "low", "high", "target")
-
 
 @dataclass(frozen=True)
 class SearchConfig(RunConfig):
     """Find where a function is smallest, by asking for points and learning from which half of them is better."""
 
-    place: ClassVar[str] = "search"
+    command: ClassVar[str] = "search"
     required: ClassVar[tuple[str, ...]] = ("function",)
     usage: ClassVar[str] = "valence search FUNCTION --dim D"
 
@@ -89,58 +82,24 @@ class SearchConfig(RunConfig):
     search: SearchOptions = field(default_factory=SearchOptions)
 
 
-def run_search_command(config: SearchConfig, *, log: Log = print, show: bool = True) -> RunResult:
-    """Run what `config` describes."""
-    options = config.search
-    if options.dim is None:
-        raise UserError(f"dim missing: {config.usage}")
-    function, low, high = find_function(config.function, options.dim)
-    low, high = low if options.low is None else options.low, high if options.high is None else options.high
-    options = replace(options, low=low, high=high)
-    if options.resume and not config.out:
-        raise UserError("`resume` needs `out`, the folder to continue in")
-    objective = SEARCH[config.method].make(config.options)
-    objective = replace(objective, alpha=objective.accepted_weight)
+def run_search(config: SearchConfig, *, log: Log = print, show: bool = True) -> RunResult:
+    """Search until the target, the budget or the search's own end.
 
-    def make() -> PreferenceSearch:
-        names = ("sigma", "covariance", "kl", "population", "restarts", "seed")
-        box = Box(low, high, options.dim)
-        return PreferenceSearch(box, objective, **{name: getattr(options, name) for name in names})
-
-    settings = settings_of(replace(config, search=options))
-    out = Path(config.out) if config.out else None
-    result = run_search(function, make, options, out, settings, show=show and not options.quiet)
-    found = result.details["result"]
-    log(
-        f"{result.stopped} after {found['num_judged']} evaluations, {result.steps} steps, "
-        f"{found['restarts']} restarts\n"
-        f"value {found['value']:.9g} at x = [{', '.join(f'{part:.9g}' for part in found['x'])}]"
-    )
-    if out is not None:
-        log(f"written: {out / RESULTS}")
-    return result
-
-
-def run_search(
-    function: Function, make: Callable[[], PreferenceSearch], options: SearchOptions, out: Path | None = None,
-    settings: Mapping[str, Any] | None = None, *, show: bool = False,
-) -> RunResult:  # fmt: skip
-    """Minimise `function` until the target, the budget or the search's own end.
-
-    Args:
-        make: builds the search where none is resumed.
-        settings: the configuration, for config.yaml; a resumed run must have the same.
     Returns:
         The result; `stopped` says why it ended, `details` hold "result" (x, value, …), "mean" and "curve".
     Raises:
         UserError: the function raised, or returned no number; an argument is out of range; there is nothing to resume;
             or `out` cannot be written.
     """
-    settings, curve = dict(settings or {}), Curve()
-    try:
-        search = make()
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    options, out = config.search, Path(config.out) if config.out else None
+    if options.dim is None:
+        raise UserError(f"dim missing: {config.usage}")
+    function, low, high = find_function(config.function, options.dim)
+    low, high = low if options.low is None else options.low, high if options.high is None else options.high
+    settings = settings_of(replace(config, search=replace(options, low=low, high=high)))
+    if options.resume and out is None:
+        raise UserError("`resume` needs `out`, the folder to continue in")
+    search, curve = _make(config, low, high, options.dim), Curve()
     if out is not None:
         if options.resume and not (out / STATE).is_file():
             raise UserError(f"there is no saved search in {out}: start without `resume`")
@@ -149,7 +108,9 @@ def run_search(
             search = PreferenceSearch.load(out / STATE)
             curve = search.extra.get("curve", [])
         write_settings(out, settings)
-    progress = Progress(options.budget, start=search.num_judged, show=show, unit="evaluations", columns=COLUMNS)
+    progress = Progress(
+        options.budget, start=search.num_judged, show=show and not options.quiet, unit="evaluations", columns=COLUMNS
+    )
     saved = time.monotonic()
 
     def save(state: PreferenceSearch) -> None:
@@ -172,12 +133,31 @@ def run_search(
         )  # fmt: skip
     finally:
         progress.close()
-    found = asdict(search.result) | {"x": search.result.x.tolist()}
-    if found["value"] is not None and not math.isfinite(found["value"]):
-        # JSON has no infinity.
-        found["value"] = None
-    details = {"result": found, "mean": search.mean.tolist(), "curve": curve}
+    result = search.result
+    # JSON has no infinity.
+    value = result.value if result.value is not None and math.isfinite(result.value) else None
+    details = {
+        "result": asdict(result) | {"x": result.x.tolist(), "value": value}, "mean": search.mean.tolist(),
+        "curve": curve,
+    }  # fmt: skip
+    log(
+        f"{ended} after {result.num_judged} evaluations, {search.steps} steps, {result.restarts} restarts\n"
+        f"value {result.value:.9g} at x = [{', '.join(f'{part:.9g}' for part in result.x)}]"
+    )
     if out is not None:
         (out / RESULTS).write_text(json.dumps(settings | {"stopped": ended} | details, indent=1) + "\n")
         plot_curve(curve, search.num_judged, out / PICTURE)
-    return RunResult(out or Path(), "pmpo", search.steps, ended, details=details)
+        log(f"written: {out / RESULTS}")
+    return RunResult(out or Path(), config.method, search.steps, ended, details=details)
+
+
+def _make(config: SearchConfig, low: float, high: float, dim: int) -> PreferenceSearch:
+    objective, options = SEARCH[config.method].make(config.options), config.search
+    try:
+        return PreferenceSearch(
+            Box(low, high, dim), replace(objective, alpha=objective.accepted_weight), sigma=options.sigma,
+            covariance=options.covariance, kl=options.kl, population=options.population, restarts=options.restarts,
+            seed=options.seed,
+        )  # fmt: skip
+    except ValueError as error:
+        raise UserError(str(error)) from error

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass, 
 from functools import cache
 from os import PathLike, fspath
 from pathlib import Path
-from typing import Any, ClassVar, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
 import yaml
@@ -38,14 +38,12 @@ class RunConfig:
     """What the configurations of all commands share.
 
     Attributes:
-        place: where the command's methods stand in the table; "" where it has none.
-        paths: the fields that hold one path or several.
+        command: the command's name, under which the table has its methods.
         required: the fields that must not be empty.
         usage: how the command is called, for messages.
     """
 
-    place: ClassVar[str] = ""
-    paths: ClassVar[tuple[str, ...]] = ()
+    command: ClassVar[str]
     required: ClassVar[tuple[str, ...]] = ()
     usage: ClassVar[str] = ""
 
@@ -56,133 +54,145 @@ class RunConfig:
             raise UserError(f"{', '.join(missing)} missing: {self.usage}")
 
 
-def leaves(kind: Any) -> Iterator[tuple[str, Any, Any]]:
-    """(name, annotation, group's class) of every option of a configuration class, groups flattened."""
-    hints = get_type_hints(kind, include_extras=True)
+Config = TypeVar("Config", bound=RunConfig)
+
+
+def hints_of(kind: Any) -> Iterator[tuple[str, Any]]:
+    """(name, annotation) of every option of a configuration class, groups flattened."""
+    hints = get_type_hints(kind)
     for item in fields(kind):
-        if item.init and is_dataclass(hints[item.name]):
-            yield from ((name, hint, hints[item.name]) for name, hint, _ in leaves(hints[item.name]))
-        elif item.init:
-            yield item.name, hints[item.name], kind
+        hint = hints[item.name]
+        yield from hints_of(hint) if is_dataclass(hint) else [(item.name, hint)]
 
 
-def flat(config: Any) -> dict[str, Any]:
-    """The values of a configuration by their flat names, as config.yaml holds them; `preset` is written out."""
+def hints_of_methods(command: str) -> dict[str, Any]:
+    """Option -> annotation, of all methods of a command."""
+    rows = METHODS.get(command, {}).values()
+    return {name: hint for row in rows for name, hint in get_type_hints(row.options).items()}
+
+
+def positionals(kind: type) -> set[str]:
+    """The fields whose values stand without a flag."""
+    hints = get_type_hints(kind, include_extras=True)
+    return {name for name, hint in hints.items() if tyro.conf.Positional in getattr(hint, "__metadata__", ())}
+
+
+def settings_of(config: Any) -> dict[str, Any]:
+    """The values of a configuration by their flat names, as config.yaml holds them: `preset` is written out, and
+    running it again begins anew, so it does not say `resume`."""
     out: dict[str, Any] = {}
     for item in fields(config):
         value = getattr(config, item.name)
         if is_dataclass(value):
-            out |= flat(value)
-        elif item.name != "preset":
+            out |= settings_of(value)
+        elif item.name not in ("preset", "resume"):
             out[item.name] = list(value) if isinstance(value, tuple) else value
     return out
 
 
 @cache
-def with_options(kind: type, options: type) -> type:
+def with_options(kind: type, options: type) -> type[Any]:
     """The configuration class with the options of a method."""
-    return make_dataclass(kind.__name__, [("options", options, field(default=options()))], bases=(kind,), frozen=True)
+    part, about = ("options", options, field(default=options())), {"__doc__": kind.__doc__}
+    return make_dataclass(kind.__name__, [part], bases=(kind,), namespace=about, frozen=True)
 
 
 def configure(
-    kind: Any, words: Sequence[str], positional: Mapping[str, Any], *, prog: str,
-    choose: Callable[[Any], str] | None = None,
-) -> Any:  # fmt: skip
+    kind: type[Config], words: Sequence[str], positional: Mapping[str, Any], *,
+    choose: Callable[[Config], str] | None = None,
+) -> Config:  # fmt: skip
     """The configuration that the words of a command line describe.
 
     Args:
-        kind: a subclass of `RunConfig`.
         positional: values of positional fields that the words do not give.
         choose: gives the method's name where `method` is "auto", from the configuration without method options.
     Raises:
         UserError: an unknown option, a wrong value, or a missing one.
     """
-    if not kind.place:
-        config = parse(kind, words, prog=prog, default=kind(**positional))
+    if kind.command not in METHODS:
+        config = parse(kind(**positional), words)
         config.check_complete()
         return config
-    table, (asked, _) = METHODS[kind.place], take(words, "method", "preset")
-    name = asked["method"] or kind.method
+    table, (asked, _) = METHODS[kind.command], take(words, "method", "preset")
+    default: Any = kind(**positional)
+    name = asked["method"] or default.method
     if name == "auto" and choose is not None:
-        loose = with_options(kind, _any_options(table))
-        early = parse(loose, words, prog=prog, default=loose(**positional))
-        with _as_user_error({}):
-            early.check_complete()
+        early = parse(with_options(kind, _any_options(kind.command))(**positional), words)
+        early.check_complete()
         name = choose(early)
     if name not in table:
         choices = ", ".join((["auto"] if choose else []) + list(table))
         raise UserError(f"`method` is {name!r}, and must be one of {choices}")
     row, given = table[name], given_names(words)
     default = replace(preset_default(kind, row, asked["preset"], name), **positional)
-    config = replace(parse(type(default), words, prog=prog, default=default), method=name)
-    with _as_user_error(flat(config)):
+    config: Any = replace(parse(default, words), method=name)
+    try:
         if config.preset in row.presets:
             # Made anew beside the options that are given: a preset may depend on them.
             own = {key: getattr(config.options, key) for key in row.objective_fields & given}
             config = replace(config, options=replace(config.options, **row.preset_values(config.preset, **own)))
         row.make(config.options)
-        config.check_complete()
+    except ValueError as error:
+        # It begins with the name of the objective's field.
+        first, _, rest = str(error).partition(" ")
+        raise UserError(f"`{first}` {rest}" if first in settings_of(config) else str(error)) from error
+    config.check_complete()
     return config
 
 
-def preset_default(kind: Any, row: Method, preset: str | None, name: str) -> Any:
+def preset_default(kind: type, row: Method, preset: str | None, name: str) -> Any:
     """The configuration with the method's own defaults and those of its preset.
 
     Raises:
         UserError: the method has no such preset.
     """
-    known = [*row.presets, *(key for key in row.preset_options if key not in row.presets)]
+    known = list(dict.fromkeys([*row.presets, *row.preset_options]))
     if preset is not None and preset not in known:
         wanted = f"one of {', '.join(known)}" if known else f"left out: {name} has none"
         raise UserError(f"`preset` is {preset!r}, and must be {wanted}")
     values = row.preset_values(preset or "") | dict(row.preset_options.get(preset or "", {}))
-    default: Any = with_options(kind, row.options)()
-    for item in fields(default):
-        group = getattr(default, item.name)
+    default = with_options(kind, row.options)()
+    changed: dict[str, Any] = {}
+    for title, group in vars(default).items():
         if is_dataclass(group) and not isinstance(group, type):
-            mine = {part.name: values[part.name] for part in fields(group) if part.name in values}
-            default = replace(default, **{item.name: replace(group, **mine)}) if mine else default
-    return default
+            changed[title] = replace(group, **{key: values[key] for key in vars(group) if key in values})
+    return replace(default, **changed)
 
 
-def _any_options(table: Mapping[str, Method]) -> type:
+def _any_options(command: str) -> type:
     """One class with the options of every method, to read a command line whose method is not known yet."""
-    hints: dict[str, Any] = {}
-    for row in table.values():
-        hints |= get_type_hints(row.options)
     made = [
         (name, hint, False) if hint is bool else (name, (hint if get_origin(hint) is tuple else str) | None, None)
-        for name, hint in hints.items()
+        for name, hint in hints_of_methods(command).items()
     ]
     return make_dataclass("AnyOptions", made, frozen=True)
 
 
-def parse(kind: Any, words: Sequence[str], *, prog: str, default: Any = None) -> Any:
-    """An instance of the dataclass `kind` from words.
+def parse(default: Config, words: Sequence[str]) -> Config:
+    """The configuration with what the words say, `default` for the rest.
 
     Raises:
         UserError: an unknown option, or a value of the wrong kind or out of range.
     """
-    caught = io.StringIO()
-    given = {} if default is None else {"default": default}
+    caught, prog = io.StringIO(), f"valence {default.command}"
     try:
         with contextlib.redirect_stderr(caught):
-            return tyro.cli(kind, args=list(words), prog=prog, config=FLAGS, **given)
+            return tyro.cli(type(default), args=list(words), prog=prog, config=FLAGS, default=default)
     except SystemExit as stop:
         if not stop.code:
             raise
     message = _first_paragraph(caught.getvalue())
-    owners = _owners(kind.place, message) if issubclass(kind, RunConfig) else ""
+    owners = _owners(default.command, message)
     message = re.sub(r"^Error parsing (?:[\w.-]+: (?=`)|(?=--))", "", message)
     message = re.sub(r"'?--([a-z][\w-]*)'?", lambda match: f"`{match[1].replace('-', '_')}`", message)
     raise UserError(f"{message}{owners}; see {prog} --help")
 
 
-def _owners(place: str, message: str) -> str:
+def _owners(command: str, message: str) -> str:
     """Which methods have an option that tyro did not recognise, for its message."""
     unknown = re.match(r"Unrecognized options: --(?:no-)?([\w-]+)", message)
     name = unknown[1].replace("-", "_") if unknown else ""
-    owners = [key for key, row in METHODS.get(place, {}).items() if name in {item.name for item in fields(row.options)}]
+    owners = [key for key, row in METHODS.get(command, {}).items() if name in get_type_hints(row.options)]
     return f" (`{name}` belongs to the method {' or '.join(owners)})" if owners else ""
 
 
@@ -211,12 +221,10 @@ def take(words: Sequence[str], *names: str) -> tuple[dict[str, str | None], list
     return vars(known), rest
 
 
-def fields_for_method(kind: Any, values: Mapping[str, Any], method: str | None) -> dict[str, Any]:
+def fields_for_method(kind: type[RunConfig], values: Mapping[str, Any], method: str | None) -> dict[str, Any]:
     """The fields of a config.yaml; where another method is asked for, without the options of the file's own."""
-    before = values.get("method")
-    if not kind.place or method in (None, before) or before not in METHODS[kind.place]:
-        return dict(values)
-    own = {item.name for item in fields(METHODS[kind.place][before].options)}
+    table, before = METHODS.get(kind.command, {}), values.get("method")
+    own = get_type_hints(table[before].options) if method not in (None, before) and before in table else {}
     return {name: value for name, value in values.items() if name not in own}
 
 
@@ -226,33 +234,30 @@ def given_names(words: Sequence[str]) -> set[str]:
     return {name for flag in flags for name in (flag, flag.removeprefix("no_"))}
 
 
-def to_words(kind: Any, values: Mapping[str, Any]) -> tuple[list[str], dict[str, Any]]:
+def to_words(kind: type[RunConfig], values: Mapping[str, Any]) -> tuple[list[str], dict[str, Any]]:
     """Python arguments, or the fields of a config.yaml, as (words, positional values) for `configure`.
 
     Raises:
         UserError: a value that no option can have.
     """
-    hints: dict[str, Any] = {}
-    for row in METHODS.get(kind.place, {}).values():
-        hints |= get_type_hints(row.options)
-    hints |= {name: hint for name, hint, _ in leaves(kind)}
-    defaults = flat(kind()) | {"preset": None}
+    hints = hints_of_methods(kind.command) | dict(hints_of(kind))
+    defaults = settings_of(kind()) | {"preset": None}
     words: list[str] = []
     positional: dict[str, Any] = {}
     for name, value in values.items():
-        hint = hints.get(name)
         if value is None and defaults.get(name, "") is None:
             # Left out: a preset may say otherwise.
             continue
-        value = _paths(name, value) if name in kind.paths else value
-        if tyro.conf.Positional in getattr(hint, "__metadata__", ()):
+        # Options that hold several texts hold paths; one alone may be given as it is.
+        value = _paths(name, value) if hints.get(name) == tuple[str, ...] else value
+        if name in positionals(kind):
             positional[name] = tuple(value) if isinstance(value, list) else _scalar(name, value)
         else:
-            words += _as_words(name, hint, value)
+            words += _as_words(name, hints.get(name), value)
     return words, positional
 
 
-def _as_words(name: str, hint: Any, value: Any) -> list[str]:
+def _as_words(name: str, hint: object, value: object) -> list[str]:
     flag = f"--{name.replace('_', '-')}"
     if hint is bool or (hint is str and isinstance(value, bool | None)):
         if hint is str or not isinstance(value, bool):
@@ -265,7 +270,7 @@ def _as_words(name: str, hint: Any, value: Any) -> list[str]:
     return [f"{flag}={_scalar(name, value)}"]
 
 
-def _scalar(name: str, value: Any) -> str:
+def _scalar(name: str, value: object) -> str:
     if not isinstance(value, str | int | float | PathLike | None):
         raise UserError(f"`{name}` is {str(value)[:60]!r}, and must be a single text or number")
     if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
@@ -280,16 +285,6 @@ def _paths(name: str, value: Any) -> list[str]:
     if not all(isinstance(path, str | PathLike) for path in given):
         raise UserError(f"`{name}` is {str(value)[:60]!r}, and must be a path or a list of paths")
     return [fspath(path) for path in given]
-
-
-@contextlib.contextmanager
-def _as_user_error(names: Mapping[str, Any]) -> Iterator[None]:
-    """Turn a ValueError of an objective, which begins with its field's name, into a UserError."""
-    try:
-        yield
-    except ValueError as error:
-        first, _, rest = str(error).partition(" ")
-        raise UserError(f"`{first}` {rest}" if first in names else str(error)) from error
 
 
 def read_config(path: str) -> dict[str, Any]:

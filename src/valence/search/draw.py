@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 
 from valence.search.judgement import Judgement, judge_labels, judge_pairs, judge_ranks, judge_values, merge
+from valence.search.space import Points
 
 JUDGES = {"values": judge_values, "ranks": judge_ranks, "labels": judge_labels, "pairs": judge_pairs}
 """What turns each kind of feedback into a `Judgement`."""
@@ -33,7 +33,7 @@ class Draw:
     def num_judged(self) -> int:
         return sum(len(samples) for samples in self.z)
 
-    def samples(self) -> Float[np.ndarray, "n d"]:
+    def samples(self) -> Points:
         """Whitened samples: those with feedback, then the pending ones."""
         return np.concatenate([*self.z, *(sample[None] for sample in self.pending.values())])
 
@@ -86,7 +86,7 @@ def one_kind(**feedback: Any) -> tuple[str, list[Any]]:
     return kind, list(values) if isinstance(values, Iterable) else [values]
 
 
-def as_points(x: Any, dim: int) -> Float[np.ndarray, "n d"]:
+def as_points(x: Any, dim: int) -> Points:
     """Points as a float64 array `[n, d]`.
 
     Raises:

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
 
-Vector = Float[np.ndarray, " d"]
+from valence.search.space import Vector
+
 Function = Callable[[np.ndarray], float]
 
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Float
 
+from valence.search.space import Points, Vector
+
 
 @dataclass(frozen=True, eq=False)
 class Gaussian:
@@ -26,11 +28,11 @@ class Gaussian:
         ValueError: the covariance is not positive definite.
     """
 
-    mean: Float[np.ndarray, " d"]
+    mean: Vector
     size: float
     shape: Float[np.ndarray, "d d"]
     root: Float[np.ndarray, "d d"] = field(init=False)
-    axes: Float[np.ndarray, " d"] = field(init=False)
+    axes: Vector = field(init=False)
 
     def __post_init__(self) -> None:
         values, vectors = np.linalg.eigh(self.shape)
@@ -40,7 +42,7 @@ class Gaussian:
         object.__setattr__(self, "axes", np.sqrt(values))
 
     @classmethod
-    def round(cls, mean: Float[np.ndarray, " d"], size: float) -> Gaussian:
+    def round(cls, mean: Vector, size: float) -> Gaussian:
         """The Gaussian with standard deviation `size` in all directions."""
         return cls(mean, float(size), np.eye(len(mean)))
 
@@ -53,8 +55,8 @@ class Gaussian:
         """(longest axis / shortest axis)^2."""
         return float((self.axes[-1] / self.axes[0]) ** 2)
 
-    def unwhiten(self, z: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
+    def unwhiten(self, z: Points) -> Points:
         return self.mean + self.size * z @ self.root
 
-    def whiten(self, samples: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
+    def whiten(self, samples: Points) -> Points:
         return np.linalg.solve(self.root, (samples - self.mean).T).T / self.size

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -71,9 +72,8 @@ def judge_values(values: Any, count: int, *, name: str = "values") -> Judgement:
     return Judgement(*(sums / np.bincount(group))[:, group])
 
 
-def judge_ranks(ranks: Any, count: int) -> Judgement:
-    """Ranks: 1 is best; equal ranks are ties. They are judged as values are."""
-    return judge_values(ranks, count, name="ranks")
+judge_ranks = partial(judge_values, name="ranks")
+"""Ranks: 1 is best; equal ranks are ties. They are judged as values are."""
 
 
 def judge_labels(labels: Sequence[Any], count: int) -> Judgement:

@@ -33,7 +33,8 @@ from jaxtyping import Float
 
 from valence.objectives.pmpo import PMPO
 from valence.search.gaussian import Gaussian
-from valence.search.judgement import Judgement
+from valence.search.judgement import Column, Judgement
+from valence.search.space import Points, Vector
 
 SMALLEST, LARGEST = 0.25, 4.0
 """Bounds of the factor by which one step changes size^2. The lower one also bounds the eigenvalues of the shape's."""
@@ -53,8 +54,8 @@ class Weights:
             classes hold half of the samples.
     """
 
-    mean: Float[np.ndarray, " n"]
-    spread: Float[np.ndarray, " n"]
+    mean: Column
+    spread: Column
     closed_kl: float
     slope: float = 0.0
 
@@ -106,17 +107,17 @@ def _tail_excess(fraction: float) -> float:
     return edge * NormalDist().pdf(edge) / fraction
 
 
-def _unit(column: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+def _unit(column: Column) -> Column:
     total = column.sum()
     return column / total if total > 0 else column
 
 
-def mean_step(z: Float[np.ndarray, "n d"], weights: Weights) -> Float[np.ndarray, " d"]:
+def mean_step(z: Points, weights: Weights) -> Vector:
     """The whitened shift of the mean: (alpha m_a - (1 - alpha) m_r + beta m_0) / W, with m_0 = 0."""
     return weights.mean @ z
 
 
-def size_step(z: Float[np.ndarray, "n d"], weights: Weights, path: Float[np.ndarray, " d"], *, beta: float) -> float:
+def size_step(z: Points, weights: Weights, path: Vector, *, beta: float) -> float:
     """The factor by which the size changes.
 
     Args:
@@ -130,9 +131,8 @@ def size_step(z: Float[np.ndarray, "n d"], weights: Weights, path: Float[np.ndar
 
 
 def shape_step(
-    policy: Gaussian, z: Float[np.ndarray, "n d"], weights: Weights, path: Float[np.ndarray, " d"], *,
-    sample_rate: float, path_rate: float, diagonal: bool,
-) -> Float[np.ndarray, "d d"]:  # fmt: skip
+    policy: Gaussian, z: Points, weights: Weights, path: Vector, *, sample_rate: float, path_rate: float, diagonal: bool
+) -> Float[np.ndarray, "d d"]:
     """The new shape: the weighted second moment, rescaled, is the likeliest covariance with determinant 1.
 
     Args:
@@ -174,9 +174,8 @@ def _rates(dim: int, effective: float, *, diagonal: bool) -> tuple[float, float,
 
 
 def improve(
-    policy: Gaussian, path: Float[np.ndarray, " d"], z: Float[np.ndarray, "n d"], weights: Weights, *,
-    diagonal: bool, max_std: float,
-) -> tuple[Gaussian, Float[np.ndarray, " d"]]:  # fmt: skip
+    policy: Gaussian, path: Vector, z: Points, weights: Weights, *, diagonal: bool, max_std: float
+) -> tuple[Gaussian, Vector]:
     """Improve the policy from a judged draw: (new policy, new path).
 
     Args:
@@ -195,7 +194,7 @@ def improve(
     return Gaussian(mean, size, shape), path
 
 
-def _noise(z: Float[np.ndarray, "n d"], weights: Weights) -> float:
+def _noise(z: Points, weights: Weights) -> float:
     """Variance of one coordinate of the shift while the feedback is random in direction.
 
     With the KL in closed form the lengths of the samples count too: near an optimum the rejected ones are longer than

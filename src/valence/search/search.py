@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Float
 
 from valence.errors import UserError, one_line
 from valence.objectives.common import require_choice, require_positive
@@ -28,10 +27,8 @@ from valence.objectives.pmpo import PMPO
 from valence.search.draw import JUDGES, Draw, as_points, one_kind
 from valence.search.gaussian import Gaussian
 from valence.search.m_step import default_population, improve, pmpo_weights
-from valence.search.space import SPACES, Space
+from valence.search.space import SPACES, Points, Space, Vector
 from valence.search.stopping import StoppingRule
-
-Points = Float[np.ndarray, "n d"]
 
 MAX_EXCESS = 3.0
 """A point that was not asked for counts as lying at most this far, whitened, beyond where samples lie."""
@@ -53,7 +50,7 @@ class Result:
         steps: number of improvement steps.
     """
 
-    x: Float[np.ndarray, " d"]
+    x: Vector
     value: float | None
     source: str
     num_judged: int
@@ -106,7 +103,7 @@ class PreferenceSearch:
             centre = space.latent(as_points([start], space.dim), centre)[0]
         self._start_run(centre)
 
-    def _start_run(self, mean: Float[np.ndarray, " d"]) -> None:
+    def _start_run(self, mean: Vector) -> None:
         """Start a run from `mean`, a latent vector."""
         self.policy = Gaussian.round(mean, min(self.sigma * self.space.sigma_unit, self.space.max_std))
         self.path = np.zeros(self.space.dim)
@@ -194,7 +191,7 @@ class PreferenceSearch:
         return self.reason
 
     @property
-    def mean(self) -> Float[np.ndarray, " d"]:
+    def mean(self) -> Vector:
         """The policy's mean, as a point."""
         return self.space.points(self.policy.mean[None])[0]
 

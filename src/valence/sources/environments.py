@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -33,65 +33,64 @@ class Step(NamedTuple):
     steps: int = 1
 
 
-@runtime_checkable
-class Environment(Protocol):
-    observation_size: int
-    action_size: int
-    low: np.ndarray
-    high: np.ndarray
-    """The environment's own bounds of an action, `[D]`, to which -1 and 1 are scaled."""
-
-    def reset(self, seed: int) -> np.ndarray: ...
-
-    def step(self, action: np.ndarray) -> Step: ...
-
-    def render(self) -> np.ndarray:
-        """A picture, `[height, width, 3]`, 0 to 255."""
-        ...
-
-    def close(self) -> None: ...
-
-
 def scale(action: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
     """[-1, 1] to [low, high]."""
     # Rounding may exceed a bound, which some environments reject.
     return np.clip((high + low) / 2 + (high - low) / 2 * action, low, high)
 
 
-class _Repeating:
-    """Repeats each action for `repeat` steps, fewer at the end of an episode, and adds up the rewards."""
+class Environment:
+    """Repeats each action for `repeat` steps, fewer at the end of an episode, and adds up the rewards.
 
-    def __init__(self, repeat: int) -> None:
-        self.repeat = repeat
+    Args:
+        inner: the environment in its package's own form; it has a `close`.
+        low, high: its own bounds of an action, `[D]`, to which -1 and 1 are scaled.
+    """
+
+    def __init__(self, inner: Any, low: np.ndarray, high: np.ndarray, *, repeat: int) -> None:
+        self._environment, self.repeat = inner, repeat
+        self.low, self.high = low.astype(np.float64), high.astype(np.float64)
+        self.action_size, self.observation_size = len(low), len(self.reset(0))
+
+    def reset(self, seed: int) -> np.ndarray:
+        """Begin an episode; returns its first observation."""
+        raise NotImplementedError
 
     def _step(self, action: np.ndarray) -> Step:
+        """Take one environment step with an action within `low` and `high`."""
         raise NotImplementedError
 
     def step(self, action: np.ndarray) -> Step:
-        after = self._step(action)
+        """Take an action in [-1, 1]."""
+        scaled = scale(action, self.low, self.high)
+        after = self._step(scaled)
         total, taken = after.reward, 1
         while taken < self.repeat and not (after.terminated or after.truncated):
-            after = self._step(action)
+            after = self._step(scaled)
             total, taken = total + after.reward, taken + 1
         return after._replace(reward=total, steps=taken)
 
+    def render(self) -> np.ndarray:
+        """A picture, `[height, width, 3]`, 0 to 255."""
+        raise NotImplementedError
 
-class ControlSuite(_Repeating):
+    def close(self) -> None:
+        self._environment.close()
+
+
+class ControlSuite(Environment):
     """A task of the DeepMind Control Suite. Its episodes are truncated, not terminated, after 1000 steps."""
 
     def __init__(self, domain: str, task: str, *, repeat: int = 1) -> None:
-        super().__init__(repeat)
         suite = _control_suite()
         if (domain, task) not in suite.ALL_TASKS:
             tasks = ", ".join(sorted(name for owner, name in suite.ALL_TASKS if owner == domain))
             known = f"its tasks are {tasks}" if tasks else f"domains are {', '.join(sorted(suite.TASKS_BY_DOMAIN))}"
             raise UserError(f"the control suite has no {CONTROL_SUITE}{domain}-{task}-v0; {known}")
-        self._environment = suite.load(domain, task, task_kwargs={"random": 0})
-        spec = self._environment.action_spec()
-        self.action_size = int(np.prod(spec.shape))
-        self.low = np.broadcast_to(spec.minimum, self.action_size).astype(np.float64)
-        self.high = np.broadcast_to(spec.maximum, self.action_size).astype(np.float64)
-        self.observation_size = len(self.reset(0))
+        inner = suite.load(domain, task, task_kwargs={"random": 0})
+        spec = inner.action_spec()
+        bounds = (np.broadcast_to(bound, spec.shape).ravel() for bound in (spec.minimum, spec.maximum))
+        super().__init__(inner, *bounds, repeat=repeat)
 
     def reset(self, seed: int) -> np.ndarray:
         # The suite's tasks draw their initial states from it, and no call reseeds it.
@@ -99,26 +98,22 @@ class ControlSuite(_Repeating):
         return flatten(self._environment.reset().observation)
 
     def _step(self, action: np.ndarray) -> Step:
-        after = self._environment.step(scale(action, self.low, self.high))
+        after = self._environment.step(action)
         terminated = after.last() and after.discount == 0
         return Step(flatten(after.observation), float(after.reward), terminated, after.last() and not terminated)
 
     def render(self) -> np.ndarray:
         return self._environment.physics.render(240, 320, camera_id=0)
 
-    def close(self) -> None:
-        self._environment.close()
 
-
-class Gymnasium(_Repeating):
+class Gymnasium(Environment):
     """An environment of gymnasium, by id (`package:Name-v0` imports the package first)."""
 
     def __init__(self, name: str, *, repeat: int = 1, pictures: bool = False) -> None:
-        super().__init__(repeat)
         import gymnasium
 
         try:
-            self._environment = gymnasium.make(name, render_mode="rgb_array" if pictures else None)
+            inner = gymnasium.make(name, render_mode="rgb_array" if pictures else None)
         except (gymnasium.error.Error, ImportError) as error:
             raise UserError(
                 f"gymnasium cannot make {name!r} ({one_line(error, 160)}); the control suite's tasks are named "
@@ -126,27 +121,22 @@ class Gymnasium(_Repeating):
             ) from error
         except Exception as error:
             raise UserError(f"making {name} failed: {type(error).__name__}: {one_line(error, 160)}") from error
-        space = self._environment.action_space
+        space = inner.action_space
         if not isinstance(space, gymnasium.spaces.Box) or not space.is_bounded():
             raise UserError(f"{name} has the action space {space}, and control needs a bounded Box of numbers")
-        self.low, self.high = space.low.ravel().astype(np.float64), space.high.ravel().astype(np.float64)
-        self._shape, self._type = space.shape, space.dtype
-        self.action_size = len(self.low)
-        self.observation_size = len(self.reset(0))
+        self._space = space
+        super().__init__(inner, space.low.ravel(), space.high.ravel(), repeat=repeat)
 
     def reset(self, seed: int) -> np.ndarray:
         return flatten(self._environment.reset(seed=seed)[0])
 
     def _step(self, action: np.ndarray) -> Step:
-        scaled = scale(action, self.low, self.high).reshape(self._shape).astype(self._type)
-        observation, reward, terminated, truncated, _ = self._environment.step(scaled)
+        shaped = action.reshape(self._space.shape).astype(self._space.dtype)
+        observation, reward, terminated, truncated, _ = self._environment.step(shaped)
         return Step(flatten(observation), float(reward), bool(terminated), bool(truncated and not terminated))
 
     def render(self) -> np.ndarray:
         return np.asarray(self._environment.render())
-
-    def close(self) -> None:
-        self._environment.close()
 
 
 def make_environment(name: str, *, repeat: int = 1, pictures: bool = False) -> Environment:
@@ -206,14 +196,15 @@ class Crew:
     def __init__(self, make: Callable[[], Environment], size: int, seed: int) -> None:
         self.environments = [make() for _ in range(size)]
         self.seed = seed
-        self.episode = [0] * size
-        self.observations = [self._begin(place) for place in range(size)]
+        self.episode, self._returns = [0] * size, [0.0] * size
         self._actions: list[list[np.ndarray]] = [[] for _ in range(size)]
-        self._returns = [0.0] * size
+        self.observations = [self._begin(place) for place in range(size)]
         self.finished: list[float] = []
         """Returns of the episodes that have ended, oldest first; their reader clears them."""
 
     def _begin(self, place: int) -> np.ndarray:
+        """Begin an episode in one environment; returns its first observation."""
+        self._returns[place], self._actions[place] = 0.0, []
         seed = np.random.SeedSequence([self.seed, place, self.episode[place]]).generate_state(1)[0]
         try:
             first = self.environments[place].reset(int(seed >> 1))
@@ -224,7 +215,7 @@ class Crew:
         return first
 
     def _do(self, place: int, action: np.ndarray) -> Step:
-        """Take one action in one environment, and check its result."""
+        """Take one action in one environment, check its result and remember it."""
         try:
             after = self.environments[place].step(action)
         except Exception as error:
@@ -233,6 +224,9 @@ class Crew:
             raise UserError(f"the environment gave a reward of {after.reward}: it must be a finite number")
         if not np.isfinite(after.observation).all():
             raise UserError("the environment gave an observation that is not all finite numbers")
+        self._returns[place] += after.reward
+        self._actions[place].append(action)
+        self.observations[place] = after.observation
         return after
 
     def _failure(self, place: int, error: Exception) -> str:
@@ -245,13 +239,9 @@ class Crew:
         for place, action in enumerate(actions):
             before, after = self.observations[place], self._do(place, action)
             taken.append((before, action, after))
-            self._returns[place] += after.reward
-            self._actions[place].append(action)
-            self.observations[place] = after.observation
             if after.terminated or after.truncated:
                 self.finished.append(self._returns[place])
                 self.episode[place] += 1
-                self._returns[place], self._actions[place] = 0.0, []
                 self.observations[place] = self._begin(place)
         return taken
 
@@ -267,9 +257,5 @@ class Crew:
         self.seed, self.episode, self.finished = state["seed"], list(state["episode"]), list(state["finished"])
         for place, done in enumerate(state["actions"]):
             self.observations[place] = self._begin(place)
-            self._actions[place], self._returns[place] = [], 0.0
             for action in [] if done is None else done.numpy():
-                after = self.environments[place].step(action)
-                self._actions[place].append(action)
-                self._returns[place] += after.reward
-                self.observations[place] = after.observation
+                self._do(place, action)

@@ -10,10 +10,8 @@ dimensions.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +21,7 @@ from torch import Tensor, nn
 from valence.data.episodes import Episode
 from valence.errors import UserError
 from valence.policies.gaussian import GaussianPolicy
-from valence.sources.shuffle import Shuffle
+from valence.sources.shuffle import ShuffledSource
 from valence.types import Action, Batch, Labels
 
 
@@ -32,13 +30,10 @@ class EpisodeTable:
     """Episodes in one table, padded to the longest; observations scaled to mean 0 and deviation 1.
 
     Args:
-        observation: `[E, L, O]`, scaled.
-        action: `[E, S, D]`.
-        reward: `[E, S]`.
-        label: +1, -1 or 0, as the data set has it, `[E, S]`.
-        present: which steps exist, `[E, S]`.
-        terminated: which episodes terminated, `[E]`; the others were truncated.
-        shift, scale: of the observations, `[O]`: scaled = (raw - shift) / scale.
+        label: +1, -1 or 0, as the data set has it.
+        present: which steps exist.
+        terminated: which episodes terminated; the others were truncated.
+        shift, scale: of the observations: scaled = (raw - shift) / scale.
     """
 
     observation: Float[Tensor, "E L O"]
@@ -127,54 +122,32 @@ def mixture(
     """
     kinds = ((accept, sign > 0, 1), (reject, sign < 0, -1), (clone, table.present, 0))
     chosen = [(keep & table.present, value) for wanted, keep, value in kinds if wanted]
-    taken = [(keep, value) for keep, value in chosen if bool(keep.any())]
-    if not taken:
+    if not any(bool(keep.any()) for keep, _ in chosen):
         raise UserError("no transition has a label of the kind asked for, and cloning is off")
     return Rows(
-        torch.cat([table.observation[:, :-1][keep] for keep, _ in taken]),
-        torch.cat([table.action[keep] for keep, _ in taken]),
-        torch.cat([torch.full((int(keep.sum()),), value) for keep, value in taken]),
+        torch.cat([table.observation[:, :-1][keep] for keep, _ in chosen]),
+        torch.cat([table.action[keep] for keep, _ in chosen]),
+        torch.cat([torch.full((int(keep.sum()),), value) for keep, value in chosen]),
     )
 
 
-class EpisodeSource:
-    """Batches of `batch_size` rows, each epoch a fresh permutation; resumable at any batch.
+class EpisodeSource(ShuffledSource):
+    """Batches of `batch_size` rows, each epoch a fresh permutation; resumable at any batch."""
 
-    Args:
-        seed: of the shuffling.
-    Raises:
-        ValueError: a batch size below 1.
-    """
-
-    unit = "transitions"
+    unit, what = "transitions", "episodes and labels"
 
     def __init__(self, rows: Rows, *, batch_size: int, seed: int = 0) -> None:
-        if batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}, and must be at least 1")
-        self.rows, self.batch_size = rows, batch_size
-        self.shuffle = Shuffle(len(rows.sign), seed=seed, what="episodes and labels", content=self._content)
-        self.figures: dict[str, float] = {}
-        self.num_units = 0
+        super().__init__(len(rows.sign), batch_size=batch_size, seed=seed)
+        self.rows = rows
 
-    @property
-    def batches_per_epoch(self) -> int:
-        return math.ceil(len(self.rows.sign) / self.batch_size)
-
-    def next(self, policy: Any = None) -> Batch:
+    def next(self, policy: object = None) -> Batch:
         """The next batch: N rows of one action of one step; the last of an epoch may be smaller."""
-        picks = self.shuffle.take(self.batch_size)
+        picks = self.take(self.batch_size)
         self.num_units = len(picks)
         present = torch.ones(len(picks), 1, dtype=torch.bool)
         action = Action(self.rows.action[picks][:, None, None], present[..., None])
         return Batch(self.rows.observation[picks], action, Labels(self.rows.sign[picks][:, None], present))
 
-    def _content(self) -> Iterable[bytes]:
+    def content(self) -> Iterable[bytes]:
         parts = (self.rows.observation, self.rows.action, self.rows.sign)
         return (part.contiguous().numpy().tobytes() for part in parts)
-
-    def state_dict(self) -> dict[str, Any]:
-        return self.shuffle.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Raises UserError if the state is of other rows."""
-        self.shuffle.load_state_dict(state)

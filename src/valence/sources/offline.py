@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import cycle, islice
-from typing import Any
 
 import torch
 
 from valence.data.collate import EncodedGroup, collate, move
 from valence.errors import UserError
-from valence.sources.shuffle import Shuffle
+from valence.sources.shuffle import ShuffledSource
 from valence.types import Batch
 
 
-class OfflineSource:
-    """Batches of `batch_size` contexts in the order of a `Shuffle`.
+class OfflineSource(ShuffledSource):
+    """Batches of `batch_size` contexts in random order.
 
     Args:
         rows: encoded groups, all with the same kind of feedback.
-        batch_size: contexts in a batch; the last batch of an epoch may be smaller.
+        batch_size: contexts in a batch.
         pad: id of the padding token.
         seed: of the shuffling.
         device: where the batches are put.
@@ -30,7 +28,7 @@ class OfflineSource:
         UserError: `mismatched`, and there is no other context.
     """
 
-    unit = "tokens"
+    unit, what = "tokens", "rows of feedback"
 
     def __init__(
         self, rows: Sequence[EncodedGroup], *, batch_size: int, pad: int, seed: int = 0, mismatched: bool = False,
@@ -38,27 +36,18 @@ class OfflineSource:
     ) -> None:  # fmt: skip
         if not rows:
             raise ValueError("an offline source needs at least one row")
-        if batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}, and must be at least 1")
         if mismatched and len(rows) < 2:
             raise UserError(
                 "KTO's baseline is measured on completions of other rows, and the data set has one row: add rows, or "
                 'set `baseline="none"`'
             )
-        self.rows, self.batch_size, self.pad = rows, batch_size, pad
-        self.mismatched, self.device = mismatched, device
-        self.shuffle = Shuffle(len(rows), seed=seed, what="rows of feedback", content=self._content)
-        self.figures: dict[str, float] = {}
-        self.num_units = 0
+        super().__init__(len(rows), batch_size=batch_size, seed=seed)
+        self.rows, self.pad, self.mismatched, self.device = rows, pad, mismatched, device
         self._one_prompt = mismatched and len({tuple(row.prompt) for row in rows}) == 1
 
-    @property
-    def batches_per_epoch(self) -> int:
-        return math.ceil(len(self.rows) / self.batch_size)
-
-    def next(self, policy: Any = None) -> Batch:
+    def next(self, policy: object = None) -> Batch:
         """The next batch. `num_units` is then the number of its tokens without padding."""
-        picks = self.shuffle.take(self.batch_size).tolist()
+        picks = self.take(self.batch_size).tolist()
         chosen = [self.rows[pick] for pick in picks]
         self.num_units = sum(row.num_tokens for row in chosen)
         others = self._mismatched(chosen) if self.mismatched else None
@@ -81,16 +70,8 @@ class OfflineSource:
 
     def _later(self) -> Iterator[EncodedGroup]:
         """The rows that follow the current batch in the epoch's order, cyclically; the batch's own come last."""
-        order = self.shuffle.order().roll(-self.shuffle.position)
-        return (self.rows[place] for place in order.tolist())
+        return (self.rows[place] for place in self.order().roll(-self.position).tolist())
 
-    def _content(self) -> Iterable[bytes]:
+    def content(self) -> Iterable[bytes]:
         rows = (f"{r.prompt}{r.completions}{r.group.sign}{r.group.reward}{r.group.wins}" for r in self.rows)
         return ["\n".join(rows).encode()]
-
-    def state_dict(self) -> dict[str, Any]:
-        return self.shuffle.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Raises UserError if the state is of other rows."""
-        self.shuffle.load_state_dict(state)

@@ -23,24 +23,24 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from valence.errors import UserError
 from valence.feedback.advantages import on_last_step
 from valence.feedback.conversions import has_spread, reward_statistics
 from valence.feedback.running import RunningStandard
-from valence.protocols import Reference
+from valence.protocols import Policy, Reference
 from valence.rewards.ensemble import RewardFn
 from valence.sources.modality import Drawn, Modality, OnlineSettings
 from valence.sources.prompts import EncodedPrompt, ask, plain_prompt
-from valence.sources.shuffle import Shuffle
+from valence.sources.shuffle import ShuffledSource
 from valence.types import Action, Batch, Feedback, Labels, Likelihood, Rewards
 
 Convert = Callable[[Rewards], Feedback]
 
 
-class OnlineSource:
+class OnlineSource(ShuffledSource):
     """See the page's top.
 
     Args:
@@ -60,6 +60,8 @@ class OnlineSource:
         ValueError: no prompts, a KL weight without pi_0, or `from_reference` without a reference.
     """
 
+    what = "prompts"
+
     def __init__(
         self, prompts: Sequence[EncodedPrompt], judge: RewardFn, settings: OnlineSettings, modality: Modality, *,
         initial_policy: Reference | None = None, reference: Reference | None = None, convert: Convert | None = None,
@@ -71,16 +73,14 @@ class OnlineSource:
             raise ValueError("a KL weight needs the initial policy: give `initial_policy`")
         if settings.from_reference and reference is None:
             raise ValueError("`from_reference` needs a `reference` to draw from")
+        super().__init__(len(prompts), batch_size=settings.batch_size, seed=seed)
         self.prompts, self.judge, self.settings, self.modality = prompts, judge, settings, modality
         self.initial_policy, self.reference = initial_policy, reference
         self.convert, self.standard = convert, standard
-        self.unit, self.num_units = modality.unit, 0
-        self.shuffle = Shuffle(len(prompts), seed=seed, what="prompts", content=self._content)
-        self.generator = torch.Generator().manual_seed(seed)
-        self.figures: dict[str, float] = {}
+        self.unit, self.generator = modality.unit, torch.Generator().manual_seed(seed)
         self.batches = self.no_spread = 0
 
-    def next(self, policy: Any) -> Batch:
+    def next(self, policy: Policy) -> Batch:
         """Sample and judge. `figures` then hold the batch's mean reward, KL and counts."""
         began = self.state_dict()
         try:
@@ -90,7 +90,7 @@ class OnlineSource:
             self.load_state_dict(began)
             raise
 
-    def _collect(self, policy: Any) -> Batch:
+    def _collect(self, policy: Policy) -> Batch:
         prompts = self._next_prompts()
         context = self.modality.context(policy, prompts)
         with torch.no_grad(), self._collector(policy) as collector:
@@ -105,21 +105,27 @@ class OnlineSource:
         value = scores
         if self.standard is not None:
             value = self.standard([plain_prompt(row) for row in prompts], scores, present)
-        batch = self._shaped(context, action, value, present, measured)
-        self._report(scores, present, ended, batch, measured)
-        if self.convert is not None:
-            assert isinstance(batch.feedback, Rewards)
-            batch = replace(batch, feedback=self.convert(batch.feedback))
+        steps = on_last_step(value, action.mask)
+        if self.settings.kl_weight:
+            assert measured.ref_log_prob is not None
+            steps = steps - self.settings.kl_weight * (measured.log_prob - measured.ref_log_prob) * action.mask
+        shaped = Rewards(torch.where(present, steps.sum(-1), 0.0), present)
+        # The others are the data set's.
+        own = torch.arange(present.shape[1], device=present.device).expand(present.shape) < self.settings.num_samples
+        self._report(scores, shaped, own, drawn, measured)
+        feedback = shaped if self.convert is None else self.convert(shaped)
         # An action without feedback takes no part in the update, so its steps are masked.
-        return replace(batch, action=replace(batch.action, mask=batch.action.mask & batch.present[..., None]))
+        masked = replace(action, mask=action.mask & feedback.present[..., None])
+        old_log_prob = measured.log_prob * action.mask
+        return Batch(context, masked, feedback, old_log_prob=old_log_prob, on_policy=own, step_reward=steps)
 
     def _next_prompts(self) -> list[EncodedPrompt]:
         picks: list[int] = []
-        while len(picks) < self.settings.batch_size:
-            picks += self.shuffle.take(self.settings.batch_size - len(picks)).tolist()
+        while len(picks) < self.batch_size:
+            picks += self.take(self.batch_size - len(picks)).tolist()
         return [self.prompts[pick] for pick in picks]
 
-    def _collector(self, policy: Any) -> contextlib.AbstractContextManager[Any]:
+    def _collector(self, policy: Policy) -> contextlib.AbstractContextManager[Policy]:
         """pi_t: the policy as it is now, or the reference."""
         if not self.settings.from_reference:
             return contextlib.nullcontext(policy)
@@ -140,7 +146,7 @@ class OnlineSource:
         return table.to(action.mask.device)
 
     @torch.no_grad()
-    def _measure(self, policy: Any, context: Any, drawn: Drawn) -> Likelihood:
+    def _measure(self, policy: Policy, context: Any, drawn: Drawn) -> Likelihood:
         """log pi_t, and log pi_0 where the KL weight or a report needs it, by the training model."""
         action, initial = drawn.action, self.initial_policy
         if drawn.log_prob is not None and not self.settings.kl_weight:
@@ -154,60 +160,38 @@ class OnlineSource:
         parts = self.settings.parts(batch.num_contexts)
         with self._collector(policy) as collector:
             pieces = [collector.likelihood(batch.select(part), initial, needs).detach() for part in parts]
-        if len(pieces) == 1:
-            return pieces[0]
         return Likelihood(**{name: torch.cat([getattr(piece, name) for piece in pieces]) for name in sorted(needs)})
 
-    def _own(self, present: Tensor) -> Bool[Tensor, "N K"]:
-        """Which actions pi_t drew; the others are the data set's."""
-        return (torch.arange(present.shape[1], device=present.device) < self.settings.num_samples).expand(present.shape)
-
-    def _shaped(
-        self, context: Any, action: Action, value: Tensor, present: Tensor, measured: Likelihood
-    ) -> Batch:  # fmt: skip
-        """The collected batch; the KL penalty is subtracted from its rewards, step by step."""
-        steps = on_last_step(value, action.mask)
-        if self.settings.kl_weight:
-            assert measured.ref_log_prob is not None
-            steps = steps - self.settings.kl_weight * (measured.log_prob - measured.ref_log_prob) * action.mask
-        rewards = Rewards(torch.where(present, steps.sum(-1), 0.0), present)
-        return Batch(
-            context, action, rewards, old_log_prob=measured.log_prob * action.mask,
-            on_policy=self._own(present).clone(), step_reward=steps,
-        )  # fmt: skip
-
-    def _report(
-        self, scores: Tensor, present: Tensor, ended: Tensor | None, batch: Batch, measured: Likelihood
-    ) -> None:  # fmt: skip
+    def _report(self, scores: Tensor, shaped: Rewards, own: Tensor, drawn: Drawn, measured: Likelihood) -> None:
         """Set `figures`, which describe the completions that pi_t drew."""
-        drawn, mask = present & self._own(present), batch.action.mask
-        self.figures = {"unjudged": float((mask.any(-1) & self._own(present)).sum() - drawn.sum())}
+        mask, judged = drawn.action.mask, shaped.present & own
+        self.figures = {"unjudged": float((mask.any(-1) & own).sum() - judged.sum())}
         self.batches += 1
-        self.no_spread += int(not bool(has_spread(Rewards(scores, drawn)).any()))
-        if not bool(drawn.any()):
+        self.no_spread += int(not bool(has_spread(Rewards(scores, judged)).any()))
+        if not bool(judged.any()):
             return
-        mean, deviation = reward_statistics(Rewards(scores, drawn))
-        assert isinstance(batch.feedback, Rewards)
-        shaped = batch.feedback.value[drawn].mean().item()
-        self.figures |= {"reward": mean, "reward_std": deviation, "shaped_reward": shaped}
-        if ended is not None:
-            self.figures["ended"] = ended[drawn].float().mean().item()
-            self.figures["length"] = mask.sum(-1)[drawn].float().mean().item()
+        mean, deviation = reward_statistics(Rewards(scores, judged))
+        self.figures |= {
+            "reward": mean, "reward_std": deviation, "shaped_reward": shaped.value[judged].mean().item()
+        }  # fmt: skip
+        if drawn.ended is not None:
+            self.figures["ended"] = drawn.ended[judged].float().mean().item()
+            self.figures["length"] = mask.sum(-1)[judged].float().mean().item()
         if measured.ref_log_prob is not None and not self.settings.from_reference:
             gap = (measured.log_prob - measured.ref_log_prob).sum(-1)
-            self.figures["kl_policy_initial"] = gap[drawn].mean().item()
+            self.figures["kl_policy_initial"] = gap[judged].mean().item()
 
-    def _content(self) -> Iterable[bytes]:
+    def content(self) -> Iterable[bytes]:
         rows = (f"{r.ids}{r.prompt}{sorted(r.columns.items())}{r.given_completions}" for r in self.prompts)
         return ["\n".join(rows).encode()]
 
     def state_dict(self) -> dict[str, Any]:
-        state = self.shuffle.state_dict() | {"generator": self.generator.get_state()}
+        state = super().state_dict() | {"generator": self.generator.get_state()}
         return state if self.standard is None else state | {"standard": self.standard.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Raises UserError if the state is of other prompts."""
-        self.shuffle.load_state_dict(state)
+        super().load_state_dict(state)
         self.generator.set_state(state["generator"])
         if self.standard is not None:
             self.standard.load_state_dict(state["standard"])

@@ -8,6 +8,7 @@ from typing import Any
 
 from valence.data.records import Text, contents
 from valence.rewards.ensemble import RewardFn
+from valence.rewards.functions import as_given
 from valence.rewards.judge import SelfPlay
 
 
@@ -30,7 +31,7 @@ def ask(judge: RewardFn, rows: Sequence[EncodedPrompt], completions: Sequence[An
     """The score of one completion for each row. The judge gets messages where the prompt is messages."""
     names = dict.fromkeys(name for row in rows for name in row.columns if name not in ("prompts", "completions"))
     columns = {name: [row.columns.get(name) for row in rows] for name in names}
-    return judge([_as_given(row) for row in rows], _answers(rows, completions), **columns)
+    return judge([as_given(row.prompt) for row in rows], _answers(rows, completions), **columns)
 
 
 def verdicts(
@@ -38,7 +39,8 @@ def verdicts(
 ) -> list[float | None]:
     """P(first is better) of each pair, by a pairwise judge or by which score is higher; None where unknown."""
     if isinstance(judge, SelfPlay):
-        return judge.judge([_as_given(row) for row in rows], _answers(rows, first), _answers(rows, second))
+        prompts = [as_given(row.prompt) for row in rows]
+        return judge.judge(prompts, _answers(rows, first), _answers(rows, second))
     return higher_wins(ask(judge, rows, first), ask(judge, rows, second))
 
 
@@ -47,11 +49,6 @@ def higher_wins(first: Sequence[float | None], second: Sequence[float | None]) -
     return [
         None if a is None or b is None else 0.5 + 0.5 * ((a > b) - (a < b)) for a, b in zip(first, second, strict=True)
     ]
-
-
-def _as_given(row: EncodedPrompt) -> Any:
-    """The prompt in the form that judges take."""
-    return row.prompt if isinstance(row.prompt, str) else [turn._asdict() for turn in row.prompt]
 
 
 def _answers(rows: Sequence[EncodedPrompt], completions: Sequence[Any]) -> list[Any]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
-from collections.abc import Callable, Iterable
-from functools import cached_property
-from typing import Any
+import math
+from collections.abc import Iterable
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -13,20 +14,40 @@ from torch import Tensor
 from valence.errors import UserError
 
 
-class Shuffle:
-    """Row numbers of a data set; each epoch is a permutation drawn from the seed and the epoch's number.
+@functools.lru_cache(maxsize=2)
+def permutation(size: int, seed: int, epoch: int) -> Tensor:
+    """The order of `size` rows in an epoch, drawn from the seed and the epoch's number."""
+    return torch.randperm(size, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
+
+
+class ShuffledSource:
+    """The base of sources with a data set: row numbers in the order of a `permutation` for each epoch.
 
     Args:
         size: number of rows, >= 1.
+        batch_size: rows in a batch; the last batch of an epoch may be smaller.
         seed: of all permutations.
-        what: what the rows are, for messages ("prompts").
-        content: gives the bytes of all rows. A resumed run is refused if they have changed.
+    Raises:
+        ValueError: a batch size below 1.
     """
 
-    def __init__(self, size: int, *, seed: int, what: str, content: Callable[[], Iterable[bytes]]) -> None:
-        self.size, self.seed, self.what, self.content = size, seed, what, content
-        self.epoch, self.position = 0, 0
-        self._order: tuple[int, int, Tensor] | None = None
+    what: ClassVar[str]
+    """What the rows are, for messages ("prompts")."""
+
+    def __init__(self, size: int, *, batch_size: int, seed: int) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}, and must be at least 1")
+        self.size, self.batch_size, self.seed = size, batch_size, seed
+        self.epoch = self.position = self.num_units = 0
+        self.figures: dict[str, float] = {}
+
+    @property
+    def batches_per_epoch(self) -> int:
+        return math.ceil(self.size / self.batch_size)
+
+    def content(self) -> Iterable[bytes]:
+        """The bytes of all rows. A resumed run is refused if they have changed."""
+        raise NotImplementedError
 
     def take(self, count: int) -> Tensor:
         """The next `count` row numbers, fewer at the end of an epoch."""
@@ -38,12 +59,9 @@ class Shuffle:
 
     def order(self) -> Tensor:
         """The permutation of this epoch."""
-        if self._order is None or self._order[:2] != (self.seed, self.epoch):
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-            self._order = (self.seed, self.epoch, torch.randperm(self.size, generator=generator))
-        return self._order[2]
+        return permutation(self.size, self.seed, self.epoch)
 
-    @cached_property
+    @functools.cached_property
     def fingerprint(self) -> str:
         """SHA-256 of all rows."""
         digest = hashlib.sha256()

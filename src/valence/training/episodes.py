@@ -95,7 +95,7 @@ def make_labels(table: EpisodeTable, source: str, **value: Any) -> Int[Tensor, "
 def train_policy(
     rows: Rows, *, alpha: float, beta: float, lr: float, steps: int, seed: int, batch_size: int = 512,
     hidden: tuple[int, ...] = (256, 256), min_scale: float = 0.3,
-    on_step: Callable[[int, dict[str, float]], None] | None = None,
+    on_step: Callable[[int, dict[str, float]], None] = lambda step, figures: None,
 ) -> tuple[GaussianPolicy, dict[str, float]]:  # fmt: skip
     """Train a policy on rows: (the policy, which reads scaled observations; figures of the last update)."""
     torch.manual_seed(seed)
@@ -109,8 +109,7 @@ def train_policy(
 
     def take(step: int, figures: dict[str, float]) -> None:
         last.update(figures)
-        if on_step is not None:
-            on_step(step, figures)
+        on_step(step, figures)
 
     source = EpisodeSource(rows, batch_size=batch_size, seed=seed)
     train(learner, source, Schedule(steps, log_every=0), on_step=take)

@@ -185,7 +185,7 @@ class Learner:
         likelihood = replace(measured.detach(), value=None if value is None else value.detach())
         live = {name for name in needs - CONSTANT if getattr(likelihood, name) is not None}
         leaves = {name: getattr(likelihood, name).requires_grad_() for name in sorted(live)}
-        loss = self.objective(likelihood, target, self.objective.state())
+        loss = self.objective(likelihood, target)
         total = loss.total(target.size)
         duals = self._duals()
         derivatives = torch.autograd.grad(total, [*leaves.values(), *duals], allow_unused=True)
@@ -209,7 +209,7 @@ class Learner:
             return None
         mask, names = batch.action.mask, sorted(self.objective.needs - CONSTANT)
         leaves = {name: torch.zeros(mask.shape, device=mask.device, requires_grad=True) for name in names}
-        loss = self.objective(Likelihood(mask=mask, **leaves), target, self.objective.state()).total(target.size)
+        loss = self.objective(Likelihood(mask=mask, **leaves), target).total(target.size)
         grads = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
         return {name: grad for name, grad in zip(leaves, grads, strict=True) if grad is not None}
 

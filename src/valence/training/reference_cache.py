@@ -15,12 +15,14 @@ import sqlite3
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from valence.errors import UserError
+from valence.policies.language import LanguagePolicy
+from valence.policies.rows import Rows
+from valence.protocols import Reference
 from valence.training.reference import FixedReference
 
 FILE = "reference.sqlite"
@@ -29,7 +31,7 @@ NEUTRAL = frozenset({"_name_or_path", "transformers_version", "use_cache", "arch
 PRECISIONS = (torch.float32, torch.bfloat16)
 
 
-def fingerprint(policy: Any) -> bytes:
+def fingerprint(policy: LanguagePolicy) -> bytes:
     """A hash of all that a language policy's log-probabilities depend on, apart from token ids.
 
     These are its weights, settings such as rotary frequencies, its temperature and precision. Adapters do not count:
@@ -47,7 +49,7 @@ def fingerprint(policy: Any) -> bytes:
     return digest.digest()
 
 
-def cache_reference(reference: Any, folder: str | Path, needs: frozenset[str]) -> CachedLogProbs | CachedHidden:
+def cache_reference(reference: Reference, folder: str | Path, needs: frozenset[str]) -> CachedLogProbs | CachedHidden:
     """The reference with a cache that serves these needs: its hidden states for an exact KL, else its log-probs.
 
     Args:
@@ -88,7 +90,7 @@ class _CachedReference(FixedReference):
 
     kind: bytes
 
-    def __init__(self, reference: Any, folder: str | Path) -> None:
+    def __init__(self, reference: Reference, folder: str | Path) -> None:
         self.reference = reference
         with reference.active() as policy:
             self._about = fingerprint(policy) + self.kind
@@ -105,10 +107,10 @@ class _CachedReference(FixedReference):
         except (OSError, sqlite3.Error) as error:
             raise UserError(f"the reference cache {path} cannot be used ({error}): give another folder") from error
 
-    def active(self) -> AbstractContextManager[Any]:
+    def active(self) -> AbstractContextManager[LanguagePolicy]:
         return self.reference.active()
 
-    def _recall(self, rows: Any, measure: Callable[[Any], Tensor]) -> Tensor:
+    def _recall(self, rows: Rows, measure: Callable[[Rows], Tensor]) -> Tensor:
         """One value for each of the rows' M real steps, row by row; `measure` gives those of rows not yet stored."""
         parts = (rows.context, rows.context_mask, rows.steps, rows.mask)
         names = [self._name(*row) for row in zip(*(part.cpu() for part in parts), strict=True)]
@@ -149,8 +151,7 @@ class CachedLogProbs(_CachedReference):
 
     kind = b"log_prob"
 
-    def recall_log_probs(self, rows: Any, measure: Callable[[Any], Tensor]) -> Tensor:
-        return self._recall(rows, measure)
+    recall_log_probs = _CachedReference._recall
 
 
 class CachedHidden(_CachedReference):
@@ -158,5 +159,4 @@ class CachedHidden(_CachedReference):
 
     kind = b"hidden"
 
-    def recall_hidden(self, rows: Any, measure: Callable[[Any], Tensor]) -> Tensor:
-        return self._recall(rows, measure)
+    recall_hidden = _CachedReference._recall

@@ -38,7 +38,7 @@ def test_the_sweeps_are_the_papers_and_align_takes_them() -> None:
     assert [(one.value, one.network) for one in plan["5"]] == [("token", "separate"), *SHARING]
     for setting in (one for figure in plan.values() for one in figure):
         words, positional = to_words(AlignConfig, {"feedback": "f", "model": "m", "out": "o"} | setting.options())
-        assert configure(AlignConfig, words, positional, prog="valence align").method == setting.name
+        assert configure(AlignConfig, words, positional).method == setting.name
 
 
 def test_best_is_by_the_prompts_to_choose_by_alone() -> None:

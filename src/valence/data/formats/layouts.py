@@ -64,8 +64,7 @@ def single(row: Row) -> Record | None:
     key = row.first((*names.COMPLETION, *(names.ANSWER if judged else ()), *bare))
     if key is None:
         return None
-    completion = row.take(key)
-    return build.single_of(row, build.prompt_of(row), completion)
+    return build.single_of(row, build.prompt_of(row), row.take(key))
 
 
 def prompts(row: Row) -> Record | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from valence.data.groups.group import Group, Notes, Takes, Win
+from valence.data.groups.group import Group, Notes, Takes
 from valence.data.groups.labels import to_labels
 from valence.data.groups.preferences import to_preferences
 from valence.data.groups.rewards import to_rewards
@@ -16,7 +16,7 @@ from valence.data.groups.split import split_groups
 from valence.data.records import Record
 from valence.errors import UserError
 
-__all__ = ["Group", "Takes", "Win", "groups_for", "split_groups"]
+__all__ = ["Group", "Takes", "groups_for", "split_groups"]
 
 
 def groups_for(records: Sequence[Record], takes: Takes) -> tuple[list[Group], list[str]]:

@@ -48,7 +48,11 @@ def to_preferences(records: Sequence[Record], notes: Notes) -> list[Group]:
     # One call of torch for each context would take most of the time.
     pairs = iter(ordered([one.values for several in judged for one in several]))
     for context, several in zip(grouped, judged, strict=True):
-        comparisons = [*_of_pairs(context, notes), *chain.from_iterable(_compared(one, next(pairs)) for one in several)]
+        comparisons = list(_of_pairs(context, notes))
+        for one in several:
+            for better, worse, gap in next(pairs):
+                margin = gap if one.scored else None
+                comparisons.append(Comparison(one.completions[better], one.completions[worse], margin))
         merged = _merged(comparisons, notes)
         # Texts without a prompt have no common context: one context of them all would have too many pairs.
         parts = [merged] if context[0].prompt else _connected(*merged)
@@ -107,11 +111,6 @@ def _of_pairs(context: Sequence[Record], notes: Notes) -> Iterator[Comparison]:
             notes.add(PAIRS_TIED)
         else:
             yield Comparison(better, worse, margin, record.rate)
-
-
-def _compared(judged: Judged, pairs: Sequence[tuple[int, int, float]]) -> Iterator[Comparison]:
-    for better, worse, gap in pairs:
-        yield Comparison(judged.completions[better], judged.completions[worse], gap if judged.scored else None)
 
 
 def _merged(comparisons: Sequence[Comparison], notes: Notes) -> tuple[tuple[Text, ...], tuple[Win, ...]]:
