@@ -87,9 +87,9 @@ def count(pairs: list[dict[str, str]]) -> int:
 def ours(folder: Path, method: str, *, head: str = "fused", batching: str = "auto") -> list[float]:
     """Seconds of the steps after the warm-up, and MiB; so the others, too."""
     from valence.data.collate import Encoder
-    from valence.data.load import load_feedback
     from valence.data.groups import groups_for
     from valence.data.groups.adjust import count_classes
+    from valence.data.load import load_feedback
     from valence.policies.loading import load_language_policy
     from valence.runs.methods import ALIGN
     from valence.runs.options import ValueNetwork

@@ -17,7 +17,11 @@ from valence.data.records import Message, Record
 
 ROWS: list[dict[str, Any]] = [
     {"prompt": "a,b", "completion": 'a "quoted"\nline', "label": True, "id": "x"},
-    {"prompt": [{"role": "user", "content": "hi"}], "completion": [{"role": "assistant", "content": "ho"}], "label": False},
+    {
+        "prompt": [{"role": "user", "content": "hi"}],
+        "completion": [{"role": "assistant", "content": "ho"}],
+        "label": False,
+    },
     {"prompt": "", "completion": "naïve ☂", "label": None, "split": "heldout"},
     {"prompt": "c", "completion": "d", "reward": 0.5},
     {"prompt": "e", "completions": ["f", "g"], "scores": [1.0, 2.0]},

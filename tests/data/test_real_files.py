@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from valence.data.load import Loaded, load_feedback
 from valence.data.groups import groups_for, split_groups
 from valence.data.inspect import summarize
+from valence.data.load import Loaded, load_feedback
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"
 pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason=f"the real data is not at {DATA}")

@@ -55,7 +55,7 @@ LABELS: list[tuple[str, str, list[object], dict[str, Any], list[int]]] = [
 
 REFUSED: list[tuple[str, str, list[object], dict[str, Any], tuple[str, ...]]] = [
     # (what, the file's column, its values, options, what the message says)
-    ("stars in a column of labels", "label", [1, 2, 3, 4, 5], {}, ("'5' in 1 rows", "score=label", "accept>3,reject<3")),
+    ("stars as labels", "label", [1, 2, 3, 4, 5], {}, ("'5' in 1 rows", "score=label", "accept>3,reject<3")),
     ("two ends of a scale", "label", [1, 5], {}, ("'1' in 1 rows", "'5' in 1 rows", "score=label")),
     ("three classes of numbers", "label", [1, 0, -1], {}, ("'0' in 1 rows", "'-1' in 1 rows", "ignore=VALUES")),
     ("three classes of words", "label", ["good", "bad", "neutral"], {}, ("'neutral' in 1 rows", "accept=VALUES")),
@@ -135,7 +135,7 @@ def test_the_winner_of_two_answers(
 
 @pytest.mark.parametrize("values", [[0, 1], ["x", "y"], ["A", "left"], [1, 2, 0.5]])
 def test_a_winner_that_names_neither_clearly_is_refused(load_rows: Load, values: list[object]) -> None:
-    with pytest.raises(UserError, match="winner holds .* it is not clear which of two answers they name"):
+    with pytest.raises(UserError, match=r"winner holds .* it is not clear which of two answers they name"):
         load_rows(*({"prompt": "p", "a": "one", "b": "two", "winner": value} for value in values))
 
 
@@ -157,10 +157,12 @@ def test_stars_units_and_decimal_commas_are_scores(load_rows: Load) -> None:
 
 
 def test_scores_and_pairs_can_be_inverted(load_rows: Load) -> None:
-    (score,) = load_rows({"prompt": "p", "completion": "c", "loss": 2.5}, columns={"score": "loss"}, labels="invert").records
+    lost = {"prompt": "p", "completion": "c", "loss": 2.5}
+    (score,) = load_rows(lost, columns={"score": "loss"}, labels="invert").records
     assert score.values == (-2.5,)
-    pair = load_rows({"prompt": "p", "chosen": "c", "rejected": "d", "score_chosen": 1, "score_rejected": 0}, labels="invert")
-    assert pair.records[0].completions == ("d", "c") and pair.records[0].values == (-0.0, -1.0)
+    two = {"prompt": "p", "chosen": "c", "rejected": "d", "score_chosen": 1, "score_rejected": 0}
+    (pair,) = load_rows(two, labels="invert").records
+    assert pair.completions == ("d", "c") and pair.values == (-0.0, -1.0)
 
 
 def test_ignored_values_are_counted_and_their_rows_are_not_learned_from(load_rows: Load) -> None:
@@ -172,7 +174,7 @@ def test_ignored_values_are_counted_and_their_rows_are_not_learned_from(load_row
 
 def test_a_mapped_role_that_no_layout_reads_is_an_error(load_rows: Load) -> None:
     rows = [{"p": "a", "x": "b", "y": "c", "w": "x"}]
-    with pytest.raises(UserError, match="label=w.*read as pair, which does not use label"):
+    with pytest.raises(UserError, match=r"label=w.*read as pair, which does not use label"):
         load_rows(*rows, columns={"prompt": "p", "chosen": "x", "rejected": "y", "label": "w"})
 
 
@@ -183,7 +185,8 @@ def test_a_rule_of_another_form_is_refused(text: str) -> None:
 
 
 def test_no_spelling_has_two_meanings() -> None:
-    words = [(each, sign) for pair in SCHEMES for sign, side in zip((1, -1), pair, strict=True) for each in side.split()]
+    sides = [(side, sign) for pair in SCHEMES for side, sign in zip(pair, (1, -1), strict=True)]
+    words = [(each, sign) for side, sign in sides for each in side.split()]
     assert len({each for each, _ in words}) == len(set(words))
     assert all(LABEL_SIDES[each] == sign for each, sign in words)
     assert set(WINNER_SIDES.values()) == {1, -1}

@@ -280,7 +280,8 @@ class Verdicts:
                 )
         for column, units in self.units.items():
             if column in self.labels:
-                raise UserError(f"{path}: {column} holds numbers and {_shown(self.labels[column])}: write one of the two")
+                shown = _shown(self.labels[column])
+                raise UserError(f"{path}: {column} holds numbers and {shown}: write one of the two")
             if len(units) > 1:
                 shown = ", ".join(repr(value) for value in units.values())
                 raise UserError(f"{path}: {column} gives numbers in several units ({shown}): write them in one")
