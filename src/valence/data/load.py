@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -14,9 +14,9 @@ from valence.data.formats.read import read_rows
 from valence.data.formats.row import LABEL, PROMPT, SCORE, WINNER, Refused, Row, Skipped
 from valence.data.formats.suggest import UnknownColumns, looks_like_verdicts
 from valence.data.formats.verdicts import LabelRule, Verdicts
-from valence.data.products import product_of, repair
+from valence.data.products import PRODUCTS, joinable, product_of, repair
 from valence.data.records import Problem, Record
-from valence.errors import UserError
+from valence.errors import UserError, one_line
 
 MapRow = Callable[[dict[str, object]], "Mapping[str, object] | None"]
 SAMPLED = 200
@@ -70,7 +70,7 @@ def load_feedback(
     """
     if isinstance(paths, str) or not paths:
         raise UserError("no feedback files given")
-    joined = Join.parse(join) if join else None
+    joined = Join.parse(join, joinable) if join else iter
     template = Template(prompt_template) if prompt_template else None
     reader = _Reader(columns or {}, LabelRule.parse(labels), map_row, template)
     records: list[Record] = []
@@ -78,19 +78,19 @@ def load_feedback(
     for path in map(str, paths):
         before, counted = len(records), len(problems)
         reader.begin(path)
-        for line, row in (joined or _as_it_is)(read_rows(path, split=split, subset=subset, repair=repair)):
-            for found in reader.read(row):
-                if isinstance(found, Record):
-                    records.append(replace(found, file=path, line=line))
-                elif isinstance(found, Refused):
-                    problems.append(Problem(path, line, str(found)))
+        for line, found in reader.read(joined(read_rows(path, split=split, subset=subset, repair=repair))):
+            if isinstance(found, Record):
+                records.append(replace(found, file=path, line=line))
+            else:
+                problems.append(Problem(path, line, str(found)))
         reader.verdicts.check(path)
         reader.check_names(path)
         if len(records) == before and not reader.skipped:
             raise reader.nothing_read(path, problems[counted:])
     reader.check_renames()
     if not records:
-        why = "; ".join(f"{reason} ({count:,} rows)" for reason, count in reader.skipped.most_common())
+        reasons = [f"{reason} ({count:,} rows)" for reason, count in reader.skipped.most_common()]
+        why = "; ".join([*reasons, *map(str, problems[:1])])
         raise UserError(f"{', '.join(map(str, paths))}: no row says anything: {why}")
     if strict and problems:
         more = f" (and {len(problems) - 1} more rows with problems)" if len(problems) > 1 else ""
@@ -100,10 +100,6 @@ def load_feedback(
         records, problems, dict(reader.layouts), len(records) + len(problems) + sum(reader.skipped.values()), unread,
         dict(reader.skipped), looks_like_verdicts(reader.sample, unread),
     )  # fmt: skip
-
-
-def _as_it_is(rows: Iterator[tuple[int, object]]) -> Iterator[tuple[int, object]]:
-    return rows
 
 
 class _Reader:
@@ -120,6 +116,10 @@ class _Reader:
         self.columns = {ours: Column(theirs) for ours, theirs in self.renames.items()}
         self.displaced = displaced(self.renames) | ({*PROMPT} - {*self.renames} if template else set())
         self.rule, self.map_row, self.template = rule, map_row, template
+        verdicts = (LABEL[0], SCORE[0], WINNER[0])
+        self.wanted = {ours: theirs for ours, theirs in self.renames.items() if ours in verdicts}
+        # Columns of the user's own name a text: the export is then a plain table.
+        self.mapped = len(self.wanted) < len(self.renames)
         self.seen: dict[str, None] = {}
         self.used: set[str] = set()
         self.found: set[str] = set()
@@ -133,63 +133,92 @@ class _Reader:
     def begin(self, path: str) -> None:
         """Start a file: verdicts are checked file by file."""
         self.path = path
-        self.verdicts = Verdicts(self.rule, lambda name: self.renames.get(name, name))
+        self.name = ""
+        self.verdicts = Verdicts(self.rule, lambda name: self.name or self.renames.get(name, name))
         self.sample: list[dict[str, object]] = []
         self.names: Counter[str] = Counter()
 
-    def read(self, row: object) -> Iterator[Record | Refused]:
-        """The records of a row, and why it cannot be used. What is skipped is counted."""
-        try:
-            for product, unit in self._units(row):
-                try:
-                    if isinstance(unit, Skipped):
-                        raise unit
-                    yield self._record(unit, product)
-                except Skipped as skipped:
-                    self.skipped[str(skipped)] += 1
-                except Refused as refused:
-                    yield refused
-        except Skipped as skipped:
-            self.skipped[str(skipped)] += 1
-        except Refused as refused:
-            yield refused
-
-    def _units(self, row: object) -> Iterator[tuple[str, dict[str, object] | Skipped]]:
-        """(the product, or "", a row of our own layouts) of each piece of feedback of a row."""
-        if not isinstance(row, dict):
-            raise row if isinstance(row, Refused | Skipped) else Refused("not a JSON object")
-        if self.map_row is not None:
+    def read(self, rows: Iterable[tuple[int, object]]) -> Iterator[tuple[int, Record | Refused]]:
+        """(line, record or why there is none) of each row; what is skipped is counted."""
+        for line, product, unit in self._units(rows):
             try:
-                row = self.map_row(row)
-            except Exception as error:
-                raise Refused(f"`map` failed: {type(error).__name__}: {error}") from error
-            if row is None:
-                raise Skipped("dropped by `map`")
-            if not isinstance(row, Mapping):
-                raise Refused(f"`map` gave {type(row).__name__}, and must give a row or None")
-        row = dict(row)
+                if isinstance(unit, Exception):
+                    raise unit
+                yield line, self._record(unit, product)
+            except Skipped as skipped:
+                self.skipped[str(skipped)] += 1
+            except Refused as refused:
+                yield line, refused
+
+    def _units(self, rows: Iterable[tuple[int, object]]) -> Iterator[tuple[int, str, dict[str, object] | Exception]]:
+        """(line, the product or "", a row of our own layouts) of each piece of feedback."""
+        whole: dict[str, list[tuple[int, Mapping[str, object]]]] = {}
+        compared: dict[tuple[str, str], tuple[int, list[Mapping[str, object]]]] = {}
+        for line, row in rows:
+            try:
+                fields = self._mapped(row)
+                product = None if self.mapped else product_of(fields)
+                if product is None:
+                    yield line, "", fields
+                elif product.whole is not None:
+                    whole.setdefault(product.name, []).append((line, fields))
+                else:
+                    for unit in product.rows(fields):
+                        if product.compare and isinstance(unit, dict) and unit.get("comparison") is not None:
+                            key = product.name, str(unit["comparison"])
+                            compared.setdefault(key, (line, []))[1].append(unit)
+                        else:
+                            yield line, product.name, unit
+            except (Refused, Skipped) as reason:
+                yield line, "", reason
+        for product in PRODUCTS:
+            if product.whole is not None and product.name in whole:
+                yield from ((line, product.name, unit) for line, unit in product.whole(whole[product.name]))
+            for (name, _), (line, units) in compared.items():
+                if product.compare is not None and product.name == name:
+                    try:
+                        yield line, name, product.compare(units)
+                    except Refused as reason:
+                        yield line, name, reason
+
+    def _mapped(self, row: object) -> dict[str, object]:
+        """A row after the user's `map_row`."""
+        if not isinstance(row, dict):
+            raise row if isinstance(row, (Refused, Skipped)) else Refused("not a JSON object")
         if len(self.sample) < SAMPLED:
             self.sample.append(row)
-        product = product_of(row)
-        if product is None or {*self.renames} - {LABEL[0], SCORE[0], WINNER[0]}:
-            yield "", row
-            return
-        wanted = next((self.renames[name] for name in (LABEL[0], SCORE[0], WINNER[0]) if name in self.renames), None)
-        for unit in product.rows(row):
-            if isinstance(unit, Skipped):
-                yield product.NAME, unit
-                continue
-            name = unit.pop("feedback_name", None)
-            if isinstance(name, str):
-                self.names[name] += 1
-                if wanted is not None and wanted != name:
-                    yield product.NAME, Skipped("feedback of another name than `columns` asks for")
-                    continue
-                self.found.update(field for field, theirs in self.renames.items() if theirs == name)
-            yield product.NAME, unit
+        if self.map_row is None:
+            return row
+        try:
+            made = self.map_row(dict(row))
+        except Exception as error:
+            raise Refused(f"`map` failed: {one_line(f'{type(error).__name__}: {error}')}") from error
+        if made is None:
+            raise Skipped("dropped by `map`")
+        if not isinstance(made, Mapping):
+            raise Refused(f"`map` gave {type(made).__name__}, and must give a row or None")
+        return dict(made)
+
+    def _named(self, unit: dict[str, object]) -> dict[str, object]:
+        """A product's piece of feedback, if it is of the name that the user asks for, or of the only one."""
+        name = unit.pop("feedback_name", None)
+        unit.pop("comparison", None)
+        self.name = name if isinstance(name, str) else ""
+        if not self.name:
+            return unit
+        self.names[self.name] += 1
+        if self.wanted and self.name not in self.wanted.values():
+            raise Skipped("feedback of another name than `columns` asks for")
+        self.found.update(ours for ours, theirs in self.wanted.items() if theirs == self.name)
+        if self.wanted.get(LABEL[0]) == self.name and LABEL[0] not in unit and SCORE[1] in unit:
+            unit[LABEL[0]] = unit.pop(SCORE[1])
+        return unit
 
     def _record(self, row: dict[str, object], product: str) -> Record:
         """The row as a Record with its split and its other columns."""
+        self.name = ""
+        if product:
+            row = self._named(row)
         self.seen.update(dict.fromkeys(row))
         columns = {} if product else self.columns
         given = {ours: column.of(row) for ours, column in columns.items()}
@@ -233,12 +262,12 @@ class _Reader:
         if not self.names:
             return
         shown = ", ".join(f"{name} ({count:,})" for name, count in self.names.most_common())
-        asked = [name for name in (LABEL[0], SCORE[0], WINNER[0]) if name in self.renames]
-        if len(self.names) > 1 and not asked:
+        if len(self.names) > 1 and not self.wanted:
             first = next(iter(self.names))
             raise UserError(f"{path} holds feedback of several names: {shown}. Choose one: `columns=label={first}`")
-        if asked and not any(self.renames[name] in self.names for name in asked):
-            raise UserError(f"{path} has no feedback named {self.renames[asked[0]]}: there are {shown}")
+        missing = [theirs for theirs in self.wanted.values() if theirs not in self.names]
+        if missing:
+            raise UserError(f"{path} has no feedback named {missing[0]}: there are {shown}")
 
     def check_renames(self) -> None:
         """Raise UserError if no row has a column that the user named, or no layout reads it."""

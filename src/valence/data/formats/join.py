@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,8 +31,10 @@ class Join:
     index: Mapping[str, Mapping[str, object]] = field(repr=False)
 
     @classmethod
-    def parse(cls, words: Sequence[str]) -> Join:
-        """(FILE, "on=KEY") or (FILE, "on=KEY=KEY_OF_FILE").
+    def parse(
+        cls, words: Sequence[str], joinable: Callable[[list[dict[str, object]]], list[dict[str, object]]]
+    ) -> Join:
+        """(FILE, "on=KEY") or (FILE, "on=KEY=KEY_OF_FILE"). `joinable` gathers rows that have one key.
 
         Raises:
             UserError: another form, a file that cannot be read, a key that no row has or that two rows share.
@@ -43,29 +45,25 @@ class Join:
         path, ours, theirs = words[0], parts[1].strip(), parts[-1].strip()
         index: dict[str, Mapping[str, object]] = {}
         columns: dict[str, None] = {}
-        for line, row in read_rows(path):
-            if isinstance(row, Refused):
-                continue
+        for row in joinable([row for _, row in read_rows(path) if not isinstance(row, Refused)]):
             columns.update(dict.fromkeys(row))
             key = look_up(row, theirs)
             if key is ABSENT:
                 continue
             if str(key) in index and index[str(key)] != row:
-                raise UserError(f"{path}:{line}: two rows have {theirs}={key}: give as feedback the file that has many")
+                raise UserError(f"{path}: two rows have {theirs}={key}: give as feedback the file that has several")
             index[str(key)] = row
         if not index:
             raise UserError(f"`join`: no row of {path} has a column {theirs}: there are {', '.join(columns)}")
         return cls(path, ours, theirs, index)
 
     def __call__(self, rows: Iterator[tuple[int, object]]) -> Iterator[tuple[int, object]]:
-        """The rows with the columns of the other file; a row without a match is skipped, with the reason."""
+        """The rows with the columns of the other file. One without the key stays as it is; one without a match is
+        skipped, with the reason."""
         for line, row in rows:
-            if not isinstance(row, Mapping):
+            key = look_up(row, self.ours) if isinstance(row, Mapping) else ABSENT
+            if not isinstance(row, Mapping) or key is ABSENT:
                 yield line, row
-                continue
-            key = look_up(row, self.ours)
-            if key is ABSENT:
-                yield line, Refused(f"no column {self.ours} to join {Path(self.path).name} on")
             elif (other := self.index.get(str(key))) is None:
                 yield line, Skipped(f"no row of {Path(self.path).name} has its {self.ours}")
             else:

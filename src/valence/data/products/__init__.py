@@ -5,34 +5,78 @@ A product's module has `NAME`, `matches(row)` and `rows(row)`. To add one, write
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Protocol
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from valence.data.formats.row import Skipped
+from valence.data.products import (
+    arena,
+    argilla,
+    chainlit,
+    gradio,
+    label_studio,
+    langfuse,
+    langsmith,
+    mlflow,
+    openai_logs,
+    openwebui,
+    phoenix,
+    prodigy,
+    weave,
+)
+
+Fields = Mapping[str, object]
+Unit = dict[str, object] | Skipped
+"""One piece of feedback as a row of our own layouts, or why it says nothing."""
 
 
-class Product(Protocol):
-    """What a product's module has."""
+@dataclass(frozen=True)
+class Product:
+    """A product's export.
 
-    NAME: str
+    Args:
+        name: the product.
+        matches: whether a row is of this export.
+        rows: the feedback in an exported row; it raises Refused for a row that cannot be used.
+        whole: (line, row) of a whole file -> (line, outcome), where a row may take back an earlier one.
+        compare: pieces of feedback with one `comparison` -> one piece, where an answer has a row of its own.
+        joins: whether a row of the joined file has to be gathered first.
+        gather: rows of the joined file -> rows that can be joined.
+    """
 
-    def matches(self, row: Mapping[str, object]) -> bool:
-        """Whether a row is of this product's export."""
-        ...
-
-    def rows(self, row: Mapping[str, object]) -> Iterator[dict[str, object] | Skipped]:
-        """The feedback in an exported row, as rows of our own layouts."""
-        ...
-
-
-PRODUCTS: tuple[Product, ...] = ()
+    name: str
+    matches: Callable[[Fields], bool]
+    rows: Callable[[Fields], Iterator[Unit]]
+    whole: Callable[[Iterable[tuple[int, Fields]]], Iterator[tuple[int, dict[str, object] | Exception]]] | None = None
+    compare: Callable[[Sequence[Fields]], Unit] | None = None
+    joins: Callable[[Fields], bool] | None = None
+    gather: Callable[[Iterable[Fields]], Iterator[dict[str, object]]] | None = None
 
 
-def product_of(row: Mapping[str, object]) -> Product | None:
+PRODUCTS = (
+    Product(openwebui.NAME, openwebui.matches, openwebui.rows),
+    Product(langfuse.NAME, langfuse.matches, langfuse.rows, joins=langfuse.joins, gather=langfuse.gather),
+    Product(langsmith.NAME, langsmith.matches, langsmith.rows, compare=langsmith.compare),
+    Product(argilla.NAME, argilla.matches, argilla.rows),
+    Product(label_studio.NAME, label_studio.matches, label_studio.rows),
+    Product(arena.NAME, arena.matches, arena.rows),
+    Product(chainlit.NAME, chainlit.matches, chainlit.rows, joins=chainlit.joins, gather=chainlit.gather),
+    Product(gradio.NAME, gradio.matches, gradio.rows, whole=gradio.group),
+    Product(prodigy.NAME, prodigy.matches, prodigy.rows),
+    Product(weave.NAME, weave.matches, weave.rows),
+    Product(mlflow.NAME, mlflow.matches, mlflow.rows),
+    Product(phoenix.NAME, phoenix.matches, phoenix.rows),
+    Product(openai_logs.NAME, openai_logs.matches, openai_logs.rows),
+)
+repair = gradio.repair
+
+
+def product_of(row: Fields) -> Product | None:
     """The product whose export a row is of, or None."""
     return next((product for product in PRODUCTS if product.matches(row)), None)
 
 
-def repair(header: list[str], cells: list[str]) -> dict[str, str] | None:
-    """The cells of a row of a table whose header a product writes wrongly, by their true names; else None."""
-    return None
+def joinable(rows: list[dict[str, object]]) -> list[dict[str, object]]:
+    """The rows of a joined file, gathered where a product's rows have to be."""
+    gather = next((each.gather for each in PRODUCTS if each.joins and rows and each.joins(rows[0])), None)
+    return rows if gather is None else list(gather(rows))
