@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shlex
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -83,7 +85,7 @@ USAGE = (
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point. Exits with 0, with 2 and one clear line for bad input, or with 130 when interrupted."""
+    """Entry point. Exits with 0, with 2 and one clear line for bad input, or with 128 + the signal's number."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         lines = (f"  {name:15} {command.summary}" for name, command in COMMANDS.items())
@@ -98,14 +100,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         call(name, words)
     except UserError as error:
-        fail(str(error))
-    except KeyboardInterrupt:
-        print(
-            "interrupted; align, improve, improve-images, control and search continue with --resume from the last "
-            "checkpoint in --out",
-            file=sys.stderr,
-        )
-        sys.exit(130)
+        fail(str(error), *getattr(error, "__notes__", ()), again=retry(arguments, getattr(error, "columns", "")))
+    except KeyboardInterrupt as error:
+        print("; ".join(("valence: interrupted", *map(spell, filter(None, map(str, error.args))))), file=sys.stderr)
+        sys.exit(128 + getattr(error, "number", signal.SIGINT))
     except ModuleNotFoundError as error:
         if not error.name or error.name.split(".")[0] == "valence":
             raise
@@ -174,7 +172,16 @@ def log(line: str) -> None:
     print(spell(line), flush=True)
 
 
-def fail(message: str) -> None:
-    """Print one line on standard error, and exit with status 2."""
-    print(f"valence: {' '.join(spell(message).split())}", file=sys.stderr)
+def retry(arguments: Sequence[str], columns: str) -> str:
+    """The command line again, with the columns that could work; "" where there are none to try."""
+    from valence.runs.settings import take
+
+    return shlex.join(["valence", *take(arguments, "columns")[1], "--columns", columns]) if columns else ""
+
+
+def fail(message: str, *notes: str, again: str = "") -> None:
+    """Print one line on standard error, then notes and a command that could work, and exit with status 2."""
+    print(f"valence: {' '.join(spell(message).split())}", *map(spell, notes), sep="\n", file=sys.stderr)
+    if again:
+        print(f"try: {again}", file=sys.stderr)
     sys.exit(2)

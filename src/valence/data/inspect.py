@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 from valence.data.load import Loaded
-from valence.data.records import Record, contents
+from valence.data.records import Record, Text, contents
 
 COLUMNS_SHOWN = 8
 
@@ -30,6 +30,7 @@ class Summary:
         conflicts: number of completions of a prompt that are both accepted and rejected.
         ties: number of pairs with equal scores.
         empty_prompts: number of rows with a completion and no prompt.
+        examples: side, such as "accepted" or "better" -> a completion that was read so, shortened.
     """
 
     loaded: Loaded
@@ -46,6 +47,7 @@ class Summary:
     conflicts: int
     ties: int
     empty_prompts: int
+    examples: dict[str, str]
 
     def to_json(self) -> dict[str, object]:
         """The documented fields, then those that show a prompt column that was not recognised."""
@@ -53,7 +55,8 @@ class Summary:
             "shape": self.shape, "rows": self.loaded.rows, "prompts": self.prompts, "accepted": self.accepted,
             "rejected": self.rejected, "problems": [asdict(problem) for problem in self.loaded.problems],
             "method": self.method, "why": self.why, "empty_prompts": self.empty_prompts,
-            "unread_columns": self.loaded.unread,
+            "unread_columns": self.loaded.unread, "skipped": self.loaded.skipped,
+            "verdict_like_columns": self.loaded.verdict_like, "examples": self.examples,
         }  # fmt: skip
 
 
@@ -68,7 +71,7 @@ def summarize(loaded: Loaded) -> Summary:
     judged = bool(shapes["label"] or shapes["pair"])
     scores = [value for record in records if record.scored for value in record.values]
     lengths = [len("".join(contents(text))) for record in records for text in record.completions]
-    method, why = choose_method(records)
+    method, why = choose_method(loaded)
     return Summary(
         loaded=loaded,
         shape=f"{next(iter(shapes))}s" if len(shapes) == 1 else "mixed",
@@ -84,11 +87,50 @@ def summarize(loaded: Loaded) -> Summary:
         conflicts=len(signed) - len({(prompt, completions) for prompt, completions, _ in signed}),
         ties=sum(record.shape == "pair" and record.scored and len(set(record.values)) == 1 for record in records),
         empty_prompts=sum(record.shape != "prompt" and not any(contents(record.prompt)) for record in records),
+        examples=examples_of(records),
     )
 
 
-def choose_method(records: Sequence[Record]) -> tuple[str | None, str]:
+def examples_of(records: Sequence[Record]) -> dict[str, str]:
+    """An example of each side that the rows were read as: accepted and rejected, better and worse, high and low."""
+    found: dict[str, str] = {}
+    labels = [record for record in records if record.shape == "label" and record.values[0]]
+    for side, sign in (("accepted", 1.0), ("rejected", -1.0)):
+        first = next((record for record in labels if record.values[0] == sign), None)
+        if first is not None:
+            found[side] = _shortened(first.prompt, first.completions[0])
+    pair = next((record for record in records if record.shape == "pair"), None)
+    if pair is not None:
+        found |= {"better": _shortened(pair.prompt, pair.completions[0])}
+        found |= {"worse": _shortened(pair.prompt, pair.completions[1])}
+    scored = [record for record in records if record.shape in ("score", "ranking") and record.values]
+    if scored:
+        best = max(scored, key=lambda record: max(record.values))
+        worst = min(scored, key=lambda record: min(record.values))
+        for side, record, value in (("the best", best, max(best.values)), ("the worst", worst, min(worst.values))):
+            name = f"{side}, {value:g}" if record.scored else side
+            found[name] = _shortened(record.prompt, record.completions[record.values.index(value)])
+    return found
+
+
+def _shortened(prompt: Text, completion: Text) -> str:
+    """A completion and the end of its prompt, on one line."""
+    asked, answer = (" ".join(" ".join(contents(text)).split()) for text in (prompt, completion))
+    asked = f"… {asked[-40:]}" if len(asked) > 42 else asked
+    answer = f"{answer[:60]} …" if len(answer) > 62 else answer
+    return f"{asked!r} → {answer!r}" if asked else repr(answer)
+
+
+def choose_method(loaded: Loaded) -> tuple[str | None, str]:
     """(the method that fits the feedback without a conversion, the reason in one line); no method without feedback."""
+    method, why = _choose(loaded.records)
+    if method is None and loaded.verdict_like:
+        columns = "; ".join(f"{name} ({values})" for name, values in loaded.verdict_like.items())
+        return None, f"no verdict was read, and these columns look like verdicts: {columns}: name one with `columns`"
+    return method, why
+
+
+def _choose(records: Sequence[Record]) -> tuple[str | None, str]:
     judged = [record for record in records if record.shape != "prompt"]
     shapes = {record.shape for record in judged}
     if not judged:
@@ -162,6 +204,9 @@ def _facts(summary: Summary) -> list[tuple[str, str]]:
     low, high = summary.score_range or (0.0, 0.0)
     loaded = summary.loaded
     unread = [f"{name} ({rows} rows)" for name, rows in loaded.unread.items()]
+    skipped = "; ".join(f"{count} rows: {reason}" for reason, count in loaded.skipped.items())
+    judged = "; ".join(f"{name} ({values})" for name, values in loaded.verdict_like.items())
+    scores = f"{low:g} to {high:g}, higher is better" if summary.score_range else ""
     more = f" and {len(unread) - COLUMNS_SHOWN} more" if len(unread) > COLUMNS_SHOWN else ""
     hint = "; if a column below is their prompt, name it with `columns`: prompt=…" if unread else ""
     facts = [
@@ -169,9 +214,12 @@ def _facts(summary: Summary) -> list[tuple[str, str]]:
         ("rows", f"{loaded.rows}, {summary.prompts} distinct prompts"),
         ("verdicts", "" if summary.accepted is None else f"{summary.accepted} accepted, {summary.rejected} rejected"),
         ("no prompt", f"{summary.empty_prompts} rows{hint}" if summary.empty_prompts else ""),
+        *((f"read as {side}", example) for side, example in summary.examples.items()),
+        ("skipped", skipped),
         ("not read", ", ".join(unread[:COLUMNS_SHOWN]) + more),
+        ("like verdicts", f"{judged}, and not read: name one with `columns`" if judged else ""),
         ("unlabelled", str(summary.unlabelled or "")),
-        ("scores", f"{low:g} to {high:g}" if summary.score_range else ""),
+        ("scores", f"{scores} (`labels` such as {_bounds(low, high)} makes verdicts of them)" if scores else ""),
         ("length", f"{summary.mean_length:.0f} characters a completion" if summary.mean_length else ""),
         ("splits", splits if set(summary.splits) != {""} else ""),
         ("conflicts", f"{summary.conflicts} completions both accepted and rejected" if summary.conflicts else ""),
@@ -180,3 +228,8 @@ def _facts(summary: Summary) -> list[tuple[str, str]]:
         ("problems", f"{len(loaded.problems)} rows cannot be used" if loaded.problems else "none"),
     ]
     return [(name, value) for name, value in facts if value]
+
+
+def _bounds(low: float, high: float) -> str:
+    """Bounds that split a range in three."""
+    return f"accept>={high - (high - low) / 4:.3g},reject<={low + (high - low) / 4:.3g}"

@@ -83,8 +83,8 @@ def load_feedback(
                 records.append(replace(found, file=path, line=line))
             else:
                 problems.append(Problem(path, line, str(found)))
-        reader.verdicts.check(path)
         reader.check_names(path)
+        reader.verdicts.check(path)
         if len(records) == before and not reader.skipped:
             raise reader.nothing_read(path, problems[counted:])
     reader.check_renames()

@@ -79,7 +79,7 @@ def align_from_words(words: Sequence[str], positional: dict[str, Any], *, log: L
 
     def choose(config: AlignConfig) -> str:
         loaded.append(load_rows(config.feedback, config.data, log, describe=True))
-        chosen, why = choose_method(loaded[0].records)
+        chosen, why = choose_method(loaded[0])
         if chosen is None:
             raise UserError(why)
         log(f"method: {chosen} ({why})")

@@ -18,7 +18,7 @@ from valence.evaluation.statistics import WinRate, win_rate
 from valence.rewards.loading import load_reward
 from valence.runs.data import load_rows
 from valence.runs.language import device_of, load_policy, positions_of
-from valence.runs.options import Count, DataOptions, ModelOptions, Options, Positive, TwoOrMore, Whole
+from valence.runs.options import Count, ModelOptions, Options, Positive, ReadOptions, TwoOrMore, Whole
 from valence.runs.run import Log, begin, claim, write_settings
 from valence.runs.settings import RunConfig, settings_of
 from valence.sources.prompts import EncodedPrompt, plain_prompt, verdicts
@@ -30,8 +30,6 @@ class ComparisonOptions(Options):
 
     judge_template: str = "helpful"
     """Question to a pairwise judge: helpful, summary, or a text with {prompt}, {first} and {second}."""
-    columns: str | None = None
-    """Names of your columns, such as prompt=question."""
     max_prompts: Count = 200
     """Prompts, at most: a random part of the file."""
     max_new_tokens: Count = 64
@@ -66,6 +64,7 @@ class CompareConfig(RunConfig):
     """judge:MODEL@URL, or any reward of valence improve: the completion with the higher one is better."""
     out: str = ""
     """Folder to write into."""
+    read: ReadOptions = field(default_factory=ReadOptions)
     comparison: ComparisonOptions = field(default_factory=ComparisonOptions)
 
 
@@ -85,7 +84,7 @@ def run_comparison(config: CompareConfig, *, log: Log = print, show: bool = True
         config.judge, device=device_of(options.device), cache=out / "judge.sqlite", template=options.judge_template,
         argument="judge",
     )  # fmt: skip
-    loaded = load_rows([config.prompts], DataOptions(columns=options.columns), log)
+    loaded = load_rows([config.prompts], config.read, log)
     order = torch.randperm(len(loaded.records), generator=torch.Generator().manual_seed(options.seed)).tolist()
     records = [loaded.records[place] for place in order[: options.max_prompts]]
     texts, fitting = _completions(config, records, log)

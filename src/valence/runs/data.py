@@ -12,17 +12,31 @@ from valence.data.inspect import summarize
 from valence.data.load import Loaded, load_feedback
 from valence.data.prepare import Feedback, Log, log_problems
 from valence.errors import UserError
+from valence.rewards.loading import load_function
 from valence.runs.methods import Method
-from valence.runs.options import DataOptions
+from valence.runs.options import DataOptions, ReadOptions
 
 
-def load_rows(paths: Sequence[str], data: DataOptions, log: Log, *, of: str = "rows", describe: bool = False) -> Loaded:
-    """Load files and log their problems; with `describe` also what they hold."""
-    loaded = load_feedback(paths, columns=parse_columns(data.columns), strict=data.strict)
+def read_feedback(paths: Sequence[str], read: ReadOptions) -> Loaded:
+    """Read files of feedback as the options say."""
+    return load_feedback(
+        paths, columns=parse_columns(read.columns), labels=read.labels, join=read.join,
+        map_row=load_function(read.map, "") if read.map else None, prompt_template=read.prompt_template,
+        split=read.split, subset=read.subset, strict=read.strict,
+    )  # fmt: skip
+
+
+def load_rows(paths: Sequence[str], read: ReadOptions, log: Log, *, of: str = "rows", describe: bool = False) -> Loaded:
+    """Read files and log their problems; with `describe` also what they hold, and how an example of each side reads."""
+    loaded = read_feedback(paths, read)
     if describe:
         found = summarize(loaded)
         sides = "" if found.accepted is None else f", {found.accepted:,} accepted, {found.rejected:,} rejected"
         log(f"feedback: {loaded.rows:,} rows, {found.prompts:,} prompts, shape {found.shape}{sides}")
+        for side, example in found.examples.items():
+            log(f"  read as {side}: {example}")
+    for reason, count in loaded.skipped.items():
+        log(f"skipped: {count:,} {of}: {reason}")
     log_problems(loaded.problems, log, of=of)
     return loaded
 

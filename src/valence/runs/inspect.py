@@ -8,10 +8,10 @@ from typing import ClassVar
 
 import tyro
 
-from valence.data.formats.columns import parse_columns
 from valence.data.inspect import render, summarize
-from valence.data.load import load_feedback
 from valence.errors import UserError
+from valence.runs.data import read_feedback
+from valence.runs.options import ReadOptions
 from valence.runs.run import Log
 from valence.runs.settings import RunConfig
 
@@ -27,18 +27,14 @@ class InspectConfig(RunConfig):
     """Files or folders of feedback."""
     json: bool = False
     """Print JSON."""
-    strict: bool = False
-    """A row that cannot be used is an error."""
-    columns: str | None = None
-    """Names of your columns, such as prompt=question,completion=answer."""
+    read: ReadOptions = field(default_factory=ReadOptions)
 
 
 def inspect(config: InspectConfig, *, log: Log = print, show: bool = True) -> None:
     """Read the files and print a summary."""
     if not config.files:
         raise UserError(f"no file given: {config.usage}")
-    loaded = load_feedback(config.files, columns=parse_columns(config.columns), strict=config.strict)
-    summary = summarize(loaded)
+    summary = summarize(read_feedback(config.files, config.read))
     if config.json:
         print(json.dumps(summary.to_json(), ensure_ascii=False))
         return

@@ -80,11 +80,31 @@ class Options:
 
 
 @dataclass(frozen=True)
-class DataOptions(Options):
+class ReadOptions(Options):
     """How the files are read."""
 
     columns: str | None = None
-    """Names of your columns, such as prompt=question,completion=answer."""
+    """Your columns: prompt=question,completion=turns[-1].text; also sums (a+b) and lists (a|b|c) of columns."""
+    labels: str | None = None
+    """What verdicts mean: accept=VALUES,reject=VALUES,ignore=VALUES; accept>=4,reject<=2; invert; or as-is."""
+    join: tuple[str, ...] = ()
+    """Columns of another file: FILE on=KEY, or FILE on=KEY=KEY_OF_FILE."""
+    map: str | None = None
+    """file.py:function that turns a row into another, or into None to drop it."""
+    prompt_template: str | None = None
+    """Text file that makes the prompt: {column} stands for a column's text."""
+    split: str | None = None
+    """Split of a data set of the hub."""
+    subset: str | None = None
+    """Subset of a data set of the hub."""
+    strict: bool = False
+    """End the run at the first row that cannot be used."""
+
+
+@dataclass(frozen=True)
+class DataOptions(ReadOptions):
+    """How the files are read."""
+
     separator: str = ""
     """Text put between a plain-string prompt and its completion."""
     max_length: TwoOrMore = 512
@@ -93,8 +113,6 @@ class DataOptions(Options):
     """Files of held-out rows. Without them the rows marked held-out, or a fraction, are held out."""
     eval_fraction: Fraction = 0.05
     """Share of the prompts that is held out where no row is marked."""
-    strict: bool = False
-    """End the run at the first row that cannot be used."""
 
 
 @dataclass(frozen=True)

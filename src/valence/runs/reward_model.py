@@ -27,7 +27,7 @@ from valence.rewards.training import (
 )
 from valence.runs.data import load_rows
 from valence.runs.language import SMALL_NETWORK, device_of
-from valence.runs.options import Count, DataOptions, Fraction, Options, Positive, TwoOrMore, Whole, check
+from valence.runs.options import Count, Fraction, Options, Positive, ReadOptions, TwoOrMore, Whole, check
 from valence.runs.run import Log, begin, claim, write_settings
 from valence.runs.settings import RunConfig, configure, settings_of, to_words
 
@@ -41,8 +41,6 @@ class RewardModelOptions(Options):
     pairs where there are any, else scores."""
     embedding: TwoOrMore = 8
     """preference: numbers in a text's embedding, even; 2 hold one cycle."""
-    columns: str | None = None
-    """Names of your columns, such as prompt=question,completion=answer."""
     lr: Positive | None = None
     """Learning rate, falling to 0; 1e-4 below 100M parameters, else 1e-5."""
     batch_size: Count = 32
@@ -84,6 +82,7 @@ class RewardModelConfig(RunConfig):
     """The backbone: a folder that transformers can load, a hub id, or small-lm."""
     out: str = ""
     """Folder to write into."""
+    read: ReadOptions = field(default_factory=ReadOptions)
     training: RewardModelOptions = field(default_factory=RewardModelOptions)
 
 
@@ -108,7 +107,7 @@ def train_reward_model(config: RewardModelConfig, *, log: Log = print, show: boo
     settings = settings_of(config)
     out = claim(Path(config.out), settings, can_resume=False)
     begin(options.threads, options.seed)
-    loaded = load_rows(config.feedback, DataOptions(columns=options.columns), log)
+    loaded = load_rows(config.feedback, config.read, log)
     preference = options.kind == PREFERENCE
     device = device_of(options.device)
     check_device(device)

@@ -22,6 +22,7 @@ from valence.protocols import Source
 from valence.runs.options import RunOptions
 from valence.runs.settings import CONFIG_FILE
 from valence.training.checkpoint import PREFIX, REPLACED, checkpoints, load_checkpoint, save_checkpoint
+from valence.training.interrupt import Interrupted, Signals
 from valence.training.learner import Learner
 from valence.training.loop import Schedule, train
 from valence.training.profiling import open_profiler
@@ -194,18 +195,24 @@ def run_job(out: Path, job: Job, run: RunOptions, settings: Mapping[str, object]
         return figures
 
     try:
-        if learner.step == 0 and job.evaluates_first:
-            figures = evaluate(0)
-            for tracker in trackers:
-                tracker.log(0, {f"eval/{name}": value for name, value in figures.items()})
-        outcome = train(
-            learner, job.source, job.schedule, trackers=trackers, evaluate=evaluate,
-            measure_kl=job.evaluation.kl if run.kl_budget is not None else None,
-            checkpoint_folder=folder if run.save_every else None, on_step=on_step, before_batch=job.before_batch,
-        )  # fmt: skip
+        with Signals() as signals:
+            if learner.step == 0 and job.evaluates_first:
+                figures = evaluate(0)
+                for tracker in trackers:
+                    tracker.log(0, {f"eval/{name}": value for name, value in figures.items()})
+            outcome = train(
+                learner, job.source, job.schedule, trackers=trackers, evaluate=evaluate,
+                measure_kl=job.evaluation.kl if run.kl_budget is not None else None, signals=signals,
+                checkpoint_folder=folder if run.save_every else None, on_step=on_step, before_batch=job.before_batch,
+            )  # fmt: skip
         # After a budget stop the weights were restored: the optimizer's state belongs to other weights.
         if run.save_every and outcome.stopped is None:
             save_checkpoint(folder, learner, job.source)
+    except Interrupted as error:
+        if not learner.step:
+            raise Interrupted(error.number, "before the first step: there is nothing to save") from None
+        saved = save_checkpoint(folder, learner, job.source)
+        raise Interrupted(error.number, f"step {learner.step:,} is saved in {saved}: go on with `resume`") from None
     except UserError as error:
         # Within a batch there is nothing to continue from: the source is already past it.
         if not run.save_every or not learner.step or learner.step % job.schedule.batch_steps:

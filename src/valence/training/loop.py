@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 
 from valence.protocols import Source
 from valence.training.checkpoint import save_checkpoint
+from valence.training.interrupt import Signals
 from valence.training.learner import Learner
 from valence.training.tracking import Tracker
 
@@ -69,6 +71,7 @@ def train(
     checkpoint_folder: Path | None = None,
     on_step: Callable[[int, dict[str, float]], None] | None = None,
     before_batch: Callable[[Learner], None] | None = None,
+    signals: Signals | None = None,
 ) -> Outcome:
     """Train until `schedule.steps`, from the present state of `learner` and `source`.
 
@@ -79,22 +82,25 @@ def train(
         measure_kl: step -> KL(pi || pi_ref) on fresh samples, nats; needed for a budget.
         on_step: called after each batch with the step and its figures.
         before_batch: called before each batch is collected, to change the learner from one batch to the next.
+        signals: a batch is learned from, and a checkpoint written, as a whole.
     """
+    unbroken = nullcontext if signals is None else signals.unbroken
     budget = _Budget(schedule.kl_budget, measure_kl) if schedule.kl_budget is not None and measure_kl else None
     # A resumed run may already exceed a smaller budget.
     stopped = None if budget is None else budget.exceeded(learner)
     seconds = 0.0
     while learner.step < schedule.steps and stopped is None:
         before = learner.step
-        if before_batch is not None:
-            before_batch(learner)
-        figures = _update(learner, source, schedule)
-        seconds += figures["seconds"]
-        step = learner.step
-        if _due(before, step, schedule.track_every, schedule.steps):
-            _log(trackers, step, figures)
-        if on_step is not None:
-            on_step(step, figures)
+        with unbroken():
+            if before_batch is not None:
+                before_batch(learner)
+            figures = _update(learner, source, schedule)
+            seconds += figures["seconds"]
+            step = learner.step
+            if _due(before, step, schedule.track_every, schedule.steps):
+                _log(trackers, step, figures)
+            if on_step is not None:
+                on_step(step, figures)
         more = step < schedule.steps
         save_to = checkpoint_folder if more and _due(before, step, schedule.save_every) else None
         if budget is not None and (save_to or _due(before, step, schedule.kl_every, schedule.steps)):
@@ -104,7 +110,8 @@ def train(
         if evaluate is not None and more and _due(before, step, schedule.eval_every):
             _log(trackers, step, evaluate(step), "eval/")
         if save_to is not None:
-            save_checkpoint(save_to, learner, source)
+            with unbroken():
+                save_checkpoint(save_to, learner, source)
     if evaluate is not None:
         _log(trackers, learner.step, evaluate(learner.step), "eval/")
     return Outcome(learner.step, stopped, seconds)

@@ -43,8 +43,6 @@ class UnknownColumns(UserError):
             example = next((value for value in found if value not in (None, "")), None)
             lines.append(f"  {path} = {brief(example)}" + (f"   ({roles[path]}?)" if roles[path] else ""))
         lines.append(f"the fields of `columns` are {', '.join(ROLES)}")
-        if self.columns:
-            lines.append(f"try `columns={self.columns}`")
         super().__init__(reason)
         self.add_note("\n".join(lines))
 
