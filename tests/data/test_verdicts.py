@@ -50,6 +50,7 @@ LABELS: list[tuple[str, str, list[object], dict[str, Any], list[int]]] = [
     ("stars by a bound", "label", [5, 1, 4], {"labels": "accept>=4,reject<=2"}, [1, -1, 1]),
     ("a column of scores by a bound", "rating", [5, 1, "4"], {"labels": "accept>=4,reject<=2"}, [1, -1, 1]),
     ("several values of a side", "label", ["a", "b", "c"], {"labels": "accept=a|c,reject=b"}, [1, -1, 1]),
+    ("only what to ignore", "label", ["up", "down", "up"], {"labels": "ignore=spam"}, [1, -1, 1]),
     ("several values, with commas", "label", ["a", "b", "c"], {"labels": "accept=a,c,reject=b"}, [1, -1, 1]),
 ]  # fmt: skip
 
@@ -168,6 +169,8 @@ def test_scores_and_pairs_can_be_inverted(load_rows: Load) -> None:
 def test_ignored_values_are_counted_and_their_rows_are_not_learned_from(load_rows: Load) -> None:
     loaded = load_rows(*rows_of("label", ["a", "b", "c", "c"]), labels="accept=a,reject=b,ignore=c")
     assert len(loaded.records) == 2 and sum(loaded.skipped.values()) == 2 and loaded.rows == 4
+    others = load_rows(*rows_of("label", ["Like", "spam", "Dislike"]), labels="ignore=Spam")
+    assert [record.values[0] for record in others.records] == [1, -1] and sum(others.skipped.values()) == 1
     between = load_rows(*rows_of("label", [5, 3, 1]), labels="accept>=4,reject<=2")
     assert [record.values[0] for record in between.records] == [1, -1] and sum(between.skipped.values()) == 1
 

@@ -50,6 +50,7 @@ NEGATIVE = frozenset((
 OPERATORS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
 SIDES = {"accept": 1, "reject": -1, "ignore": 0, "a": 1, "b": -1, "tie": 0}
 MOST_VALUES = 200
+MOST_SHOWN = 8
 _INVISIBLE = re.compile("[\U0001f3fb-\U0001f3ff\ufe0f\u200d]")
 _HOW = "accept=VALUES,reject=VALUES,ignore=VALUES"
 
@@ -132,8 +133,8 @@ class LabelRule:
 
     @property
     def given(self) -> bool:
-        """Whether the rule itself says what values mean."""
-        return bool(self.sides or self.bounds)
+        """Whether the rule itself says which values accept and reject, and not only which to ignore."""
+        return any(self.sides.values()) or bool(self.bounds)
 
     def names(self, value: object) -> bool:
         """Whether the rule gives the value a meaning of its own."""
@@ -160,6 +161,7 @@ class Verdicts:
         """Our name of a field -> the file's name of its column."""
         self.labels: defaultdict[str, Counter[str]] = defaultdict(Counter)
         self.winners: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        self.spelled: dict[str, str] = {}
         self.units: defaultdict[str, dict[str, object]] = defaultdict(dict)
 
     def label(self, value: Any, name: str) -> int:
@@ -180,12 +182,14 @@ class Verdicts:
             if side == 0:
                 raise Skipped(f"{column} has a value that `labels` ignores")
             if side is None and short not in SILENT:
-                self._count(self.labels[column], short)
+                self._count(self.labels[column], short, value)
                 raise Refused(f"{column} is {str(value)[:40]!r}, which `labels` does not name")
             return side or 0
+        if self.rule.sides.get(short) == 0:
+            raise Skipped(f"{column} has a value that `labels` ignores")
         if short in SILENT or (name == "sign" and short == "0"):
             return 0
-        self._count(self.labels[column], short)
+        self._count(self.labels[column], short, value)
         if short not in LABEL_SIDES:
             raise Refused(f"{column} is {str(value)[:40]!r}, which is no known label")
         return LABEL_SIDES[short]
@@ -229,16 +233,16 @@ class Verdicts:
         short = word(value)
         for pair in (models, texts):
             if value in pair and pair[0] != pair[1] and not self.rule.given:
-                self._count(self.winners[column], "a")
+                self._count(self.winners[column], "a", value)
                 return float(value == pair[0])
         if self.rule.given:
             side = self.rule.read(value, column)
             if side is None:
-                self._count(self.winners[column], short)
+                self._count(self.winners[column], short, value)
                 raise Refused(f"{column} is {str(value)[:40]!r}, which `labels` does not name")
             return (side + 1) / 2
-        self._count(self.winners[column], short)
-        if short in TIES:
+        self._count(self.winners[column], short, value)
+        if short in TIES or self.rule.sides.get(short) == 0:
             return 0.5
         if short in BOTH_BAD:
             return None
@@ -252,10 +256,10 @@ class Verdicts:
             return share
         raise Refused(f"{column} is {str(value)[:40]!r}, which names neither of two answers")
 
-    @staticmethod
-    def _count(values: Counter[str], short: str) -> None:
+    def _count(self, values: Counter[str], short: str, value: object) -> None:
         if short in values or len(values) < MOST_VALUES:
             values[short] += 1
+            self.spelled.setdefault(short, " ".join(str(value).split())[:30])
 
     def check(self, path: str) -> None:
         """Stop unless the values of every column belong to one scheme, and its name does not speak against a yes.
@@ -266,21 +270,20 @@ class Verdicts:
         for column, values in self.labels.items():
             if self.rule.given or not _fits(values, LABEL_SCHEMES):
                 reason = "which `labels` does not name" if self.rule.given else "which are no known pair of words"
-                raise UserError(
-                    f"{path}: {column} holds {_shown(values)}, {reason}. Say what they mean: {_ways(column, values)}"
-                )
+                shown, ways = self._shown(values), _ways(column, values)
+                raise UserError(f"{path}: {column} holds {shown}, {reason}. Say what they mean: {ways}")
         for column, values in self.winners.items():
             numbers = [float(value) for value in values if re.fullmatch(r"[\d.e-]+", value)]
             chances = bool(numbers) and any(0 < value < 1 for value in numbers) and max(numbers) <= 1
             words = set(values) - TIES - BOTH_BAD
             if self.rule.given or not (_fits(words, WINNER_SCHEMES) or (chances and len(numbers) == len(words))):
                 raise UserError(
-                    f"{path}: {column} holds {_shown(values)}; it is not clear which of two answers they name. Say it "
-                    f"with `labels`, such as a=VALUE,b=VALUE,tie=VALUE"
+                    f"{path}: {column} holds {self._shown(values)}; it is not clear which of two answers they name. "
+                    f"Say it with `labels`, such as a=VALUE,b=VALUE,tie=VALUE"
                 )
         for column, units in self.units.items():
             if column in self.labels:
-                shown = _shown(self.labels[column])
+                shown = self._shown(self.labels[column])
                 raise UserError(f"{path}: {column} holds numbers and {shown}: write one of the two")
             if len(units) > 1:
                 shown = ", ".join(repr(value) for value in units.values())
@@ -293,15 +296,15 @@ class Verdicts:
                         f"({', '.join(sorted(against))}). Say it with `labels`: invert, or as-is if it speaks for it"
                     )
 
+    def _shown(self, values: Counter[str]) -> str:
+        """The values as the file spells them, with their counts, most common first."""
+        most = [f"{self.spelled[short]!r} in {count:,} rows" for short, count in values.most_common(MOST_SHOWN)]
+        more = len(values) - MOST_SHOWN
+        return ", ".join(most) + (f" and {more} or more other values" if more > 0 else "")
+
 
 def _fits(words: Iterable[str], schemes: Sequence[frozenset[str]]) -> bool:
     return any(scheme.issuperset(words) for scheme in schemes)
-
-
-def _shown(values: Counter[str]) -> str:
-    """The values with their counts, most common first."""
-    most = [f"{value[:30]!r} in {count:,} rows" for value, count in values.most_common(8)]
-    return ", ".join(most) + (f" and {len(values) - 8} or more other values" if len(values) > 8 else "")
 
 
 def _ways(column: str, values: Counter[str]) -> str:
