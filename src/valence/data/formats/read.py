@@ -22,7 +22,12 @@ Found = tuple[int, dict[str, object] | Refused]
 
 Repair = Callable[[list[str], list[str]], "dict[str, str] | None"]
 """(header, cells of another number) -> the cells by their names, or None."""
-CONTAINERS = ("train", "data", "rows", "examples", "instances", "heldout", "test", "validation", "valid", "eval", "dev")
+CONTAINERS = (
+    *("train", "data", "rows", "examples", "instances", "items", "records", "heldout", "test", "validation", "valid"),
+    *("eval", "dev"),
+)
+UNMARKED = frozenset(("data", "rows", "examples", "instances", "items", "records"))
+"""Containers that name no split."""
 BOM = b"\xef\xbb\xbf"
 WHOLE_FILE = 2**40
 
@@ -189,7 +194,7 @@ def _contained(whole: dict[str, object]) -> Iterator[Found]:
     parts = {name: part for name in CONTAINERS if isinstance(part := whole.get(name), list)}
     if not parts or {folded(name) for name in whole} & FOLDED.keys():
         return iter([(1, whole)])
-    marks = {name: None if name in CONTAINERS[1:5] else name for name in parts}
+    marks = {name: None if name in UNMARKED else name for name in parts}
     return enumerate((_row(value, marks[name]) for name, part in parts.items() for value in part), 1)
 
 
