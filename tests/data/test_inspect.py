@@ -23,6 +23,9 @@ SILENT = {"prompt": "a", "completion": "b"}
 def test_json_of_labels_with_a_problem(load_rows: Any) -> None:
     loaded = load_rows(UP, DOWN, UP, {**UP, "completion": ""}, SILENT)
     assert summarize(loaded).to_json() == {
+        "skipped": {},
+        "verdict_like_columns": {},
+        "examples": {"accepted": "'a' → 'bb'", "rejected": "'c' → 'dddd'"},
         "shape": "labels",
         "rows": 5,
         "prompts": 2,
@@ -68,6 +71,8 @@ def test_shape_counts_method_and_why(
     load_rows: Any, rows: list[Any], shape: str, accepted: int | None, rejected: int | None, method: str, why: str
 ) -> None:
     found = summarize(load_rows(*rows)).to_json()
+    assert (found.pop("skipped"), found.pop("verdict_like_columns")) == ({}, {})
+    assert bool(found.pop("examples")) == any(row not in (PROMPT, SILENT) for row in rows)
     assert found == {
         "shape": shape,
         "rows": len(rows),
@@ -114,7 +119,7 @@ def test_a_missed_prompt_column_shows(load_rows: Any) -> None:
     rows += [{**UP, "rating": 3}, {**SCORE, "id": 4}, {"prompt": "a", "completion": "b", "rating": 2}, PROMPT]
     summary = summarize(load_rows(*rows, {"asked": "no use"}))
     found = summary.to_json()
-    assert list(found)[8:] == ["empty_prompts", "unread_columns"]
+    assert list(found)[8:10] == ["empty_prompts", "unread_columns"]
     assert found["empty_prompts"] == 2
     assert list(found["unread_columns"].items()) == [("asked", 2), ("id", 2)]
     shown = printed(summary)

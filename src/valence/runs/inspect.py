@@ -40,4 +40,7 @@ def inspect(config: InspectConfig, *, log: Log = print, show: bool = True) -> No
         return
     from rich.console import Console
 
-    Console().print(render(summary))
+    console = Console()
+    with console.capture() as captured:
+        console.print(render(summary))
+    log(captured.get().rstrip())

@@ -41,14 +41,15 @@ class UnknownColumns(UserError):
         lines = ["its columns, and what they may be:"]
         for path, found in values.items():
             example = next((value for value in found if value not in (None, "")), None)
-            lines.append(f"  {path} = {brief(example)}" + (f"   ({roles[path]}?)" if roles[path] else ""))
+            role = "prompt or completion" if roles[path] == "text" else roles[path]
+            lines.append(f"  {path} = {brief(example)}" + (f"   ({role}?)" if role else ""))
         lines.append(f"the fields of `columns` are {', '.join(ROLES)}")
         super().__init__(reason)
         self.add_note("\n".join(lines))
 
 
 def role_of(path: str, values: Sequence[object]) -> str:
-    """The role that a column may have, by its values and its name; "" if none fits."""
+    """The role that a column may have, by its values and its name: "text" is prompt or completion, "" is none."""
     there = [value for value in values if value not in (None, "")]
     if not there:
         return ""
@@ -63,14 +64,17 @@ def role_of(path: str, values: Sequence[object]) -> str:
     numbers = numbers or (judged and all(re.fullmatch(r"-?\d+([.,]\d+)?", each) for each in words))
     if numbers and HINTS["reward"].search(name):
         return "reward"
-    long = all(isinstance(v, (str, list)) for v in there) and max(len(str(v)) for v in there) > 3
-    if not long or re.search(r"(^|[._])(id|uuid|time|date|at|model)$|_id$|Id$", path):
+    if not all(isinstance(v, (str, list)) for v in there) or re.search(
+        r"(^|[._])(id|uuid|time|date|at)$|_id$|Id$", path
+    ):
         return ""
     last = re.split(r"[.\[]", name)[-1]
     for role in ("chosen", "rejected", "completion", "prompt"):
         if HINTS[role].search(last) and not judged_name(last, role):
             return role
-    return next((role for role in ("completion", "prompt") if HINTS[role].search(name)), "")
+    named = next((role for role in ("completion", "prompt") if HINTS[role].search(name)), "")
+    plain = all(isinstance(v, str) and not re.fullmatch(r"[\d.,:T-]*", v) for v in there)
+    return named or ("text" if plain and len({*map(str, there)}) > len(there) / 2 else "")
 
 
 def judged_name(name: str, role: str) -> bool:
@@ -95,6 +99,10 @@ def _nearest(roles: Mapping[str, str]) -> str:
     for path, role in roles.items():
         if role:
             first.setdefault(role, path)
+    texts = [path for path, role in roles.items() if role == "text"]
+    for role in ("prompt", "completion"):
+        if role not in first and "chosen" not in first and texts:
+            first[role] = texts.pop(0)
     wanted = ("prompt", "chosen", "rejected") if {"chosen", "rejected"} <= first.keys() else ("prompt", "completion")
     verdict = next((role for role in ("label", "reward") if role in first), None)
     if wanted[-1] == "completion" and verdict:
