@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from valence.data.formats.verdicts import Verdicts
+from valence.data.formats.outcomes import Refused as Refused
+from valence.data.formats.outcomes import Skipped as Skipped
+from valence.data.formats.verdicts import Verdicts
 
 PROMPT = (
     *("prompt", "instruction", "input", "query", "question", "user_prompt", "user_message", "user_input"),
@@ -46,14 +46,6 @@ ALIASES = (
     *(FIRST, SECOND, WINNER, MODEL_FIRST, MODEL_SECOND),
 )
 FEEDBACK = (*LABEL, *SCORE, *SCORES, *RANKS)
-
-
-class Refused(ValueError):
-    """A row that cannot be used; the message is the reason."""
-
-
-class Skipped(Exception):
-    """A row that says nothing on purpose (a skip, a tie, an ignored value); it is counted under its reason."""
 
 
 class Row:

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Mapping
 
-from valence.data.formats.row import Refused
+from valence.data.formats.outcomes import Refused
 from valence.data.records import Message, Text, contents
 
 ROLES = {

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from valence.data.formats.row import Refused, Skipped
+from valence.data.formats.outcomes import Refused, Skipped
 from valence.data.formats.values import kind, number, unit
 from valence.errors import UserError
 
