@@ -8,7 +8,6 @@ BATCH = ("batch_output_with_verdict.jsonl", "openai_logs/batch_input.jsonl", "cu
 NONE, FAILED = "no verdict", "the request failed"
 SKIPPED = {
     BATCH[0]: {FAILED: 1},
-    "dpo_finetune.jsonl": {"a tool call": 1, "both answers are the same": 1},
     "helicone_export.jsonl": {NONE: 1, FAILED: 1},
     "litellm_standard_logging.jsonl": {FAILED: 1, "redacted": 1, NONE: 1},
     "request_response_verdict.jsonl": {NONE: 1, "a refusal": 1, "several answers, and one verdict": 1, FAILED: 1},

@@ -20,7 +20,7 @@ from valence.errors import UserError
 Found = tuple[int, dict[str, object] | Refused]
 """(number of a line or item, from 1; the row there, or why it cannot be read)."""
 
-Repair = Callable[[list[str], list[str]], "dict[str, str] | None"]
+Repair = Callable[[list[str], list[str]], "dict[str, object] | None"]
 """(header, cells of another number) -> the cells by their names, or None."""
 CONTAINERS = (
     *("train", "data", "rows", "examples", "instances", "items", "records", "heldout", "test", "validation", "valid"),
@@ -146,7 +146,7 @@ def _csv_row(header: list[str], cells: list[str], repair: Repair | None) -> dict
         repaired = repair(header, cells) if repair else None
         if repaired is None:
             return Refused(f"{len(cells)} cells where the header names {len(header)}")
-        header, cells = list(repaired), list(repaired.values())
+        header, cells = list(repaired), [str(cell) for cell in repaired.values()]
     return {name: _cell(cell) for name, cell in zip(header, cells, strict=True) if cell != "" or name == "prompt"}
 
 

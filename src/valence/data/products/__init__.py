@@ -69,6 +69,7 @@ PRODUCTS = (
     Product(openai_logs.NAME, openai_logs.matches, openai_logs.rows),
 )
 repair = gradio.repair
+"""(header, cells of another number) -> the cells by their names, or None."""
 
 
 def product_of(row: Fields) -> Product | None:

@@ -3,7 +3,6 @@
 Looked up: openai 3.57.0 (types/chat), OpenAI's guide to preference fine-tuning, BatchRequestOutput of its OpenAPI file,
 litellm 1.110.2 (StandardLoggingPayload), Helicone's HeliconeRequest (docs.helicone.ai).
 
-- Preference files: `input.messages`, `preferred_output`, `non_preferred_output` (also Fireworks and Together).
 - Chat completions that are stored, with their input under `messages`.
 - A batch's output. Its prompts are in the input file: `join=batch_input.jsonl on=custom_id`.
 - Helicone's export: `feedback_rating` is true or false. Its `scores` are mostly a machine's and are not read.
@@ -30,8 +29,7 @@ REDACTED = "redacted-by-litellm"
 def matches(row: Mapping[str, object]) -> bool:
     own = isinstance(row.get("response"), Mapping) and "assessments" not in row
     return (
-        (_has(row, "input", "messages") and "preferred_output" in row and "non_preferred_output" in row)
-        or (row.get("object") == "chat.completion" and "choices" in row)
+        (row.get("object") == "chat.completion" and "choices" in row)
         or ("custom_id" in row and "response" in row and ("error" in row or _has(row, "response", "body")))
         or ("request_body" in row and "response_body" in row and "request_id" in row)
         or ("call_type" in row and "messages" in row and "response" in row and "status" in row)
@@ -41,17 +39,9 @@ def matches(row: Mapping[str, object]) -> bool:
 
 def rows(row: Mapping[str, object]) -> Iterator[dict[str, object] | Skipped]:
     try:
-        yield from _pair(row) if "preferred_output" in row else _judged(row)
+        yield from _judged(row)
     except Skipped as skipped:
         yield skipped
-
-
-def _pair(row: Mapping[str, object]) -> Iterator[dict[str, object]]:
-    sides = [_only(row.get(side), side) for side in ("preferred_output", "non_preferred_output")]
-    chosen, rejected = (content(side, "an output") for side in sides)
-    if chosen == rejected:
-        raise Skipped("both answers are the same")
-    yield {"prompt": messages(row.get("input"), "input"), "chosen": chosen, "rejected": rejected}
 
 
 def _judged(row: Mapping[str, object]) -> Iterator[dict[str, object]]:
