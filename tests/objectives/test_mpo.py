@@ -378,6 +378,7 @@ def test_what_it_cannot_take_is_refused() -> None:
         MPO(decoupled=False)(Likelihood(torch.zeros(2, 3, 1)), target)
 
 
+@pytest.mark.slow
 def test_the_covariances_bound_is_felt_within_a_thousand_updates() -> None:
     # One Gaussian whose values ask for no spread at all: each reference is left as fast as the bound allows.
     import torch

@@ -60,6 +60,7 @@ def test_the_halves_share_no_scan() -> None:
     assert not first & second and len(first | second) == sum(map(len, parts)) == 1797
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("which", "least"), [(REWARD_HALF, 0.94), (JUDGE_HALF, 0.97)])
 @pytest.mark.parametrize(("paper", "ink"), PAPERS)
 def test_the_other_halfs_scans_are_named_in_any_colours(which: int, least: float, paper: Any, ink: Any) -> None:

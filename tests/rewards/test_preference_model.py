@@ -94,6 +94,7 @@ def fresh(count: int = 300) -> tuple[list[str], list[str], list[str]]:
     return [f"{n}: " for n in range(count)], winners, losers
 
 
+@pytest.mark.slow
 def test_it_learns_a_cycle(trained: tuple[Path, dict[str, Any]]) -> None:
     folder, figures = trained
     assert figures["kind"] == "preference" and figures["held_out"] == 90 and figures["accuracy"] > 0.9
@@ -106,6 +107,7 @@ def test_it_learns_a_cycle(trained: tuple[Path, dict[str, Any]]) -> None:
     assert judge(["p"], ["same"], ["same"]) == [0.5] and judge([], [], []) == []
 
 
+@pytest.mark.slow
 def test_bradley_terry_cannot(pairs: str, tiny_llama: Path, tmp_path: Path) -> None:
     """Any order of the three kinds is right in a third or two thirds of the pairs, and no fit beats ln 2 on them."""
     train(pairs, tiny_llama, tmp_path / "bt", kind="pairs")

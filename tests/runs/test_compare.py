@@ -11,8 +11,7 @@ import yaml
 
 from valence.cli.main import main
 from valence.errors import UserError
-from valence.runs.compare import CompareConfig, run_comparison
-from valence.runs.settings import configure, to_words
+from valence.runs.compare import compare
 
 
 @pytest.fixture
@@ -23,8 +22,8 @@ def prompts(tmp_path: Path) -> str:
 
 
 def run(prompts: str, out: Path, *models: Path, **options: Any) -> Any:
-    values = {"models": models, "prompts": prompts, "out": out, "judge": "length", "max_new_tokens": 6} | options
-    return run_comparison(configure(CompareConfig, *to_words(CompareConfig, values)))
+    options = {"judge": "length", "max_new_tokens": 6} | options
+    return compare(*models, prompts=prompts, out=out, quiet=True, **options)
 
 
 def test_a_model_is_even_with_itself(prompts: str, tiny_llama: Path, tmp_path: Path) -> None:

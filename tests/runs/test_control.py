@@ -348,9 +348,9 @@ def optimum(episodes: int) -> float:
     "options",
     [
         {"preset": "ar"} | SOONER,
-        {"preset": "r", "beta": "2"} | SOONER,
-        {"method": "mpo", "epsilon_mean": 0.02, "epsilon_covariance": 1e-3},
-        {"preset": "ar", "policy": "categorical", "lr": 5e-3},
+        pytest.param({"preset": "r", "beta": "2"} | SOONER, marks=pytest.mark.slow),
+        pytest.param({"method": "mpo", "epsilon_mean": 0.02, "epsilon_covariance": 1e-3}, marks=pytest.mark.slow),
+        pytest.param({"preset": "ar", "policy": "categorical", "lr": 5e-3}, marks=pytest.mark.slow),
     ],
     ids=["ar", "r", "mpo", "ar-categorical"],
 )
@@ -360,6 +360,7 @@ def test_it_learns_to_stand_still_at_nought(options: dict[str, Any], tmp_path: P
     assert optimum(10) - 2 < statistics.fmean(result.details["returns"]) <= optimum(10) + 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrong", ["inverted", "shuffled"])
 def test_wrong_labels_teach_nothing_good(wrong: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     right, draw = ValueLabelling.converter, torch.Generator().manual_seed(0)

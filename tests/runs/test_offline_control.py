@@ -13,8 +13,7 @@ import yaml
 from valence.data.episodes import Episode, write_episodes
 from valence.errors import UserError
 from valence.policies.runner import PolicyRunner
-from valence.runs.offline_control import OfflineControlConfig, run_offline_control
-from valence.runs.settings import configure, to_words
+from valence.runs.offline_control import offline_control
 
 pytest.importorskip("h5py", reason="needs the control extra")
 
@@ -30,12 +29,6 @@ def bandit(folder: Path, *, label: bool, half: float = 1.0, count: int = 300) ->
         labels = np.array([side]) if label else None
         episodes.append(Episode(seen, action, np.array([float(side)], np.float32), True, labels))
     return write_episodes(folder, episodes, dataset_id="bandit").parent
-
-
-def offline_control(episodes: Path, out: Path, **options: Any) -> Any:
-    """The run that these options describe."""
-    values = {"episodes": episodes, "out": out} | options
-    return run_offline_control(configure(OfflineControlConfig, *to_words(OfflineControlConfig, values)))
 
 
 LEARNING: dict[str, Any] = {

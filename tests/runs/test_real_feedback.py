@@ -22,9 +22,9 @@ ROWS = 400
 """Rows of each file that are read; tests/data/test_real_files.py reads them all."""
 
 
+FAST = {("tulu_human_eval/thumbs.jsonl.gz", "small-lm"), ("ultrafeedback_subset/pairs.jsonl.gz", "t5")}
 CASES = [
-    # Pairs with the carried model: the carried model learns from the other files too, and the T5 from pairs.
-    pytest.param(name, method, model, marks=pytest.mark.slow if method == "dpo" and model == "small-lm" else ())
+    pytest.param(name, method, model, marks=() if (name, model) in FAST else pytest.mark.slow)
     for name, method in FILES
     for model in ("small-lm", "t5")
 ]

@@ -257,6 +257,7 @@ def test_triton_comes_before_the_control_suite(tmp_path: Path) -> None:
     assert python(code + "print(sys.modules['triton'].late, 'dm_control' in sys.modules)", tmp_path) == "False True"
 
 
+@pytest.mark.slow
 def test_torch_compiles_after_the_control_suite() -> None:
     control_suite()
     code = f"from valence.sources.environments import make_environment; e = make_environment('{SUITE}'); e.reset(0); "

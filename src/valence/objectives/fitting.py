@@ -64,13 +64,13 @@ def supervised_from_data(objective: Supervised, classes: ClassCounts) -> tuple[S
 class Acting:
     """A control run's policy (Gaussian or categorical), size of an action, and number of actions judged in a state.
 
-    `labelling` is the `ValueLabelling` that turns values into labels, `coupled` the option of that name.
+    `labelling` turns values into labels where the method takes labels, `coupled` is the option of that name.
     """
 
     gaussian: bool
     action_size: int
     num_actions: int
-    labelling: ValueLabelling
+    labelling: object
     coupled: bool
 
 
@@ -82,6 +82,7 @@ def coupled_pmpo(objective: PMPO, acting: Acting) -> tuple[PMPO, list[str]]:
             raise UserError(f"`{name}` is for Gaussian policies: leave it out with `policy=categorical`")
     if acting.coupled and separate:
         raise UserError("`covariance_beta` must be left out: `coupled` has one KL weight, `beta`")
+    assert isinstance(acting.labelling, ValueLabelling)
     worst = acting.labelling.rejected_fraction(acting.num_actions)
     beta = objective.beta
     if beta == "auto":

@@ -114,7 +114,8 @@ class KTO(common.Defaults):
                 'KTO with `baseline="mismatched"` needs the likelihood of `Batch.mismatched`, completions of other '
                 'prompts: use `baseline="none"` where there is only one prompt'
             )
-        ratio, drawn = common.log_ratio(frozen.total(), "KTO"), common.step_mask(frozen, "KTO").any(-1)
+        ratio = common.log_ratio(frozen.total(), "KTO")
+        drawn = torch.ones_like(ratio, dtype=torch.bool) if frozen.mask is None else frozen.mask.any(-1)
         return KTOTarget(present=present, weight=weight, baseline=kto_baseline(ratio, drawn))
 
     def __call__(self, likelihood: Likelihood, target: KTOTarget) -> Loss:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import tyro
@@ -20,7 +20,7 @@ from valence.runs.data import load_rows
 from valence.runs.language import device_of, load_policy, positions_of
 from valence.runs.options import Count, ModelOptions, Options, Positive, ReadOptions, TwoOrMore, Whole
 from valence.runs.run import Log, begin, claim, write_settings
-from valence.runs.settings import RunConfig, settings_of
+from valence.runs.settings import RunConfig, configure, settings_of, to_words
 from valence.sources.prompts import EncodedPrompt, plain_prompt, verdicts
 
 
@@ -66,6 +66,16 @@ class CompareConfig(RunConfig):
     """Folder to write into."""
     read: ReadOptions = field(default_factory=ReadOptions)
     comparison: ComparisonOptions = field(default_factory=ComparisonOptions)
+
+
+def compare(*models: str | Path, quiet: bool = False, **options: Any) -> WinRate:
+    """Compare two models; `options` are the command line's: prompts, judge, out, …
+
+    Raises:
+        UserError: bad input, in one line; or no completion could be judged.
+    """
+    config = configure(CompareConfig, *to_words(CompareConfig, {"models": models} | options))
+    return run_comparison(config, log=(lambda line: None) if quiet else print)
 
 
 def run_comparison(config: CompareConfig, *, log: Log = print, show: bool = True) -> WinRate:

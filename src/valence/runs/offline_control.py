@@ -25,7 +25,7 @@ from valence.objectives.pmpo import pmpo_beta
 from valence.runs.methods import OFFLINE_CONTROL
 from valence.runs.options import Count, Fraction, OpenFraction, Options, Positive, Sizes, Whole, check
 from valence.runs.run import Log, RunResult, begin, claim, write_settings
-from valence.runs.settings import NoOptions, RunConfig, settings_of
+from valence.runs.settings import NoOptions, RunConfig, configure, settings_of, to_words
 from valence.sources.episodes import Rows, mixture, tabulate, unscale
 from valence.training.episodes import make_labels, train_policy
 from valence.training.progress import TRAINING, Progress
@@ -88,6 +88,17 @@ class OfflineControlConfig(RunConfig):
     """There is none for episodes."""
     options: Any = field(default_factory=NoOptions)
     learning: OfflineOptions = field(default_factory=OfflineOptions)
+
+
+def offline_control(episodes: str | Path, out: str | Path, **options: Any) -> RunResult:
+    """Learn from a folder in Minari's format; `options` are the command line's. `details` is as in its results.json.
+
+    Raises:
+        UserError: the folder cannot be read, or holds nothing that the options ask for; or `out` holds a run already.
+    """
+    words = to_words(OfflineControlConfig, {"episodes": episodes, "out": out} | options)
+    config = configure(OfflineControlConfig, *words)
+    return run_offline_control(config, log=lambda line: None, show=not config.learning.quiet)
 
 
 def run_offline_control(config: OfflineControlConfig, *, log: Log = print, show: bool = True) -> RunResult:
