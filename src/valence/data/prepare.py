@@ -10,6 +10,7 @@ from pathlib import Path
 from valence.data.collate import EncodedGroup, Encoder
 from valence.data.groups import Group
 from valence.data.records import Problem
+from valence.data.stored import Lazy
 from valence.errors import UserError
 
 Log = Callable[[str], None]
@@ -19,8 +20,8 @@ Log = Callable[[str], None]
 class Feedback:
     """The contexts of one method, for training and held out, and the rows that had problems."""
 
-    train: list[Group]
-    heldout: list[Group]
+    train: Sequence[Group]
+    heldout: Sequence[Group]
     problems: list[Problem]
 
 
@@ -28,13 +29,13 @@ class Feedback:
 class Encoded:
     """The same as token ids."""
 
-    train: list[EncodedGroup]
-    heldout: list[EncodedGroup]
+    train: Sequence[EncodedGroup]
+    heldout: Sequence[EncodedGroup]
 
     @property
-    def groups(self) -> list[Group]:
+    def groups(self) -> Sequence[Group]:
         """The training contexts."""
-        return [row.group for row in self.train]
+        return Lazy(len(self.train), lambda place: self.train[place].group)
 
 
 def log_problems(problems: Sequence[Problem], log: Log, *, of: str = "rows", most: int = 5) -> None:
