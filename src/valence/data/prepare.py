@@ -14,6 +14,10 @@ from valence.data.stored import Lazy
 from valence.errors import UserError
 
 Log = Callable[[str], None]
+USUAL_LIMITS = (512, 1024, 2048)
+"""Limits of tokens whose cost in rows is told."""
+NEAR = 0.9
+"""Rows are near a limit where the longest has more than this share of it."""
 
 
 @dataclass(frozen=True)
@@ -53,19 +57,47 @@ def encode_feedback(feedback: Feedback, encoder: Encoder, out: Path, *, strict: 
     """Token ids of all groups; every problem so far is written to `out/problems.jsonl`.
 
     Raises:
-        UserError: no row fits, or with `strict` one was truncated or dropped.
+        UserError: no row fits or can be given to the model, or with `strict` one was truncated or dropped.
     """
-    train, problems = encoder.groups(feedback.train)
-    heldout, more = encoder.groups(feedback.heldout)
-    problems += more
+    results = [encoder.encode(group) for group in feedback.train]
+    held = [encoder.encode(group) for group in feedback.heldout]
+    problems = [one.problem for one in [*results, *held] if one.problem is not None]
     log_problems(problems, log)
     lines = [json.dumps(vars(problem), ensure_ascii=False) + "\n" for problem in [*feedback.problems, *problems]]
     (out / "problems.jsonl").write_text("".join(lines), encoding="utf-8")
     if strict and problems:
         raise UserError(f"{problems[0]} ({len(problems)} such rows; `strict` makes them errors)")
+    for line in length_lines([one.length for one in [*results, *held]], encoder.max_length, encoder.positions):
+        log(line)
+    train = [one.row for one in results if one.row is not None]
     if not train:
-        raise UserError(f"no row fits `max_length={encoder.max_length}`: raise it")
-    texts = any(isinstance(group.prompt, str) and group.prompt for group in feedback.train)
-    if encoder.tokenizer.chat_template and texts:
-        log("note: plain-text prompts are used as they are; give messages to use the model's chat template")
-    return Encoded(train, heldout)
+        if all(one.length > encoder.max_length for one in results):
+            raise UserError(f"no row fits `max_length={encoder.max_length}`: raise it")
+        raise UserError(f"no row is left to train on: {problems[0]}")
+    for line in encoder.notes((group.prompt, group.completions) for group in feedback.train):
+        log(line)
+    return Encoded(train, [one.row for one in held if one.row is not None])
+
+
+def length_lines(lengths: Sequence[int], limit: int, positions: int | None = None, *, cuts: str = "cuts") -> list[str]:
+    """A line that says which share of rows is longer than a limit of tokens, and than other usual ones; none where all
+    rows are far shorter.
+
+    Args:
+        lengths: tokens of each row, uncut.
+        positions: tokens that the model has room for, where known: higher limits are of no use.
+        cuts: what happens to longer rows.
+    """
+    longest = max(lengths, default=0)
+    if longest <= NEAR * limit:
+        return []
+    if longest <= limit:
+        return [f"`max_length={limit}` {cuts} no row: the longest has {longest:,} tokens"]
+
+    def share(bound: int) -> str:
+        found = sum(length > bound for length in lengths) / len(lengths)
+        return f"{100 * found:.0f}%" if found == 0 or found >= 0.01 else f"{100 * max(found, 0.001):.1f}%"
+
+    others = [f"{bound:,}: {share(bound)}" for bound in USUAL_LIMITS if bound != limit and bound <= (positions or bound)]
+    compared = f" ({', '.join(others)})" if others else ""
+    return [f"`max_length={limit}` {cuts} {share(limit)} of the rows{compared}; the longest has {longest:,} tokens"]

@@ -259,9 +259,10 @@ def to_words(kind: type[RunConfig], values: Mapping[str, Any]) -> tuple[list[str
 
 def _as_words(name: str, hint: object, value: object) -> list[str]:
     flag = f"--{name.replace('_', '-')}"
-    if hint is bool or (hint is str and isinstance(value, bool | None)):
-        if hint is str or not isinstance(value, bool):
-            raise UserError(f"`{name}` is {value!r}, and must be {'text' if hint is str else 'True or False'}")
+    text = hint in (str, str | None)
+    if hint is bool or (text and isinstance(value, bool | None)):
+        if text or not isinstance(value, bool):
+            raise UserError(f"`{name}` is {value!r}, and must be {'text' if text else 'True or False'}")
         return [flag if value else f"--no{flag[1:]}"]
     if isinstance(value, list | tuple) and get_origin(hint) is tuple:
         return [flag, *(_scalar(name, part) for part in value)]
