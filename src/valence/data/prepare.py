@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from array import array
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from valence.data.collate import EncodedGroup, Encoder
 from valence.data.groups import Group
 from valence.data.records import Problem
-from valence.data.stored import Lazy
+from valence.data.stored import Lazy, Stored, Tick
 from valence.errors import UserError
 
 Log = Callable[[str], None]
@@ -53,30 +54,45 @@ def log_problems(problems: Sequence[Problem], log: Log, *, of: str = "rows", mos
         log(f"  … and {len(problems) - most:,} more, all in problems.jsonl")
 
 
-def encode_feedback(feedback: Feedback, encoder: Encoder, out: Path, *, strict: bool, log: Log) -> Encoded:
-    """Token ids of all groups; every problem so far is written to `out/problems.jsonl`.
+def encode_feedback(
+    feedback: Feedback, encoder: Encoder, out: Path, *, strict: bool, log: Log, progress: Tick | None = None
+) -> Encoded:
+    """Token ids of all groups, which lie on disk; every problem so far is written to `out/problems.jsonl`.
 
+    Args:
+        progress: called after each row with the number of rows encoded so far.
     Raises:
         UserError: no row fits or can be given to the model, or with `strict` one was truncated or dropped.
     """
-    results = [encoder.encode(group) for group in feedback.train]
-    held = [encoder.encode(group) for group in feedback.heldout]
-    problems = [one.problem for one in [*results, *held] if one.problem is not None]
+    problems: list[Problem] = []
+    lengths = array("q")
+
+    def encoded(groups: Sequence[Group]) -> Iterator[EncodedGroup]:
+        for one in encoder.encode_all(groups):
+            lengths.append(one.length)
+            if one.problem is not None:
+                problems.append(one.problem)
+            if one.row is not None:
+                yield one.row
+            if progress is not None:
+                progress(len(lengths))
+
+    train = Stored(EncodedGroup, encoded(feedback.train))
+    held = Stored(EncodedGroup, encoded(feedback.heldout))
     log_problems(problems, log)
     lines = [json.dumps(vars(problem), ensure_ascii=False) + "\n" for problem in [*feedback.problems, *problems]]
     (out / "problems.jsonl").write_text("".join(lines), encoding="utf-8")
     if strict and problems:
         raise UserError(f"{problems[0]} ({len(problems)} such rows; `strict` makes them errors)")
-    for line in length_lines([one.length for one in [*results, *held]], encoder.max_length, encoder.positions):
+    for line in length_lines(lengths, encoder.max_length, encoder.positions):
         log(line)
-    train = [one.row for one in results if one.row is not None]
     if not train:
-        if all(one.length > encoder.max_length for one in results):
+        if all(length > encoder.max_length for length in lengths[: len(feedback.train)]):
             raise UserError(f"no row fits `max_length={encoder.max_length}`: raise it")
         raise UserError(f"no row is left to train on: {problems[0]}")
     for line in encoder.notes((group.prompt, group.completions) for group in feedback.train):
         log(line)
-    return Encoded(train, [one.row for one in held if one.row is not None])
+    return Encoded(train, held)
 
 
 def length_lines(lengths: Sequence[int], limit: int, positions: int | None = None, *, cuts: str = "cuts") -> list[str]:
@@ -98,6 +114,8 @@ def length_lines(lengths: Sequence[int], limit: int, positions: int | None = Non
         found = sum(length > bound for length in lengths) / len(lengths)
         return f"{100 * found:.0f}%" if found == 0 or found >= 0.01 else f"{100 * max(found, 0.001):.1f}%"
 
-    others = [f"{bound:,}: {share(bound)}" for bound in USUAL_LIMITS if bound != limit and bound <= (positions or bound)]
+    others = [
+        f"{bound:,}: {share(bound)}" for bound in USUAL_LIMITS if bound != limit and bound <= (positions or bound)
+    ]
     compared = f" ({', '.join(others)})" if others else ""
     return [f"`max_length={limit}` {cuts} {share(limit)} of the rows{compared}; the longest has {longest:,} tokens"]

@@ -1,4 +1,4 @@
-"""Sequences that are larger than memory: rows lie in a temporary file and are made anew each time they are asked for."""
+"""Sequences larger than memory: rows lie in a temporary file, and are made anew when they are asked for."""
 
 from __future__ import annotations
 

@@ -72,9 +72,7 @@ def dro_groups(groups: Sequence[Group], options: Any, objective: DRO) -> Adjuste
     if not any(scaled):
         raise UserError(f"all {len(scaled)} rewards are {mean:g}: there is nothing to learn from them")
     rest = iter(scaled)
-    groups = Stored(
-        Group, (replace(group, reward=tuple(next(rest) for _ in group.reward or ())) for group in groups)
-    )
+    groups = Stored(Group, (replace(group, reward=tuple(next(rest) for _ in group.reward or ())) for group in groups))
     return groups, [*notes, f"rewards standardised over the data set: mean {mean:.4g}, deviation {deviation:.4g}"]
 
 
