@@ -5,26 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from valence.data.formats.columns import parse_columns
 from valence.data.groups import groups_for, split_groups
 from valence.data.groups.split import is_heldout
 from valence.data.inspect import summarize
-from valence.data.load import Loaded, load_feedback
+from valence.data.load import Loaded
 from valence.data.prepare import Feedback, Log, log_problems
 from valence.data.stored import picked
 from valence.errors import UserError
-from valence.rewards.loading import load_function
 from valence.runs.methods import Method
 from valence.runs.options import DataOptions, ReadOptions
-
-
-def read_feedback(paths: Sequence[str], read: ReadOptions, *, keep: bool = True) -> Loaded:
-    """Read files of feedback as the options say; without `keep` the records are only counted."""
-    return load_feedback(
-        paths, columns=parse_columns(read.columns), labels=read.labels, join=read.join,
-        map_row=load_function(read.map, "") if read.map else None, prompt_template=read.prompt_template,
-        split=read.split, subset=read.subset, strict=read.strict, keep=keep,
-    )  # fmt: skip
+from valence.runs.reading import read_feedback
 
 
 def load_rows(paths: Sequence[str], read: ReadOptions, log: Log, *, of: str = "rows", describe: bool = False) -> Loaded:
