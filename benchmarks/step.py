@@ -90,6 +90,7 @@ def ours(folder: Path, method: str, *, head: str = "fused", batching: str = "aut
     from valence.data.groups import groups_for
     from valence.data.groups.adjust import count_classes
     from valence.data.load import load_feedback
+    from valence.data.prompting import Prompting
     from valence.policies.loading import load_language_policy
     from valence.runs.methods import ALIGN
     from valence.runs.options import ValueNetwork
@@ -111,7 +112,7 @@ def ours(folder: Path, method: str, *, head: str = "fused", batching: str = "aut
         groups, _ = row.prepare(groups, options, objective)
     if row.fit is not None:
         objective, _ = row.fit(objective, count_classes(groups))
-    encoded, _ = Encoder(policy.tokenizer).groups(groups)
+    encoded, _ = Encoder(policy.tokenizer, Prompting(separator="")).groups(groups)
     critic = None if row.critic is None else row.critic(objective, ValueNetwork(), policy)
     optimizers = {"policy": make_optimizer(policy, kind="adamw", lr=1e-5, weight_decay=0.0)}
     if critic is not None:

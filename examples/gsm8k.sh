@@ -21,14 +21,14 @@ python "$here/gsm8k.py" prepare "$problems" "$out/train.jsonl"
 # 2. The model as it is: sample, compare the last number, improve.
 valence improve "$out/train.jsonl" --model "$model" --reward number --method rebel --num-epochs 1 \
     --max-steps "$steps" --batch-size 8 --num-samples 4 --max-new-tokens 64 --eval-every 0 --eval-samples "$samples" \
-    --threads 1 --out "$out/plain"
+    --separator "" --threads 1 --out "$out/plain"
 
 # 3. The same after the form of an answer, `#### 42`, has been learned from the rows: now some guesses are right.
 valence align "$out/train.jsonl" --model "$model" --method supervised --lr 1e-3 --max-steps "$((5 * steps))" \
-    --batch-size 16 --log-every 50 --eval-every 0 --save-every 0 --threads 1 --out "$out/form"
+    --batch-size 16 --log-every 50 --eval-every 0 --save-every 0 --separator "" --threads 1 --out "$out/form"
 valence improve "$out/train.jsonl" --model "$out/form/model" --reward number --method rebel --num-epochs 1 \
     --max-steps "$steps" --batch-size 8 --num-samples 4 --max-new-tokens 64 --eval-every 0 --eval-samples "$samples" \
-    --threads 1 --out "$out/after-form"
+    --separator "" --threads 1 --out "$out/after-form"
 
 # 4. The figures of the runs' metrics.jsonl, as results.json and a page.
 python "$here/gsm8k.py" results "$out" "$out/page"

@@ -120,7 +120,7 @@ def make_base(folder: Path, *, prompts: Prompts, steps: int, layers: int) -> Pat
     options = SILENT | {
         "method": "supervised", "lr": 0.01, "optimizer": "adafactor", "lr_schedule": "linear", "batch_size": SFT_BATCH,
         "max_steps": steps, "eval_samples": 8, "eval_fraction": 0.0, "max_new_tokens": NEW_TOKENS,
-        "dtype": fast_dtype(),
+        "dtype": fast_dtype(), "separator": "",
     }  # fmt: skip
     align(folder / "sft.jsonl", model=folder / "start", out=folder / "run", **options)
     return model

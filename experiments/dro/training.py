@@ -159,7 +159,7 @@ def _train(setting: Setting, size: Size, bench: Bench) -> Iterator[tuple[int, An
     options = SILENT | {
         "batch_size": BATCH, "optimizer": "adafactor", "warmup_steps": size.steps // 10, "seed": setting.seed,
         "eval_samples": 8, "eval_fraction": 0.0, "save_every": 10**6, "max_new_tokens": NEW_TOKENS,
-        "dtype": fast_dtype(),
+        "dtype": fast_dtype(), "separator": "",
     }  # fmt: skip
     with tempfile.TemporaryDirectory() as name:
         out = Path(name)

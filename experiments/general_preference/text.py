@@ -186,7 +186,7 @@ def train_rater(folder: Path, prompts: Sequence[str], size: TextSize, *, seed: i
     pairs_file = write_lines(folder.with_suffix(".jsonl"), rows)
     figures = reward_model(
         pairs_file, model="small-lm", out=folder, quiet=True, epochs=size.reward_epochs, seed=seed, device="cpu",
-        threads=1,
+        threads=1, separator="",
     )  # fmt: skip
     scores = [float(value or 0.0) for value in RewardModel(str(folder))(many, texts)]
     kinds = [kind_of(text) for text in texts]
@@ -230,6 +230,7 @@ def run_text(setting: Setting) -> dict[str, Any]:
             "method": "spo" if setting.name == SPO else "rebel", "batch_size": size.prompts,
             "minibatch_size": (size.prompts + 1) // 2, "num_samples": SAMPLES, "seed": seed,
             "max_steps": 2 * COMMON["num_epochs"] * size.iterations, "eval_samples": 4 * size.final,
+            "separator": "",
         }  # fmt: skip
         result = improve(
             file, model="small-lm", out=folder / "run", reward=reward, **(options | dict(setting.options))

@@ -121,7 +121,7 @@ def _improve(setting: Setting, task: Task, out: Path) -> Row:
 def _options(setting: Setting, steps: int) -> dict[str, Any]:
     return SILENT | {
         "eval_samples": setting.samples, "dtype": fast_dtype(), "max_steps": steps, "seed": setting.seed,
-        "device": "cpu",
+        "device": "cpu", "separator": "",
     }  # fmt: skip
 
 

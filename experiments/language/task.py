@@ -137,5 +137,5 @@ def _fit_reward_model(task: Task, heldout: Sequence[Mapping[str, Any]]) -> dict[
     write_lines(rated, [row | {"split": "train"} for row in read_lines(task.pairs)] + tested)
     return reward_model(
         rated, model="small-lm", out=task.reward, quiet=True, max_steps=task.size.reward_steps, lr=1e-3, max_length=64,
-        threads=1, device="cpu",
+        threads=1, device="cpu", separator="",
     )  # fmt: skip

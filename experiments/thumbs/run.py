@@ -104,6 +104,7 @@ def _aligned(setting: Setting, rows: Sequence[dict[str, Any]], steps: int) -> An
         feedback = write_lines(Path(folder) / "feedback.jsonl", select_rows(rows, setting))
         options = SILENT | COMMON | {
             "eval_samples": 8, "eval_fraction": 0.0, "dtype": fast_dtype(), "max_new_tokens": 64,
+            "separator": "",
         }  # fmt: skip
         options |= {"max_steps": steps, "seed": setting.seed} | dict(setting.options)
         result = align(feedback, model="small-lm", out=Path(folder) / "run", **options)

@@ -16,6 +16,8 @@ import torch
 from safetensors.torch import load_file
 
 from valence.cli.main import main
+from valence.runs.methods import METHODS
+from valence.runs.settings import WITH_METHODS
 
 BAD = [
     (["frob"], "there is no command 'frob'"),
@@ -97,6 +99,14 @@ def test_starting_imports_nothing_heavy(code: str) -> None:
     check = f"{code}\nimport sys; print([name for name in {heavy!r} if name in sys.modules])"
     run = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
     assert run.stdout.splitlines()[-1] == "[]"
+
+
+def test_inspect_needs_no_torch(feedback: Path) -> None:
+    test_starting_imports_nothing_heavy(f"from valence.cli.main import main; main(['inspect', {str(feedback)!r}])")
+
+
+def test_the_commands_with_methods_are_those_of_the_table() -> None:
+    assert set(WITH_METHODS) == set(METHODS)
 
 
 @pytest.fixture

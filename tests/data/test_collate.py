@@ -9,7 +9,9 @@ import torch
 
 from valence.data.collate import EncodedGroup, Encoder, collate, move, pad_actions, pad_feedback, pad_left
 from valence.data.groups import Group
+from valence.data.prompting import Prompting
 from valence.data.records import Message
+from valence.errors import UserError
 from valence.types import Labels, Preferences, Rewards
 
 WORDS = ("<pad>", "</s>", "<s>", "<unk>", "user", "assistant", "system", "a", "b", "c", "d", "e")
@@ -60,7 +62,7 @@ class TestPlainText:
         assert encoded.num_tokens == (3 + 2) + (3 + 3)
 
     def test_separator_stands_between_but_not_without_a_prompt(self) -> None:
-        encoder = Encoder(tokenizer(before="<s>"), separator=" d")
+        encoder = Encoder(tokenizer(before="<s>"), Prompting(separator=" d"))
         assert encoder.prompt("a b") == [START, A, B, D]
         assert encoder.prompt("") == [START]
 
@@ -114,9 +116,8 @@ class TestMessages:
         prompt = turns(("user", "a"), ("assistant", "b"), ("user", "c"))
         assert encoder.prompt(prompt) == [START, USER, A, END, ASSISTANT, B, END, USER, C, END, ASSISTANT]
         assert encoder.completion(prompt, turns(("assistant", "d e"))) == [D, E, END]
-        # A plain completion to a templated prompt, and the other way round.
+        # A plain completion to a prompt of messages, and the other way round.
         assert encoder.completion(prompt, "d e") == [D, E, END]
-        assert encoder.prompt("a") == [START, A]
         assert encoder.completion("a", turns(("assistant", "d e"))) == [D, E, END]
 
     def test_a_template_whose_whole_does_not_begin_with_its_prompt(self) -> None:
@@ -137,12 +138,171 @@ class TestMessages:
         assert len(good) == 1 and len(problems) == 1
 
 
+QWEN = (
+    "{% for turn in messages %}<s> {{ turn['role'] }} {{ turn['content'] }} e </s>{% endfor %}"
+    "{% if add_generation_prompt %}<s> assistant{% endif %}"
+)
+"""A turn ends with a token of its own, and more stands behind it, as in templates of instruct models."""
+
+
+class TestPlainPromptsOfAnInstructModel:
+    def encoder(self, template: str = QWEN, **options: Any) -> Encoder:
+        return Encoder(tokenizer(before="<s>", template=template), Prompting(**options), end_token_ids=(END, E))
+
+    def test_a_plain_prompt_is_a_users_message_and_its_completion_the_answer(self) -> None:
+        encoder = self.encoder()
+        asked = turns(("user", "a b"))
+        encoded, problem = encoder.group(group("a b", ("c", "d")))
+        assert problem is None and encoded is not None
+        assert encoded.prompt == [START, USER, A, B, E, END, START, ASSISTANT] == encoder.prompt(asked)
+        # The turn's own end, where sampling ends, and nothing behind it.
+        assert encoded.completions == [[C, E], [D, E]]
+        same, _ = encoder.group(group(asked, (turns(("assistant", "c")), turns(("assistant", "d")))))
+        assert same is not None and (same.prompt, same.completions) == (encoded.prompt, encoded.completions)
+
+    def test_training_goes_on_from_the_prompt_that_is_sampled_from(self) -> None:
+        encoder = self.encoder()
+        encoded, _ = encoder.group(group("a b", ("c",)))
+        whole = encoder.tokenizer("<s> user a b e </s><s> assistant c e", add_special_tokens=False)["input_ids"]
+        assert encoded is not None and encoder.prompt("a b") + encoded.completions[0] == whole
+
+    def test_plain_prompts_can_be_used_as_they_are(self) -> None:
+        encoder = self.encoder(chat_template=False)
+        encoded, _ = encoder.group(group("a b", ("c",)))
+        assert encoded is not None and (encoded.prompt, encoded.completions) == ([START, A, B], [[C, END]])
+        assert encoder.prompt(turns(("user", "a"))) == [START, USER, A, E, END, START, ASSISTANT]
+
+    def test_without_a_prompt_there_is_no_message(self) -> None:
+        encoded, _ = self.encoder().group(group("", ("c",)))
+        assert encoded is not None and (encoded.prompt, encoded.completions) == ([START], [[C, END]])
+
+    def test_a_plain_prompt_may_have_completions_of_several_turns(self) -> None:
+        lead = turns(("assistant", "b"), ("user", "a"))
+        encoded, problem = self.encoder().group(group("c", ((*lead, Message("assistant", "d")),)))
+        assert problem is None and encoded is not None and encoded.completions == [[D, E]]
+        assert encoded.prompt == self.encoder().prompt(turns(("user", "c"), *lead))
+
+    def test_a_system_message_stands_first_where_there_is_none(self) -> None:
+        encoder = self.encoder(system="d")
+        expected = [START, SYSTEM, D, E, END, START, USER, A, E, END, START, ASSISTANT]
+        assert encoder.prompt("a") == encoder.prompt(turns(("user", "a"))) == expected
+        own = turns(("system", "c"), ("user", "a"))
+        assert encoder.prompt(own) == [START, SYSTEM, C, *expected[3:]]
+        assert encoder.completion("a", "c") == [C, E]
+        assert encoder.prompt("") == [*expected[:5], START, ASSISTANT]
+
+    @pytest.mark.parametrize(
+        ("template", "message"),
+        [
+            (TEMPLATE, r"^the chat template of .* rejects `system` \(no system\): leave it out, or put the text into"),
+            ("{% for turn in messages if turn['role'] != 'system' %} {{ turn['content'] }}{% endfor %}", "drops a system"),
+            (None, r"^`system` needs a chat template, and .* has none: leave it out, or put the text into the prompts$"),
+        ],
+        ids=["rejects", "drops", "none"],
+    )
+    def test_a_model_that_cannot_read_a_system_message_is_one_line(self, template: str, message: str) -> None:
+        with pytest.raises(UserError, match=message) as caught:
+            self.encoder(template, system="d")
+        assert "\n" not in str(caught.value)
+
+    def test_a_template_that_joins_tokens_across_the_prompts_end_still_ends_the_turn(self) -> None:
+        """The prompt's tokens do not begin the whole's, but its text does: the rest of the text is the answer."""
+        encoder = self.encoder("{% if messages | length == 1 %}a b{% else %}a bc e{% endif %}")
+        assert encoder.completion("a", "c") == [C, E]
+
+
+class TestSeparators:
+    @pytest.mark.parametrize(
+        ("prompt", "completions", "expected"),
+        [
+            ("What is 1 plus one?", ["It is 2."], "\n"), ("Q: a\nA:", [" b"], ""), ("Q: a\n", ["b"], ""), ("a ", [], ""),
+            ("a", [], "\n"), ("a", [" b", "c"], "\n"), ("a", [" b", "\tc", ""], ""), ("", ["b"], ""), ("a", [""], "\n"),
+            ("a", [turns(("assistant", " b"))], ""),
+        ],
+    )  # fmt: skip
+    def test_a_newline_stands_where_there_is_no_white_space(
+        self, prompt: str, completions: list[Any], expected: str
+    ) -> None:
+        assert Prompting().between(tokenizer(), prompt, completions) == expected
+
+    def test_what_is_asked_for_stands_everywhere_and_may_be_nothing(self) -> None:
+        for separator in ("", ": "):
+            for prompt in ("a", "a "):
+                assert Prompting(separator).between(tokenizer(), prompt, ["b"]) == separator
+        assert Prompting("").between(tokenizer(), "a") == ""
+
+    def test_prompts_are_encoded_with_it_in_training_and_in_sampling(self, tiny_llama: Any) -> None:
+        from transformers import AutoTokenizer
+
+        bytes_of = AutoTokenizer.from_pretrained(tiny_llama)
+        encoder = Encoder(bytes_of)
+        encoded, _ = encoder.group(group("1+1?", ("It is 2.",)))
+        assert encoded is not None and encoded.prompt == encoder.prompt("1+1?") == bytes_of("1+1?\n")["input_ids"]
+        spaced, _ = encoder.group(group("1+1?", (" It is 2.",)))
+        assert spaced is not None and spaced.prompt == bytes_of("1+1?")["input_ids"]
+        assert encoder.prompt("1+1?", [" It is 2."]) == spaced.prompt
+
+    def test_two_sequences_have_nothing_between_them_unless_it_is_asked_for(self, tiny_t5: Any) -> None:
+        from transformers import AutoTokenizer
+
+        bytes_of = AutoTokenizer.from_pretrained(tiny_t5)
+        for separator, expected in ((None, "a?"), ("\n", "a?\n")):
+            encoder = Encoder(bytes_of, Prompting(separator), encoder_decoder=True)
+            assert encoder.prompt("a?", ["b"]) == bytes_of(expected)["input_ids"]
+
+    def test_a_template_that_is_switched_off_is_not_replaced_by_a_newline(self) -> None:
+        assert Prompting(chat_template=False).between(tokenizer(template=TEMPLATE), "a", ["b"]) == ""
+
+
+class TestNotes:
+    ROWS = (("a", ("b",)), ("a ", ("b",)), ("", ("b",)), (turns(("user", "a")), ("b",)))
+
+    def notes(self, *, template: str | None = None, rows: Any = ROWS, two: bool = False, **options: Any) -> list[str]:
+        return Encoder(tokenizer(template=template), Prompting(**options), encoder_decoder=two).notes(rows)
+
+    def test_the_template(self) -> None:
+        (line,) = self.notes(template=TEMPLATE)
+        expected = "plain prompts go through the model's chat template; `chat_template=False` uses them as they are"
+        assert line == expected
+        assert "as they are" in self.notes(template=TEMPLATE, chat_template=False)[0]
+        assert "`separator` is not used" in self.notes(template=TEMPLATE, separator="")[0]
+        assert self.notes(template=TEMPLATE, rows=self.ROWS[2:]) == []
+
+    def test_prompts_that_went_through_a_template_already(self) -> None:
+        _, line = self.notes(template=TEMPLATE, rows=[("<s> user a", ())])
+        assert line.startswith("warning: a prompt holds the special token <s>, as if a chat template had been applied")
+
+    def test_the_separator(self) -> None:
+        (line,) = self.notes()
+        assert line.startswith("a newline was put between prompt and completion of 1 of 2 plain-text rows")
+        assert "`separator` takes another text" in line
+        assert self.notes(separator="") == self.notes(two=True) == self.notes(rows=self.ROWS[1:]) == []
+
+
 class TestLimits:
     def test_a_completion_that_is_cut_has_no_end_token_and_is_told(self) -> None:
         encoded, problem = Encoder(tokenizer(), max_length=4).group(group(completions=("c d e", "c", "c d")))
         assert encoded is not None and encoded.completions == [[C, D], [C, END], [C, D]]
         assert problem is not None and (problem.file, problem.line) == ("rows.jsonl", 7)
         assert "4 tokens was truncated to 2" in problem.reason and "`max_length` is 4" in problem.reason
+
+    @pytest.mark.parametrize("template", [None, QWEN])
+    def test_a_cut_completion_does_not_count_as_ended(self, template: str | None) -> None:
+        """Its log pi is over its own tokens, without an end; that of a whole one has the end."""
+        encoder = Encoder(tokenizer(template=template), max_length=30, end_token_ids=(END, E))
+        encoded, problem = encoder.group(group("a", ("c d " * 20, "c d")))
+        assert encoded is not None and problem is not None and "truncated" in problem.reason
+        steps = collate([encoded], pad=PAD).action
+        ended = (torch.isin(steps.steps, torch.tensor([END, E])) & steps.mask).any(-1)
+        assert ended.tolist() == [[False, True]]
+        assert steps.mask.sum(-1).tolist() == [[30 - len(encoded.prompt), 3]]
+
+    def test_the_length_is_told_before_anything_is_cut(self) -> None:
+        encoder = Encoder(tokenizer(), max_length=4)
+        rows = [group("a", ("c",)), group("a", ("c", "c d e a b")), group("a b c d e", ("c",))]
+        assert [encoder.encode(row).length for row in rows] == [3, 7, 7]
+        assert Encoder(tokenizer(), encoder_decoder=True).encode(rows[1]).length == 6
+        assert Encoder(tokenizer(), max_length=9, positions=5).max_length == 5
 
     def test_a_completion_that_just_fits_is_whole(self) -> None:
         encoded, problem = Encoder(tokenizer(), max_length=5).group(group(completions=("c d",)))

@@ -48,9 +48,10 @@ def test_comparisons_of_every_shape(tmp_path: Path) -> None:
     records = load_feedback([write(tmp_path / "f.jsonl", rows)]).records
     found = comparisons(records, Plain())
     assert found == [
-        Comparison("pa", "pb"), Comparison("qy", "qx"), Comparison("qy", "qz"), Comparison("rn", "rm"),
+        Comparison("p\na", "p\nb"), Comparison("q\ny", "q\nx"), Comparison("q\ny", "q\nz"),
+        Comparison("r\nn", "r\nm"),
     ]  # fmt: skip
-    assert [(row.text, row.score) for row in scored(records, Plain())] == [("rm", 0.2), ("rn", 0.5)]
+    assert [(row.text, row.score) for row in scored(records, Plain())] == [("r\nm", 0.2), ("r\nn", 0.5)]
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from valence.runs.settings import RunConfig, positionals
 NAME_WIDTH = 30
 INDENT = " " * (NAME_WIDTH + 2)
 NAMES: dict[object, str] = {str: "TEXT", int: "INT", float: "FLOAT", NoneType: "", bool: ""}
-TITLES = {"network": "Model", "train": "Training", "judging": "Reward", "trial": "Run"}
+TITLES = {"network": "Model", "train": "Training", "judging": "Reward", "prompting": "Prompts", "trial": "Run"}
 """Titles of the groups that are not called by their field's name."""
 
 

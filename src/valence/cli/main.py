@@ -158,12 +158,16 @@ def with_config_file(kind: Any, words: Sequence[str]) -> tuple[list[str], dict[s
 
 
 def spell(text: str) -> str:
-    """Arguments between backquotes as the command line spells them: `max_length=8` becomes --max-length 8."""
+    """Arguments between backquotes as the command line spells them: `max_length=8` becomes --max-length 8, `show=False`
+    --no-show and `text=""` --text ""."""
     return re.sub(r"`([a-z][a-z0-9_]*)(=[^`]*)?`", _spelled, text)
 
 
 def _spelled(match: re.Match[str]) -> str:
-    flag, value = f"--{match[1].replace('_', '-')}", (match[2] or "=")[1:].strip("\"'")
+    name, value = match[1].replace("_", "-"), (match[2] or "=")[1:]
+    if value in ("False", '""'):
+        return f"--no-{name}" if value == "False" else f'--{name} ""'
+    flag, value = f"--{name}", value.strip("\"'")
     return flag if value in ("", "True") else f"{flag} {value}"
 
 

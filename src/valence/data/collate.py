@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jinja2 import TemplateError
@@ -14,7 +14,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from valence.data.groups import Group
+from valence.data.prompting import Prompting
 from valence.data.records import Message, Problem, Text, contents
+from valence.data.stored import Stored, blocks
+from valence.data.tokens import Tokens
 from valence.types import Action, Batch, Feedback, Labels, Preferences, Rewards, TokenContext
 
 
@@ -32,37 +35,56 @@ class EncodedGroup:
         return sum(len(self.prompt) + len(ids) for ids in self.completions)
 
 
-class Encoder:
-    """Turns prompts and completions into token ids for one model.
+class Encoding(NamedTuple):
+    """A group as token ids (None if it was dropped), why it was dropped or what was truncated (None if nothing was),
+    and the tokens of its longest sequence before anything was cut (0 if there are none)."""
 
-    Messages go through the model's chat template; a model without one gets their contents joined by blank lines. Plain
-    strings are used unchanged, with `separator` between prompt and completion.
+    row: EncodedGroup | None
+    problem: Problem | None
+    length: int = 0
+
+
+class Encoder:
+    """Turns prompts and completions into token ids for one model, as `Prompting` says.
+
+    Messages go through the model's chat template; a model without one gets their contents joined by blank lines.
 
     Args:
         tokenizer: a transformers tokenizer with an end-of-sequence token.
-        encoder_decoder: whether prompt and completion are two sequences (each within `max_length`) or one.
+        encoder_decoder: whether prompt and completion are two sequences (each within `max_length`, and with nothing
+            between them unless a separator is asked for) or one.
         max_length: most tokens of a sequence.
+        positions: tokens of a sequence that the model has room for, where that is known.
         end_token_ids: the tokens that end a completion (see `valence.policies.sampler.end_token_ids`); the
             tokenizer's end token by default.
+    Raises:
+        UserError: there is a system message, and the model cannot read it.
     """
 
     def __init__(
-        self, tokenizer: Any, *, encoder_decoder: bool = False, max_length: int = 1024, separator: str = "",
-        end_token_ids: Sequence[int] = (),
+        self, tokenizer: Any, prompting: Prompting | None = None, *, encoder_decoder: bool = False,
+        max_length: int = 1024, positions: int | None = None, end_token_ids: Sequence[int] = (),
     ) -> None:  # fmt: skip
-        self.tokenizer, self.encoder_decoder = tokenizer, encoder_decoder
-        self.max_length, self.separator = max_length, separator
+        self.tokenizer, self.encoder_decoder, self.tokens = tokenizer, encoder_decoder, Tokens(tokenizer)
+        self.prompting = prompting or Prompting()
+        self.prompting.check(tokenizer)
+        self.max_length, self.positions = min(max_length, positions or max_length), positions
         self.end_token_ids = frozenset(end_token_ids or (tokenizer.eos_token_id,))
 
-    def prompt(self, prompt: Text) -> list[int]:
-        """Token ids of a prompt, with the model's own special tokens; never empty."""
+    def prompt(self, prompt: Text, completions: Sequence[Text] = ()) -> list[int]:
+        """Token ids of a prompt, with the model's own special tokens; never empty.
+
+        Args:
+            completions: the completions of its row, if any: what stands before them depends on their white space.
+        """
+        prompt = self.prompting.turns(self.tokenizer, prompt)
         templated = not isinstance(prompt, str) and bool(self.tokenizer.chat_template)
         if isinstance(prompt, str):
-            ids = self.tokenizer(prompt + self.separator if prompt else "")["input_ids"]
+            ids = self.tokens.ids(prompt + self._between(prompt, completions))
         elif templated:
-            ids = self._template(prompt, add_generation_prompt=True)
+            ids = self._plain(self._render(prompt, add_generation_prompt=True))
         else:
-            ids = self.tokenizer("\n\n".join([*(turn.content for turn in prompt), ""]))["input_ids"]
+            ids = self.tokens.ids("\n\n".join([*(turn.content for turn in prompt), ""]))
         end = self.tokenizer.eos_token_id
         if not self.encoder_decoder and not templated:
             while ids and ids[-1] == end:
@@ -72,48 +94,70 @@ class Encoder:
 
     def completion(self, prompt: Text, completion: Text) -> list[int]:
         """Token ids of a completion up to its first end token; the tokenizer's is appended if it has none."""
-        if not isinstance(completion, str) and not isinstance(prompt, str) and self.tokenizer.chat_template:
-            before = self._template(prompt, add_generation_prompt=True)
-            both = self._template((*prompt, *completion), add_generation_prompt=False)
-            ids = both[len(before) :] if both[: len(before)] == before else self._plain(completion)
+        prompt = self.prompting.turns(self.tokenizer, prompt)
+        if not isinstance(prompt, str) and self.tokenizer.chat_template:
+            if isinstance(completion, str):
+                completion = (Message("assistant", completion),)
+            ids = self._answer(prompt, completion)
         else:
             ids = self._plain(completion)
         ends = (place for place, token in enumerate(ids) if token in self.end_token_ids)
         first = next(ends, None)
         return [*ids, self.tokenizer.eos_token_id] if first is None else ids[: first + 1]
 
+    def notes(self, rows: Iterable[tuple[Text, Sequence[Text]]]) -> list[str]:
+        """Lines for the log: what happens to the plain prompts of rows, given with their completions."""
+        return self.prompting.notes(self.tokenizer, rows, encoder_decoder=self.encoder_decoder)
+
+    def _between(self, prompt: str, completions: Sequence[Text]) -> str:
+        if self.encoder_decoder and self.prompting.separator is None:
+            return ""
+        return self.prompting.between(self.tokenizer, prompt, completions)
+
     def _plain(self, completion: Text) -> list[int]:
-        return list(self.tokenizer("\n\n".join(contents(completion)), add_special_tokens=False)["input_ids"])
+        return self.tokens.ids("\n\n".join(contents(completion)), special=False)
 
     def _after_end(self, completion: Text) -> str:
         """The text after an end token that is spelled out in a completion."""
         return "".join(contents(completion)).partition(self.tokenizer.eos_token)[2].strip()
 
-    def _template(self, turns: Sequence[Message], *, add_generation_prompt: bool) -> list[int]:
-        rows = [turn._asdict() for turn in turns]
-        text = self.tokenizer.apply_chat_template(rows, tokenize=False, add_generation_prompt=add_generation_prompt)
-        return self._plain(text)
+    def _answer(self, prompt: tuple[Message, ...], completion: tuple[Message, ...]) -> list[int]:
+        """The token ids that follow the prompt's, as they do in sampling; the completion alone where the template
+        renders the prompt in another way before an answer."""
+        before = self._render(prompt, add_generation_prompt=True)
+        both = self._render((*prompt, *completion), add_generation_prompt=False)
+        first, ids = self._plain(before), self._plain(both)
+        if ids[: len(first)] == first:
+            return ids[len(first) :]
+        return self._plain(both.removeprefix(before) if both.startswith(before) else completion)
+
+    def _render(self, turns: Sequence[Message], *, add_generation_prompt: bool) -> str:
+        return self.tokens.rendered(turns, add_generation_prompt=add_generation_prompt)
 
     def group(self, group: Group) -> tuple[EncodedGroup | None, Problem | None]:
         """(the encoded group, or None if it was dropped; why it was dropped or what was truncated, or None)."""
+        found = self.encode(group)
+        return found.row, found.problem
+
+    def encode(self, group: Group) -> Encoding:
+        """The group as token ids. A completion that is too long is truncated, and then has no end token."""
         problem = partial(Problem, group.file, group.line)
-        alone = _last_turns(group)
+        alone = _last_turns(replace(group, prompt=self.prompting.turns(self.tokenizer, group.prompt)))
         if alone is None:
-            return None, problem(
-                "the completions differ in more than their last turn, and only a last turn is an action: row dropped"
-            )
+            reason = "the completions differ in more than their last turn, and only a last turn is an action"
+            return Encoding(None, problem(f"{reason}: row dropped"))
         try:
-            prompt = self.prompt(alone.prompt)
+            prompt = self.prompt(alone.prompt, alone.completions)
             completions = [self.completion(alone.prompt, text) for text in alone.completions]
         except TemplateError as error:
-            return None, problem(f"the model's chat template rejects these messages ({error}): row dropped")
+            return Encoding(None, problem(f"the model's chat template rejects these messages ({error}): row dropped"))
+        longest = max(len(ids) for ids in completions)
+        length = max(len(prompt), longest) if self.encoder_decoder else len(prompt) + longest
         room = self.max_length - (0 if self.encoder_decoder else len(prompt))
         if room < 1 or len(prompt) > self.max_length:
-            return None, problem(
-                f"the prompt has {len(prompt)} tokens and leaves no room for a completion: row dropped; raise "
-                f"`max_length`, which is {self.max_length}"
-            )
-        longest = max(len(ids) for ids in completions)
+            reason = f"the prompt has {len(prompt)} tokens and leaves no room for a completion"
+            advice = f"raise `max_length`, which is {self.max_length}"
+            return Encoding(None, problem(f"{reason}: row dropped; {advice}"), length)
         reasons = []
         if any(self._after_end(text) for text in alone.completions):
             reasons.append(f"the text of a completion after the end token {self.tokenizer.eos_token!r} was dropped")
@@ -122,12 +166,25 @@ class Encoder:
                 f"a completion of {longest} tokens was truncated to {room}: `max_length` is {self.max_length}"
             )
         encoded = EncodedGroup(prompt, [ids[:room] for ids in completions], alone)
-        return encoded, problem("; ".join(reasons)) if reasons else None
+        return Encoding(encoded, problem("; ".join(reasons)) if reasons else None, length)
 
-    def groups(self, groups: Sequence[Group]) -> tuple[list[EncodedGroup], list[Problem]]:
+    def encode_all(self, groups: Iterable[Group]) -> Iterator[Encoding]:
+        """`encode` of each group. The tokenizer gets the texts of many groups at once, which takes far less time."""
+        for block in blocks(groups):
+            with self.tokens.noting():
+                for group in block:
+                    self.encode(group)
+            yield from map(self.encode, block)
+
+    def groups(self, groups: Iterable[Group]) -> tuple[Stored[EncodedGroup], list[Problem]]:
         """Encode all; every dropped or truncated row is a problem with its line and reason."""
-        results = [self.group(group) for group in groups]
-        return [good for good, _ in results if good is not None], [bad for _, bad in results if bad is not None]
+        rows, problems = Stored(EncodedGroup), list[Problem]()
+        for one in self.encode_all(groups):
+            if one.row is not None:
+                rows.append(one.row)
+            if one.problem is not None:
+                problems.append(one.problem)
+        return rows, problems
 
 
 def _last_turns(group: Group) -> Group | None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 from valence.data.load import Loaded
-from valence.data.records import Record, Text, contents
+from valence.data.tally import Tally
 
 COLUMNS_SHOWN = 8
 
@@ -61,93 +60,55 @@ class Summary:
 
 
 def summarize(loaded: Loaded) -> Summary:
-    """Count the content of files of feedback."""
-    records = loaded.records
-    shapes = Counter(record.shape for record in records)
-    labels = [record for record in records if record.shape == "label"]
-    verdicts = [record.values[0] for record in labels]
-    # A completion that is both accepted and rejected counts twice.
-    signed = {(record.prompt, record.completions, record.values) for record in labels if record.values[0]}
+    """What was counted while files of feedback were read."""
+    tally = loaded.tally
+    shapes, signs = tally.shapes, tally.signs
     judged = bool(shapes["label"] or shapes["pair"])
-    scores = [value for record in records if record.scored for value in record.values]
-    lengths = [len("".join(contents(text))) for record in records for text in record.completions]
     method, why = choose_method(loaded)
     return Summary(
         loaded=loaded,
         shape=f"{next(iter(shapes))}s" if len(shapes) == 1 else "mixed",
-        prompts=len({record.prompt for record in records}),
-        accepted=verdicts.count(1.0) + shapes["pair"] if judged else None,
-        rejected=verdicts.count(-1.0) + shapes["pair"] if judged else None,
+        prompts=tally.prompts,
+        accepted=signs[1] + shapes["pair"] if judged else None,
+        rejected=signs[-1] + shapes["pair"] if judged else None,
         method=method,
         why=why,
-        unlabelled=verdicts.count(0.0),
-        splits=dict(Counter(record.split or "" for record in records)),
-        score_range=(min(scores), max(scores)) if scores else None,
-        mean_length=sum(lengths) / len(lengths) if lengths else 0.0,
-        conflicts=len(signed) - len({(prompt, completions) for prompt, completions, _ in signed}),
-        ties=sum(record.shape == "pair" and record.scored and len(set(record.values)) == 1 for record in records),
-        empty_prompts=sum(record.shape != "prompt" and not any(contents(record.prompt)) for record in records),
-        examples=examples_of(records),
+        unlabelled=signs[0],
+        splits=dict(tally.splits),
+        score_range=tally.score_range,
+        mean_length=tally.mean_length,
+        conflicts=tally.conflicts,
+        ties=tally.ties,
+        empty_prompts=tally.empty_prompts,
+        examples=tally.examples,
     )
-
-
-def examples_of(records: Sequence[Record]) -> dict[str, str]:
-    """An example of each side that the rows were read as: accepted and rejected, better and worse, high and low."""
-    found: dict[str, str] = {}
-    labels = [record for record in records if record.shape == "label" and record.values[0]]
-    for side, sign in (("accepted", 1.0), ("rejected", -1.0)):
-        first = next((record for record in labels if record.values[0] == sign), None)
-        if first is not None:
-            found[side] = _shortened(first.prompt, first.completions[0])
-    pair = next((record for record in records if record.shape == "pair"), None)
-    if pair is not None:
-        found |= {"better": _shortened(pair.prompt, pair.completions[0])}
-        found |= {"worse": _shortened(pair.prompt, pair.completions[1])}
-    scored = [record for record in records if record.shape in ("score", "ranking") and record.values]
-    if scored:
-        best = max(scored, key=lambda record: max(record.values))
-        worst = min(scored, key=lambda record: min(record.values))
-        for side, record, value in (("the best", best, max(best.values)), ("the worst", worst, min(worst.values))):
-            name = f"{side}, {value:g}" if record.scored else side
-            found[name] = _shortened(record.prompt, record.completions[record.values.index(value)])
-    return found
-
-
-def _shortened(prompt: Text, completion: Text) -> str:
-    """A completion and the end of its prompt, on one line."""
-    asked, answer = (" ".join(" ".join(contents(text)).split()) for text in (prompt, completion))
-    asked = f"… {asked[-40:]}" if len(asked) > 42 else asked
-    answer = f"{answer[:60]} …" if len(answer) > 62 else answer
-    return f"{asked!r} → {answer!r}" if asked else repr(answer)
 
 
 def choose_method(loaded: Loaded) -> tuple[str | None, str]:
     """(the method that fits the feedback without a conversion, the reason in one line); no method without feedback."""
-    method, why = _choose(loaded.records)
+    method, why = _choose(loaded.tally)
     if method is None and loaded.verdict_like:
         columns = "; ".join(f"{name} ({values})" for name, values in loaded.verdict_like.items())
         return None, f"no verdict was read, and these columns look like verdicts: {columns}: name one with `columns`"
     return method, why
 
 
-def _choose(records: Sequence[Record]) -> tuple[str | None, str]:
-    judged = [record for record in records if record.shape != "prompt"]
-    shapes = {record.shape for record in judged}
-    if not judged:
+def _choose(tally: Tally) -> tuple[str | None, str]:
+    shapes = {shape: rows for shape, rows in tally.shapes.items() if shape != "prompt"}
+    if not shapes:
         return None, "prompts without feedback: valence improve samples answers and scores them"
     if len(shapes) == 1:
-        method, why = CHOICES[judged[0].shape](judged)
+        method, why = CHOICES[next(iter(shapes))](tally)
     else:
         names = ", ".join(f"{shape}s" for shape in CHOICES if shape in shapes)
         method, why = "pmpo", f"mixed feedback ({names}): PMPO learns from all of it as accepted and rejected"
-    bare = len(records) - len(judged)
+    bare = tally.shapes["prompt"]
     return method, why + (f"; {bare} rows with only a prompt are dropped (valence improve uses them)" if bare else "")
 
 
-def _for_labels(labels: Sequence[Record]) -> tuple[str | None, str]:
+def _for_labels(tally: Tally) -> tuple[str | None, str]:
     """PMPO in the form that the signs allow."""
-    signs = [int(record.values[0]) for record in labels]
-    accepted, rejected, silent = signs.count(1), signs.count(-1), signs.count(0)
+    accepted, rejected, silent = tally.signs[1], tally.signs[-1], tally.signs[0]
     also = f", {silent} unlabelled ones for the KL" if silent else ""
     counts = f"{accepted} accepted and {rejected} rejected completions{also}"
     if accepted and rejected:
@@ -162,22 +123,22 @@ def _for_labels(labels: Sequence[Record]) -> tuple[str | None, str]:
     )
 
 
-def _for_rankings(rankings: Sequence[Record]) -> tuple[str, str]:
+def _for_rankings(tally: Tally) -> tuple[str, str]:
     """REBEL if all have scores, which it needs; else DPO on the pairs of each order."""
-    ordered = sum(not record.scored for record in rankings)
+    ordered, rankings = tally.orders, tally.shapes["ranking"]
     if not ordered:
         return "rebel", "several scored completions a prompt: REBEL regresses on the gaps between scores"
-    which = "rankings" if ordered == len(rankings) else f"{ordered} of {len(rankings)} rankings"
+    which = "rankings" if ordered == rankings else f"{ordered} of {rankings} rankings"
     return "dpo", f"{which} without scores: DPO learns from every pair of an order"
 
 
-CHOICES: dict[str, Callable[[Sequence[Record]], tuple[str | None, str]]] = {
+CHOICES: dict[str, Callable[[Tally], tuple[str | None, str]]] = {
     "label": _for_labels,
     "score": lambda _: ("dro", "one score a completion: DRO-V regresses on the scores themselves"),
     "pair": lambda _: ("dpo", "chosen and rejected for each prompt: DPO learns from pairs"),
     "ranking": _for_rankings,
 }
-"""Shape of the feedback -> its records -> (method, reason)."""
+"""Shape of the feedback -> the counts of its records -> (method, reason)."""
 
 
 def render(summary: Summary, most: int = 10) -> object:

@@ -9,18 +9,25 @@ from pathlib import Path
 
 from valence.data.formats.columns import ABSENT, FIELDS, FOLDED, Column, Template, canonical, displaced, folded
 from valence.data.formats.join import Join
-from valence.data.formats.layouts import detect
+from valence.data.formats.layouts import Known, detect
 from valence.data.formats.read import read_rows
 from valence.data.formats.row import LABEL, PROMPT, SCORE, WINNER, Refused, Row, Skipped
 from valence.data.formats.suggest import UnknownColumns, looks_like_verdicts
 from valence.data.formats.verdicts import LabelRule, Verdicts
-from valence.data.products import PRODUCTS, joinable, product_of, repair
+from valence.data.products import PRODUCTS, Products, joinable, repair
 from valence.data.records import Problem, Record
+from valence.data.stored import Stored, Tick
+from valence.data.tally import Tally
 from valence.errors import UserError, one_line
 
+Origin = dict[str, list[str]]
+"""Our name of a field -> the columns that it is made of."""
 MapRow = Callable[[dict[str, object]], "Mapping[str, object] | None"]
 SAMPLED = 200
 """Rows of each file that a message about its columns is made from."""
+TICK = 1000
+"""Rows between two calls of `progress`."""
+MOST_KNOWN = 1000
 
 
 @dataclass(frozen=True)
@@ -28,28 +35,32 @@ class Loaded:
     """The content of files of feedback: every row is one record, one problem, or skipped.
 
     Args:
-        records: the rows that can be used, in the order of the files.
+        records: the rows that can be used, in the order of the files. They lie on disk, and each is made anew when it
+            is asked for.
         problems: the rows that cannot be used, each with its file, line and reason.
         layouts: layout -> number of its records.
         rows: number of rows. A row of an export that holds several pieces of feedback counts as so many.
         unread: column that no layout reads -> number of records with it; most common first.
         skipped: reason -> rows that say nothing on purpose, such as ties and ignored values.
         verdict_like: unread columns whose values look like verdicts -> some of the values.
+        tally: what was counted of the records.
     """
 
-    records: list[Record]
+    records: Sequence[Record]
     problems: list[Problem]
     layouts: dict[str, int]
     rows: int
     unread: dict[str, int] = field(default_factory=dict)
     skipped: dict[str, int] = field(default_factory=dict)
     verdict_like: dict[str, str] = field(default_factory=dict)
+    tally: Tally = field(default_factory=Tally, repr=False, compare=False)
 
 
 def load_feedback(
     paths: Sequence[str | Path], *, columns: Mapping[str, str] | None = None, labels: str | None = None,
     join: Sequence[str] = (), map_row: MapRow | None = None, prompt_template: str | None = None,
-    split: str | None = None, subset: str | None = None, strict: bool = False,
+    split: str | None = None, subset: str | None = None, strict: bool = False, keep: bool = True,
+    progress: Tick | None = None,
 ) -> Loaded:  # fmt: skip
     """Read feedback of any shape from JSON, JSONL, CSV, Parquet (the text ones also gzipped), exports of products,
     saved data sets, or data sets of the hub.
@@ -64,6 +75,8 @@ def load_feedback(
         prompt_template: a text file with {column} where a column's text belongs.
         split, subset: of a data set of the hub.
         strict: raise a UserError for the first row that cannot be used.
+        keep: whether the records are kept. Without it they are only counted.
+        progress: called with the number of rows read so far, at every `TICK` rows.
     Raises:
         UserError: a file cannot be read, has no usable row, or has a column whose values have no clear meaning;
             `columns` has an unknown field, a column that no row has, or a field that no layout reads.
@@ -73,22 +86,28 @@ def load_feedback(
     joined = Join.parse(join, joinable) if join else iter
     template = Template(prompt_template) if prompt_template else None
     reader = _Reader(columns or {}, LabelRule.parse(labels), map_row, template)
-    records: list[Record] = []
+    records, tally = Stored(Record), Tally()
     problems: list[Problem] = []
+    good = 0
     for path in map(str, paths):
-        before, counted = len(records), len(problems)
+        before, counted = good, len(problems)
         reader.begin(path)
         for line, found in reader.read(joined(read_rows(path, split=split, subset=subset, repair=repair))):
             if isinstance(found, Record):
-                records.append(replace(found, file=path, line=line))
+                good += 1
+                tally.add(found)
+                if keep:
+                    records.append(found)
             else:
                 problems.append(Problem(path, line, str(found)))
+            if progress is not None and (good + len(problems)) % TICK == 0:
+                progress(good + len(problems))
         reader.check_names(path)
         reader.verdicts.check(path)
-        if len(records) == before and not reader.skipped:
+        if good == before and not reader.skipped:
             raise reader.nothing_read(path, problems[counted:])
     reader.check_renames()
-    if not records:
+    if not good:
         reasons = [f"{reason} ({count:,} rows)" for reason, count in reader.skipped.most_common()]
         why = "; ".join([*reasons, *map(str, problems[:1])])
         raise UserError(f"{', '.join(map(str, paths))}: no row says anything: {why}")
@@ -97,8 +116,8 @@ def load_feedback(
         raise UserError(f"{problems[0]}{more}")
     unread = {name: rows for name, rows in reader.unread.most_common() if name not in reader.read_columns}
     return Loaded(
-        records, problems, dict(reader.layouts), len(records) + len(problems) + sum(reader.skipped.values()), unread,
-        dict(reader.skipped), looks_like_verdicts(reader.sample, unread),
+        records, problems, dict(reader.layouts), good + len(problems) + sum(reader.skipped.values()), unread,
+        dict(reader.skipped), looks_like_verdicts(reader.sample, unread), tally,
     )  # fmt: skip
 
 
@@ -128,6 +147,9 @@ class _Reader:
         self.layouts: Counter[str] = Counter()
         self.skipped: Counter[str] = Counter()
         self.known: dict[str, str] = {}
+        self.named: dict[tuple[str, ...], tuple[dict[str, str], Origin]] = {}
+        self.fitting: Known = {}
+        self.products = Products()
         self.begin("")
 
     def begin(self, path: str) -> None:
@@ -144,7 +166,7 @@ class _Reader:
             try:
                 if isinstance(unit, Exception):
                     raise unit
-                yield line, self._record(unit, product)
+                yield line, self._record(unit, product, line)
             except Skipped as skipped:
                 self.skipped[str(skipped)] += 1
             except Refused as refused:
@@ -157,7 +179,7 @@ class _Reader:
         for line, row in rows:
             try:
                 fields = self._mapped(row)
-                product = None if self.mapped else product_of(fields)
+                product = None if self.mapped else self.products.of(fields)
                 if product is None:
                     yield line, "", fields
                 elif product.whole is not None:
@@ -214,41 +236,66 @@ class _Reader:
             unit[LABEL[0]] = unit.pop(SCORE[1])
         return unit
 
-    def _record(self, row: dict[str, object], product: str) -> Record:
-        """The row as a Record with its split and its other columns."""
+    def _record(self, row: dict[str, object], product: str, line: int) -> Record:
+        """The row as a Record with its place, its split and its other columns."""
         self.name = ""
         if product:
             row = self._named(row)
-        self.seen.update(dict.fromkeys(row))
         columns = {} if product else self.columns
-        given = {ours: column.of(row) for ours, column in columns.items()}
-        given = {ours: value for ours, value in given.items() if value is not ABSENT and value is not None}
-        origin = {ours: columns[ours].names(row) for ours in given}
-        taken = {name for names in origin.values() for name in names}
-        fields: dict[str, object] = {}
+        names, origin = self._names(row)
         aside: dict[str, object] = {}
-        for name, value in row.items():
-            ours = self._field(name, row)
-            if columns and ours in self.displaced:
-                aside[name] = value
-            elif name not in taken:
-                fields[ours] = value
-                origin.setdefault(ours, [name])
-        self.found.update(given)
-        fields |= given
+        if columns:
+            fields, aside, origin = self._chosen(row, names, columns)
+        else:
+            fields = {ours: row[name] for name, ours in names.items()}
         if self.template is not None:
             fields[PROMPT[0]] = self.template.of(row)
-        view = Row(fields, {name: value for name, value in aside.items() if value is not None}, self.verdicts)
-        name, record = detect(view)
+        view = Row(fields, aside, self.verdicts)
+        name, record = detect(view, self.fitting)
         split = view.take("split") if isinstance(view.peek("split"), str) else None
-        self.used.update(view.used)
-        self.read_columns.update(each for ours in view.used for each in origin.get(ours, ()))
+        self.used |= view.used
+        for ours in view.used:
+            self.read_columns.update(origin.get(ours, ()))
         unread = view.unread()
-        self.unread.update([*(each for ours in unread for each in origin.get(ours, ())), *view.aside])
+        if unread or view.aside:
+            self.unread.update([*(each for ours in unread for each in origin.get(ours, ())), *view.aside])
+            unread |= view.aside
         self.layouts[f"{product} {record.shape}" if product else name] += 1
         if self.rule.invert:
             record = inverted(record)
-        return replace(record, split=split, columns=unread | view.aside)
+        return record.placed(self.path, line, split, unread)
+
+    def _names(self, row: Mapping[str, object]) -> tuple[dict[str, str], Origin]:
+        """(the row's columns -> our names of them, the reverse). Rows with the same columns share them."""
+        names = tuple(row)
+        known = self.named.get(names)
+        if known is None:
+            self.seen.update(dict.fromkeys(names))
+            ours = {name: self._field(name, row) for name in names}
+            known = ours, {field: [name] for name, field in reversed(ours.items())}
+            if len(self.named) < MOST_KNOWN:
+                self.named[names] = known
+        return known
+
+    def _chosen(
+        self, row: Mapping[str, object], names: Mapping[str, str], columns: Mapping[str, Column]
+    ) -> tuple[dict[str, object], dict[str, object], Origin]:
+        """(our fields, the columns that the user's own displace, our name -> the columns that it is made of)."""
+        given = {ours: column.of(row) for ours, column in columns.items()}
+        given = {ours: value for ours, value in given.items() if value is not ABSENT and value is not None}
+        origin = {ours: columns[ours].names(row) for ours in given}
+        taken = {name for each in origin.values() for name in each}
+        fields: dict[str, object] = {}
+        aside: dict[str, object] = {}
+        for name, ours in names.items():
+            if ours in self.displaced:
+                if row[name] is not None:
+                    aside[name] = row[name]
+            elif name not in taken:
+                fields[ours] = row[name]
+                origin.setdefault(ours, [name])
+        self.found.update(given)
+        return fields | given, aside, origin
 
     def _field(self, name: str, row: Mapping[str, object]) -> str:
         """Our name of a column that is spelled otherwise, such as "User message"; else the name itself."""

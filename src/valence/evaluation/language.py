@@ -49,19 +49,18 @@ def sample_texts(policy: LanguagePolicy, prompts: Sequence[list[int]], *, seed: 
 
 
 def complete_records(
-    policy: LanguagePolicy, records: Sequence[Record], *, max_length: int, room: int, seed: int
+    policy: LanguagePolicy, records: Sequence[Record], encoder: Encoder, *, room: int, seed: int
 ) -> tuple[list[str], set[int]]:
     """(a completion of each record's prompt, the indices of the prompts that the model can be given).
 
     Args:
-        max_length: longest prompt, in tokens.
+        encoder: turns prompts into token ids of the policy's model.
         room: tokens that a prompt may have.
     """
-    encoder = Encoder(policy.tokenizer, encoder_decoder=policy.encoder_decoder, max_length=max_length)
     prompts: list[list[int] | None] = []
     for record in records:
         try:
-            prompts.append(encoder.prompt(record.prompt))
+            prompts.append(encoder.prompt(record.prompt, record.completions))
         except TemplateError:
             prompts.append(None)
     fits = {place for place, row in enumerate(prompts) if row is not None and len(row) <= room}

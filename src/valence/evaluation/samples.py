@@ -56,7 +56,7 @@ class Evaluation:
         # A file is often sorted by label: take a random part of it, not the first.
         order = list(range(len(prompts)))
         random.Random(seed).shuffle(order)
-        self.rows = [rows[place] for place in order if place < len(rows)][:num_rows]
+        self.rows = [rows[place] for place in [place for place in order if place < len(rows)][:num_rows]]
         self.prompt_index = [order[place % len(order)] for place in range(num_samples)]
         self.prompts = [prompts[place] for place in self.prompt_index]
         self.seed = seed + 7919

@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from torch import Tensor
 
+from valence.data.prompting import Prompting
+from valence.data.records import Message, Text
 from valence.errors import UserError, one_line
 from valence.rewards.ensemble import NO_FAILURES
 from valence.rewards.functions import Chat
@@ -19,12 +22,17 @@ FIGURES = "reward_model.json"
 """The file beside a model that Valence trained: how it was trained, and its figures on held-out rows."""
 PREFERENCE = "preference"
 """The `kind` in that file of a preference model, whose outputs are an embedding and no score."""
+PROMPTING = "prompting"
+"""The entry of that file that holds the fields of `Prompting`."""
+BEFORE = Prompting(separator="", chat_template=False)
+"""How prompts were given to the models of earlier versions, whose files have no such entry."""
 TOGETHER = 64
 """Texts that go through a judge's model at once."""
 
 
 class TextModel:
-    """A frozen `AutoModelForSequenceClassification` with its tokenizer and the attributes of a `Judge`.
+    """A frozen `AutoModelForSequenceClassification` with its tokenizer and the attributes of a `Judge`. It reads prompts
+    as it did in training, where Valence trained it.
 
     Args:
         path: a folder or hub id.
@@ -51,12 +59,15 @@ class TextModel:
         prepare_padding(model, self.tokenizer)
         self.model, self.name = model.to(device).eval().requires_grad_(False), path
         # The length in training, if it is known, within the model's positions.
-        trained = training_figures(path).get("max_length", 1024)
+        figures = training_figures(path)
+        self.prompting = prompting_in_training(figures, path)
+        trained = figures.get("max_length", 1024)
         self.max_length = min(trained, getattr(model.config, "max_position_embeddings", None) or trained)
 
     def texts(self, prompts: Sequence[Chat], completions: Sequence[Chat]) -> list[str]:
         """Each prompt with its completion as the model reads them."""
-        return [row_text(self.tokenizer, *row) for row in zip(prompts, completions, strict=True)]
+        rows = zip(prompts, completions, strict=True)
+        return [row_text(self.tokenizer, *row, self.prompting) for row in rows]
 
     def outputs(self, texts: Sequence[str]) -> Iterator[Tensor]:
         """The model's outputs, `TOGETHER` texts at a time."""
@@ -119,15 +130,45 @@ def prepare_padding(model: Any, tokenizer: Any) -> None:
     model.config.pad_token_id = tokenizer.pad_token_id
 
 
-def row_text(tokenizer: Any, prompt: Chat, completion: Chat) -> str:
-    """Prompt and completion as one text; messages go through the model's chat template, if it has one."""
-    if isinstance(prompt, str) and isinstance(completion, str):
-        return prompt + completion
-    turns: list[Mapping[str, str]] = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-    turns += [{"role": "assistant", "content": completion}] if isinstance(completion, str) else list(completion)
+def prompting_in_training(figures: Mapping[str, Any], path: str) -> Prompting:
+    """How prompts were given to the model of which `training_figures` holds the figures; as usual where it has none.
+
+    Raises:
+        UserError: the entry cannot be read.
+    """
+    if not figures:
+        return Prompting()
+    try:
+        return Prompting(**figures[PROMPTING]) if PROMPTING in figures else BEFORE
+    except TypeError as error:
+        raise UserError(f"{Path(path) / FIGURES} has an entry {PROMPTING!r} that cannot be read: {error}") from error
+
+
+def row_text(tokenizer: Any, prompt: Chat, completion: Chat, prompting: Prompting) -> str:
+    """Prompt and completion as one text; messages go through the model's chat template, if it has one.
+
+    Raises:
+        UserError: the template rejects the messages.
+    """
+    turns, answer = prompting.turns(tokenizer, _as_text(prompt)), _as_text(completion)
+    if isinstance(turns, str) and isinstance(answer, str):
+        return turns + prompting.between(tokenizer, turns, [answer]) + answer
+    both = [*_as_turns(turns, "user"), *_as_turns(answer, "assistant")]
     if tokenizer.chat_template:
-        return tokenizer.apply_chat_template(turns, tokenize=False)
-    return "\n\n".join(turn["content"] for turn in turns)
+        try:
+            return tokenizer.apply_chat_template([turn._asdict() for turn in both], tokenize=False)
+        except TemplateError as error:
+            shown = " ".join(f"{turn.role}: {turn.content}" for turn in both)[:80]
+            raise UserError(f"the reward model's chat template rejects {shown!r} ({one_line(error)})") from error
+    return "\n\n".join(turn.content for turn in both)
+
+
+def _as_text(chat: Chat) -> Text:
+    return chat if isinstance(chat, str) else tuple(Message(turn["role"], turn["content"]) for turn in chat)
+
+
+def _as_turns(text: Text, role: str) -> tuple[Message, ...]:
+    return (Message(role, text),) if isinstance(text, str) else text
 
 
 def outputs_of(model: Any, tokenizer: Any, texts: Sequence[str], max_length: int) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from valence.data.prompting import Prompting
 from valence.data.records import Record, Text
 from valence.errors import UserError
 from valence.objectives.bradley_terry import bradley_terry_loss, score_loss
@@ -21,6 +22,7 @@ Gap = Callable[[Tensor, Tensor], Tensor]
 `[P]`, nats."""
 SCORED = ("score", "label")
 """The shapes of records that regression learns from."""
+USUAL = Prompting()
 
 
 def reward_gap(first: Tensor, second: Tensor) -> Tensor:
@@ -45,37 +47,55 @@ class Scored(NamedTuple):
 Rows = Sequence[Comparison | Scored]
 
 
-def comparisons(records: Sequence[Record], tokenizer: Any) -> list[Comparison]:
+def comparisons(records: Sequence[Record], tokenizer: Any, prompting: Prompting = USUAL) -> list[Comparison]:
     """All pairs, better first: those of the data, of rankings and of the scores of one prompt. Ties are dropped."""
     rows: list[Comparison] = []
     by_prompt: dict[Text, list[tuple[Text, float]]] = {}
     for record in records:
         if record.shape == "pair" and not (record.scored and record.values[0] == record.values[1]):
-            better, worse = (_text(tokenizer, record.prompt, part) for part in record.completions)
+            better, worse = (_text(tokenizer, prompting, record.prompt, part) for part in record.completions)
             rows.append(Comparison(better, worse))
         elif record.shape == "ranking":
-            rows += _ordered(tokenizer, record.prompt, list(zip(record.completions, record.values, strict=True)))
+            judged = list(zip(record.completions, record.values, strict=True))
+            rows += _ordered(tokenizer, prompting, record.prompt, judged)
         elif record.shape == "score":
             by_prompt.setdefault(record.prompt, []).append((record.completions[0], record.values[0]))
     for prompt, judged in by_prompt.items():
-        rows += _ordered(tokenizer, prompt, judged)
+        rows += _ordered(tokenizer, prompting, prompt, judged)
     return rows
 
 
-def _ordered(tokenizer: Any, prompt: Text, judged: Sequence[tuple[Text, float]]) -> list[Comparison]:
+def _ordered(
+    tokenizer: Any, prompting: Prompting, prompt: Text, judged: Sequence[tuple[Text, float]]
+) -> list[Comparison]:
     """Every pair of completions with different scores, better first."""
-    texts = [(_text(tokenizer, prompt, completion), score) for completion, score in judged]
+    texts = [(_text(tokenizer, prompting, prompt, completion), score) for completion, score in judged]
     return [Comparison(better, worse) for better, high in texts for worse, low in texts if high > low]
 
 
-def scored(records: Sequence[Record], tokenizer: Any) -> list[Scored]:
+def scored(records: Sequence[Record], tokenizer: Any, prompting: Prompting = USUAL) -> list[Scored]:
     """The scores of the data, and labels as 1 and -1."""
     rows = [record for record in records if record.shape in SCORED]
-    return [Scored(_text(tokenizer, row.prompt, row.completions[0]), float(row.values[0])) for row in rows]
+    texts = [_text(tokenizer, prompting, row.prompt, row.completions[0]) for row in rows]
+    return [Scored(text, float(row.values[0])) for text, row in zip(texts, rows, strict=True)]
 
 
-def _text(tokenizer: Any, prompt: Text, completion: Text) -> str:
-    return row_text(tokenizer, as_given(prompt), as_given(completion))
+def _text(tokenizer: Any, prompting: Prompting, prompt: Text, completion: Text) -> str:
+    return row_text(tokenizer, as_given(prompt), as_given(completion), prompting)
+
+
+def text_lengths(rows: Rows, tokenizer: Any) -> list[int]:
+    """Tokens of each row's longer text, with the end token."""
+
+    def lengths(texts: Sequence[str]) -> list[int]:
+        return [1 + len(ids) for ids in tokenizer(list(texts))["input_ids"]]
+
+    if not rows:
+        return []
+    if not isinstance(rows[0], Comparison):
+        return lengths([row[0] for row in rows])
+    left, right = zip(*rows, strict=True)
+    return [max(pair) for pair in zip(lengths(left), lengths(right), strict=True)]
 
 
 def load_classifier(path: str, *, device: str = "cpu", outputs: int = 1) -> tuple[Any, Any]:

@@ -14,6 +14,7 @@ from valence.data.groups.adjust import count_classes
 from valence.data.inspect import choose_method
 from valence.data.load import Loaded
 from valence.data.prepare import Encoded, encode_feedback
+from valence.data.stored import Lazy
 from valence.errors import UserError
 from valence.evaluation.samples import Evaluation
 from valence.policies.language import LanguagePolicy
@@ -117,7 +118,7 @@ def run_alignment(
     pool = rows.heldout or rows.train
     assert learner.reference is not None
     evaluation = Evaluation(
-        policy, learner.reference, [context.prompt for context in pool], rows=rows.heldout,
+        policy, learner.reference, Lazy(len(pool), lambda place: pool[place].prompt), rows=rows.heldout,
         num_samples=config.run.eval_samples, num_rows=config.run.eval_rows, seed=config.train.seed,
     )  # fmt: skip
     facts = {
@@ -137,11 +138,13 @@ def run_alignment(
 def _longest_sample(config: AlignConfig, policy: LanguagePolicy, rows: Encoded) -> int:
     """Tokens of the longest sample: as asked, else those of the longest completion of the feedback, at most 256; never
     past the model's positions."""
-    longest = max(len(ids) for row in rows.train for ids in row.completions)
-    limit = config.sampling.max_new_tokens or min(256, longest)
+    prompt = completion = 0
+    for row in rows.train:
+        prompt, completion = max(prompt, len(row.prompt)), max(completion, *map(len, row.completions))
+    limit = config.sampling.max_new_tokens or min(256, completion)
     if not policy.encoder_decoder:
         positions = positions_of(policy, config.data.max_length)
-        limit = min(limit, positions - max(len(row.prompt) for row in [*rows.train, *rows.heldout]))
+        limit = min(limit, positions - max((len(row.prompt) for row in rows.heldout), default=0), positions - prompt)
     return max(1, limit)
 
 

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 import torch
 import tyro
 
+from valence.data.collate import Encoder
 from valence.data.records import Record
 from valence.errors import UserError
 from valence.evaluation.language import complete_records
@@ -17,8 +18,8 @@ from valence.evaluation.report import write_comparison
 from valence.evaluation.statistics import WinRate, win_rate
 from valence.rewards.loading import load_reward
 from valence.runs.data import load_rows
-from valence.runs.language import device_of, load_policy, positions_of
-from valence.runs.options import Count, ModelOptions, Options, Positive, ReadOptions, TwoOrMore, Whole
+from valence.runs.language import device_of, load_policy, positions_of, prompting_of
+from valence.runs.options import Count, ModelOptions, Options, Positive, PromptOptions, ReadOptions, TwoOrMore, Whole
 from valence.runs.run import Log, begin, claim, write_settings
 from valence.runs.settings import RunConfig, configure, settings_of, to_words
 from valence.sources.prompts import EncodedPrompt, plain_prompt, verdicts
@@ -65,6 +66,7 @@ class CompareConfig(RunConfig):
     out: str = ""
     """Folder to write into."""
     read: ReadOptions = field(default_factory=ReadOptions)
+    prompting: PromptOptions = field(default_factory=PromptOptions)
     comparison: ComparisonOptions = field(default_factory=ComparisonOptions)
 
 
@@ -137,7 +139,13 @@ def _completions(config: CompareConfig, records: list[Record], log: Log) -> tupl
             raise UserError(
                 f"`max_new_tokens={options.max_new_tokens}` leaves {model} no room: it has {positions} positions"
             )
-        found, fits = complete_records(policy, records, max_length=options.max_length, room=room, seed=options.seed)
+        encoder = Encoder(
+            policy.tokenizer, prompting_of(config.prompting), encoder_decoder=policy.encoder_decoder,
+            max_length=options.max_length,
+        )  # fmt: skip
+        for line in encoder.notes((row.prompt, row.completions) for row in records):
+            log(f"{model}: {line}")
+        found, fits = complete_records(policy, records, encoder, room=room, seed=options.seed)
         texts.append(found)
         fitting &= fits
         log(f"{model}: {len(records)} completions")

@@ -5,25 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from valence.data.formats.columns import parse_columns
 from valence.data.groups import groups_for, split_groups
 from valence.data.groups.split import is_heldout
 from valence.data.inspect import summarize
-from valence.data.load import Loaded, load_feedback
+from valence.data.load import Loaded
 from valence.data.prepare import Feedback, Log, log_problems
+from valence.data.stored import picked
 from valence.errors import UserError
-from valence.rewards.loading import load_function
 from valence.runs.methods import Method
 from valence.runs.options import DataOptions, ReadOptions
-
-
-def read_feedback(paths: Sequence[str], read: ReadOptions) -> Loaded:
-    """Read files of feedback as the options say."""
-    return load_feedback(
-        paths, columns=parse_columns(read.columns), labels=read.labels, join=read.join,
-        map_row=load_function(read.map, "") if read.map else None, prompt_template=read.prompt_template,
-        split=read.split, subset=read.subset, strict=read.strict,
-    )  # fmt: skip
+from valence.runs.reading import read_feedback
 
 
 def load_rows(paths: Sequence[str], read: ReadOptions, log: Log, *, of: str = "rows", describe: bool = False) -> Loaded:
@@ -57,10 +48,10 @@ def convert(
         problems += other.problems
         heldout, more = groups_for(other.records, kind)
         notes += [f"held-out: {note}" for note in more]
-        marked = [group for group in groups if is_heldout(group)]
-        if marked:
-            notes.append(f"{len(marked)} contexts marked as held out are not trained on; `eval_feedback` is evaluated")
-            groups = [group for group in groups if not is_heldout(group)]
+        kept = picked(groups, (place for place, group in enumerate(groups) if not is_heldout(group)))
+        if marked := len(groups) - len(kept):
+            notes.append(f"{marked} contexts marked as held out are not trained on; `eval_feedback` is evaluated")
+            groups = kept
     else:
         groups, heldout = split_groups(groups, fraction=data.eval_fraction, seed=seed)
     if not groups:

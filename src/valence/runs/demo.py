@@ -20,6 +20,7 @@ from valence.training.reference import FrozenCopy
 
 OPTIONS: dict[str, Any] = {
     "method": "pmpo", "lr": 1e-2, "lr_schedule": "linear", "batch_size": 64, "optimizer": "adafactor",
+    "separator": "",
 }  # fmt: skip
 """The learning rate that the thumbs experiment chooses, on a seed that is not the demo's; beta at its bound."""
 

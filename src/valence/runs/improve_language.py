@@ -93,6 +93,8 @@ def run_language_improvement(
     held, more = encode_prompts(encoder, heldout, longest_sample=policy.max_new_tokens)
     for reason, count in (*dropped.items(), *more.items()):
         log(f"{count:,} prompts were dropped: {reason}")
+    for line in encoder.notes((row.prompt, row.completions) for row in records):
+        log(line)
     if not prompts:
         raise UserError(f"no prompt fits `max_length={config.data.max_length}`: raise it")
     load = partial(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -10,9 +11,8 @@ import tyro
 
 from valence.data.inspect import render, summarize
 from valence.errors import UserError
-from valence.runs.data import read_feedback
 from valence.runs.options import ReadOptions
-from valence.runs.run import Log
+from valence.runs.reading import read_feedback
 from valence.runs.settings import RunConfig
 
 
@@ -30,11 +30,11 @@ class InspectConfig(RunConfig):
     read: ReadOptions = field(default_factory=ReadOptions)
 
 
-def inspect(config: InspectConfig, *, log: Log = print, show: bool = True) -> None:
+def inspect(config: InspectConfig, *, log: Callable[[str], None] = print, show: bool = True) -> None:
     """Read the files and print a summary."""
     if not config.files:
         raise UserError(f"no file given: {config.usage}")
-    summary = summarize(read_feedback(config.files, config.read))
+    summary = summarize(read_feedback(config.files, config.read, keep=False))
     if config.json:
         print(json.dumps(summary.to_json(), ensure_ascii=False))
         return

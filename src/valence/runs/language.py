@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from valence.data.collate import Encoder
+from valence.data.prompting import Prompting
 from valence.errors import UserError
 from valence.policies.language import LanguagePolicy
 from valence.policies.loading import DTYPES, check_device, load_language_policy
@@ -15,6 +16,7 @@ from valence.runs.methods import Method
 from valence.runs.options import (
     DataOptions,
     ModelOptions,
+    PromptOptions,
     ReferenceOptions,
     RunOptions,
     SamplingOptions,
@@ -57,11 +59,19 @@ def device_of(name: str) -> str:
     return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
 
 
+def prompting_of(options: PromptOptions) -> Prompting:
+    """How prompts are given to the model. A shell's \\n and \\t in the separator are a newline and a tab."""
+    separator = options.separator
+    if separator is not None:
+        separator = separator.replace("\\n", "\n").replace("\\t", "\t")
+    return Prompting(separator, options.chat_template, options.system)
+
+
 def make_encoder(policy: LanguagePolicy, data: DataOptions) -> Encoder:
     """What turns rows into token ids of the policy's model, at most as many as it has positions."""
     return Encoder(
-        policy.tokenizer, encoder_decoder=policy.encoder_decoder, separator=data.separator,
-        max_length=min(data.max_length, positions_of(policy, data.max_length)), end_token_ids=policy.end_token_ids,
+        policy.tokenizer, prompting_of(data), encoder_decoder=policy.encoder_decoder, max_length=data.max_length,
+        positions=positions_of(policy, 0) or None, end_token_ids=policy.end_token_ids,
     )  # fmt: skip
 
 

@@ -90,7 +90,7 @@ class Method:
     parts: tuple[type[Any], ...] = ()
     fixed: Mapping[str, Any] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
-    prepare: Callable[[list[Group], Any, Any], tuple[list[Group], list[str]]] | None = None
+    prepare: Callable[[Sequence[Group], Any, Any], tuple[Sequence[Group], list[str]]] | None = None
     fit: Callable[[Any, Any], tuple[Any, list[str]]] | None = None
     compares: bool = True
     high_lr: bool = False

@@ -102,13 +102,27 @@ class ReadOptions(Options):
 
 
 @dataclass(frozen=True)
-class DataOptions(ReadOptions):
+class PromptOptions(Options):
+    """How prompts are given to the model."""
+
+    separator: str | None = None
+    """Text between a plain prompt and its completion; \\n is a newline, the default where no white space is there."""
+    chat_template: bool = True
+    """Without the template, plain prompts go to a chat model as they are. Messages always use the template."""
+    system: str | None = None
+    """System message for conversations that have none; the model needs a chat template."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self.system is None or self.chat_template, "system", self.system, "left out with `chat_template=False`")
+
+
+@dataclass(frozen=True)
+class DataOptions(PromptOptions, ReadOptions):
     """How the files are read."""
 
-    separator: str = ""
-    """Text put between a plain-string prompt and its completion."""
     max_length: TwoOrMore = 512
-    """Longest prompt plus completion, in tokens. Truncated rows are counted and reported."""
+    """Longest prompt plus completion, in tokens. Truncated rows are counted, and do not count as ended."""
     eval_feedback: tuple[str, ...] = ()
     """Files of held-out rows. Without them the rows marked held-out, or a fraction, are held out."""
     eval_fraction: Fraction = 0.05

@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import tyro
 
 from valence.data.groups.split import split_records
+from valence.data.prepare import length_lines
 from valence.errors import UserError
 from valence.policies.loading import carried, check_device
 from valence.rewards.preference_model import preference_score
-from valence.rewards.reward_model import FIGURES, PREFERENCE
+from valence.rewards.reward_model import FIGURES, PREFERENCE, PROMPTING
 from valence.rewards.training import (
     comparisons,
     fit,
@@ -23,11 +24,12 @@ from valence.rewards.training import (
     load_classifier,
     reward_gap,
     scored,
+    text_lengths,
     unused_rows,
 )
 from valence.runs.data import load_rows
-from valence.runs.language import SMALL_NETWORK, device_of
-from valence.runs.options import Count, Fraction, Options, Positive, ReadOptions, TwoOrMore, Whole, check
+from valence.runs.language import SMALL_NETWORK, device_of, prompting_of
+from valence.runs.options import Count, Fraction, Options, Positive, PromptOptions, ReadOptions, TwoOrMore, Whole, check
 from valence.runs.run import Log, begin, claim, write_settings
 from valence.runs.settings import RunConfig, configure, settings_of, to_words
 
@@ -83,6 +85,7 @@ class RewardModelConfig(RunConfig):
     out: str = ""
     """Folder to write into."""
     read: ReadOptions = field(default_factory=ReadOptions)
+    prompting: PromptOptions = field(default_factory=PromptOptions)
     training: RewardModelOptions = field(default_factory=RewardModelOptions)
 
 
@@ -114,16 +117,22 @@ def train_reward_model(config: RewardModelConfig, *, log: Log = print, show: boo
     model, tokenizer = load_classifier(
         carried(config.model), device=device, outputs=options.embedding if preference else 1
     )
+    prompting = prompting_of(config.prompting)
+    prompting.check(tokenizer)
     records, held = split_records(loaded.records, fraction=options.eval_fraction, seed=options.seed)
     kind = options.kind
     if kind == "auto":
-        kind = "pairs" if comparisons(records, tokenizer) else "scores"
+        kind = "pairs" if comparisons(records, tokenizer, prompting) else "scores"
     make, what = (scored, "scores") if kind == "scores" else (comparisons, "comparisons")
-    train, heldout = make(records, tokenizer), make(held, tokenizer)
+    train, heldout = (make(part, tokenizer, prompting) for part in (records, held))
+    for line in prompting.notes(tokenizer, ((row.prompt, row.completions) for row in records)):
+        log(line)
     for line in unused_rows(kind, records, tokenizer):
         log(line)
     if len(train) < 2:
         raise UserError(f"{len(train)} {what}{' or labels' * (kind == 'scores')} are too few to learn from")
+    for line in length_lines(text_lengths(train, tokenizer), options.max_length, cuts="cuts the beginning of"):
+        log(line)
     steps = options.max_steps or max(1, math.ceil(options.epochs * len(train) / options.batch_size))
     size = sum(part.numel() for part in model.parameters())
     lr = options.lr or (1e-4 if size < SMALL_NETWORK else 1e-5)
@@ -148,7 +157,7 @@ def train_reward_model(config: RewardModelConfig, *, log: Log = print, show: boo
         figures |= held_out_figures(model, tokenizer, heldout, max_length=options.max_length, gap=gap)
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
-    (out / FIGURES).write_text(json.dumps(figures, indent=1) + "\n")
+    (out / FIGURES).write_text(json.dumps(figures | {PROMPTING: asdict(prompting)}, indent=1) + "\n")
     write_settings(out, settings)
     shown = ", ".join(f"{name} {value:.3f}" for name, value in figures.items() if isinstance(value, float))
     method = " --method spo" if preference else ""

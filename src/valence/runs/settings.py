@@ -15,15 +15,19 @@ from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass, 
 from functools import cache
 from os import PathLike, fspath
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
 import yaml
 
 from valence.errors import UserError
-from valence.runs.methods import METHODS, Method
+
+if TYPE_CHECKING:
+    from valence.runs.methods import Method
 
 CONFIG_FILE = "config.yaml"
+WITH_METHODS = ("align", "improve", "improve-images", "control", "offline-control", "search")
+"""The commands that have methods."""
 # The help is `valence.cli.help`'s own: tyro need not read the sources for it.
 FLAGS = (tyro.conf.OmitArgPrefixes, tyro.conf.HelptextFromCommentsOff)
 
@@ -57,6 +61,15 @@ class RunConfig:
 Config = TypeVar("Config", bound=RunConfig)
 
 
+def methods_of(command: str) -> Mapping[str, Method]:
+    """The methods of a command. They are imported when they are first asked for, since torch comes with them."""
+    if command not in WITH_METHODS:
+        return {}
+    from valence.runs.methods import METHODS
+
+    return METHODS[command]
+
+
 def hints_of(kind: Any) -> Iterator[tuple[str, Any]]:
     """(name, annotation) of every option of a configuration class, groups flattened."""
     hints = get_type_hints(kind)
@@ -67,7 +80,7 @@ def hints_of(kind: Any) -> Iterator[tuple[str, Any]]:
 
 def hints_of_methods(command: str) -> dict[str, Any]:
     """Option -> annotation, of all methods of a command."""
-    rows = METHODS.get(command, {}).values()
+    rows = methods_of(command).values()
     return {name: hint for row in rows for name, hint in get_type_hints(row.options).items()}
 
 
@@ -109,11 +122,11 @@ def configure(
     Raises:
         UserError: an unknown option, a wrong value, or a missing one.
     """
-    if kind.command not in METHODS:
+    if kind.command not in WITH_METHODS:
         config = parse(kind(**positional), words)
         config.check_complete()
         return config
-    table, (asked, _) = METHODS[kind.command], take(words, "method", "preset")
+    table, (asked, _) = methods_of(kind.command), take(words, "method", "preset")
     default: Any = kind(**positional)
     name = asked["method"] or default.method
     if name == "auto" and choose is not None:
@@ -192,7 +205,7 @@ def _owners(command: str, message: str) -> str:
     """Which methods have an option that tyro did not recognise, for its message."""
     unknown = re.match(r"Unrecognized options: --(?:no-)?([\w-]+)", message)
     name = unknown[1].replace("-", "_") if unknown else ""
-    owners = [key for key, row in METHODS.get(command, {}).items() if name in get_type_hints(row.options)]
+    owners = [key for key, row in methods_of(command).items() if name in get_type_hints(row.options)]
     return f" (`{name}` belongs to the method {' or '.join(owners)})" if owners else ""
 
 
@@ -223,7 +236,7 @@ def take(words: Sequence[str], *names: str) -> tuple[dict[str, str | None], list
 
 def fields_for_method(kind: type[RunConfig], values: Mapping[str, Any], method: str | None) -> dict[str, Any]:
     """The fields of a config.yaml; where another method is asked for, without the options of the file's own."""
-    table, before = METHODS.get(kind.command, {}), values.get("method")
+    table, before = methods_of(kind.command), values.get("method")
     own = get_type_hints(table[before].options) if method not in (None, before) and before in table else {}
     return {name: value for name, value in values.items() if name not in own}
 
@@ -259,9 +272,10 @@ def to_words(kind: type[RunConfig], values: Mapping[str, Any]) -> tuple[list[str
 
 def _as_words(name: str, hint: object, value: object) -> list[str]:
     flag = f"--{name.replace('_', '-')}"
-    if hint is bool or (hint is str and isinstance(value, bool | None)):
-        if hint is str or not isinstance(value, bool):
-            raise UserError(f"`{name}` is {value!r}, and must be {'text' if hint is str else 'True or False'}")
+    text = hint in (str, str | None)
+    if hint is bool or (text and isinstance(value, bool | None)):
+        if text or not isinstance(value, bool):
+            raise UserError(f"`{name}` is {value!r}, and must be {'text' if text else 'True or False'}")
         return [flag if value else f"--no{flag[1:]}"]
     if isinstance(value, list | tuple) and get_origin(hint) is tuple:
         return [flag, *(_scalar(name, part) for part in value)]

@@ -43,7 +43,7 @@ class OfflineSource(ShuffledSource):
             )
         super().__init__(len(rows), batch_size=batch_size, seed=seed)
         self.rows, self.pad, self.mismatched, self.device = rows, pad, mismatched, device
-        self._one_prompt = mismatched and len({tuple(row.prompt) for row in rows}) == 1
+        self._one_prompt = mismatched and all(row.prompt == rows[0].prompt for row in rows)
 
     def next(self, policy: object = None) -> Batch:
         """The next batch. `num_units` is then the number of its tokens without padding."""
@@ -73,5 +73,6 @@ class OfflineSource(ShuffledSource):
         return (self.rows[place] for place in self.order().roll(-self.position).tolist())
 
     def content(self) -> Iterable[bytes]:
-        rows = (f"{r.prompt}{r.completions}{r.group.sign}{r.group.reward}{r.group.wins}" for r in self.rows)
-        return ["\n".join(rows).encode()]
+        for place, r in enumerate(self.rows):
+            line = f"{r.prompt}{r.completions}{r.group.sign}{r.group.reward}{r.group.wins}"
+            yield (f"\n{line}" if place else line).encode()

@@ -87,7 +87,7 @@ def encode_prompts(
         if len(record.completions) < num_given:
             raise UserError(f"`num_given={num_given}` takes completions from each row, and some rows have fewer")
         try:
-            ids = encoder.prompt(record.prompt)
+            ids = encoder.prompt(record.prompt, record.completions)
             given = tuple(encoder.completion(record.prompt, text) for text in record.completions[:num_given])
         except TemplateError as error:
             dropped[f"the model's chat template refuses them ({error})"] += 1

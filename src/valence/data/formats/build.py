@@ -104,7 +104,7 @@ def answer_of(row: Row, prompt: object) -> Record | None:
 
 def single_of(row: Row, prompt: object, completion: object) -> Record:
     """One completion with its label if the row has one, else with its score, else unlabelled."""
-    found = {name: row.verdict(name) for name in names.LABEL if row.has(name)}
+    found = {name: row.verdict(name) for name in names.LABEL if name in row.fields}
     signs = {verdict for verdict in found.values() if verdict}
     if len(signs) > 1:
         raise Refused(f"{' and '.join(found)} contradict each other")

@@ -6,7 +6,7 @@ cannot be used.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from valence.data.formats import build, tools
@@ -78,7 +78,7 @@ def prompts(row: Row) -> Record | None:
 
 def _judged(row: Row) -> str | None:
     """The name of the first field of the row that is feedback."""
-    return next((name for name in names.FEEDBACK if row.has(name) and _is_verdict(row, name)), None)
+    return next((name for name in names.FEEDBACK if name in row.fields and _is_verdict(row, name)), None)
 
 
 def _is_verdict(row: Row, name: str) -> bool:
@@ -94,7 +94,8 @@ def _is_verdict(row: Row, name: str) -> bool:
         return False
 
 
-LAYOUTS: tuple[tuple[str, Callable[[Row], Record | None]], ...] = (
+Layout = tuple[str, Callable[[Row], Record | None]]
+LAYOUTS: tuple[Layout, ...] = (
     ("hosted service", tools.hosted),
     ("HALOs", tools.halos),
     ("torchtune", tools.torchtune),
@@ -112,15 +113,31 @@ LAYOUTS: tuple[tuple[str, Callable[[Row], Record | None]], ...] = (
 )
 
 
-def detect(row: Row) -> tuple[str, Record]:
+MOST_KNOWN = 1000
+Known = dict[tuple[str, ...], Sequence[Layout]]
+"""Names of a row's fields -> the layouts that can fit a row with these names."""
+
+
+def detect(row: Row, known: Known) -> tuple[str, Record]:
     """(the layout of the row and its shape, such as "pair" or "HALOs label"; the row as a Record).
+
+    A layout that does not fit, and has looked at no value to see that, fits no row with the same names: `known` keeps
+    the others.
 
     Raises:
         Refused: no layout fits, or the row cannot be used.
     """
-    for name, layout in LAYOUTS:
+    names = tuple(row.fields)
+    unfit: list[Layout] = []
+    for each in known.get(names, LAYOUTS):
+        row.looked = False
+        name, layout = each
         record = layout(row)
         if record is not None:
-            return f"{name} {record.shape}".strip(), record
+            if names not in known and len(known) < MOST_KNOWN:
+                known[names] = [each for each in LAYOUTS if each not in unfit]
+            return f"{name} {record.shape}" if name else record.shape, record
+        if not row.looked:
+            unfit.append(each)
     columns = ", ".join(list(row.fields)[:6]) or "none"
     raise Refused(f"no prompt, completion, pair or ranking among its columns ({columns}): name them with `columns`")

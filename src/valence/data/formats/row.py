@@ -53,6 +53,9 @@ class Row:
 
     A null field is absent: tables with rows of several shapes fill the columns of the other shapes with null. `aside`
     holds columns that no layout reads, such as those that a rename displaced. `verdicts` reads the values that judge.
+
+    Attributes:
+        looked: whether the value of a field was looked at, and not only its name.
     """
 
     def __init__(self, fields: Mapping[str, object], aside: Mapping[str, object], verdicts: Verdicts) -> None:
@@ -60,24 +63,35 @@ class Row:
         self.aside = dict(aside)
         self.verdicts = verdicts
         self.used: set[str] = set()
+        self.looked = False
 
     def has(self, *names: str) -> bool:
         """Whether the row has every one of `names`."""
-        return all(name in self.fields for name in names)
+        for name in names:  # noqa: SIM110 - this and `first` are called for every row, and a generator takes longer
+            if name not in self.fields:
+                return False
+        return True
 
     def first(self, names: Sequence[str]) -> str | None:
         """The first of `names` that the row has."""
-        return next((name for name in names if name in self.fields), None)
+        for name in names:
+            if name in self.fields:
+                return name
+        return None
 
     def peek(self, name: str) -> object:
         """A field's value or None; it does not count as read."""
-        return self.fields.get(name)
+        if name not in self.fields:
+            return None
+        self.looked = True
+        return self.fields[name]
 
     def take(self, name: str | None, default: object = None) -> object:
         """A field's value; it counts as read."""
         if name is None or name not in self.fields:
             return default
         self.used.add(name)
+        self.looked = True
         return self.fields[name]
 
     def unread(self) -> dict[str, object]:

@@ -115,6 +115,8 @@ def message(value: object, what: str) -> Message:
 
 def is_blank(value: Text) -> bool:
     """Whether a text is empty or blank."""
+    if isinstance(value, str):
+        return not value or value.isspace()
     return not "".join(contents(value)).strip()
 
 

@@ -12,6 +12,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from valence.data.formats.outcomes import Refused, Skipped
@@ -51,13 +52,21 @@ OPERATORS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operat
 SIDES = {"accept": 1, "reject": -1, "ignore": 0, "a": 1, "b": -1, "tie": 0}
 MOST_VALUES = 200
 MOST_SHOWN = 8
+LONGEST_KNOWN = 40
 _INVISIBLE = re.compile("[\U0001f3fb-\U0001f3ff\ufe0f\u200d]")
 _HOW = "accept=VALUES,reject=VALUES,ignore=VALUES"
 
 
 def word(value: Any) -> str:
     """A value as it is compared: lower case, numbers in one spelling, without blanks, underscores and skin tones."""
-    text = _INVISIBLE.sub("", str(value)).strip().lower()
+    text = str(value)
+    return _word(text) if len(text) <= LONGEST_KNOWN else _word.__wrapped__(text)
+
+
+@lru_cache(maxsize=4096)
+def _word(text: str) -> str:
+    """The same, of a text; the words of a column are few."""
+    text = _INVISIBLE.sub("", text).strip().lower()
     try:
         number = float(text) + 0.0
     except ValueError:

@@ -14,13 +14,14 @@ from valence.data.groups.preferences import to_preferences
 from valence.data.groups.rewards import to_rewards
 from valence.data.groups.split import split_groups
 from valence.data.records import Record
+from valence.data.stored import Stored, picked
 from valence.errors import UserError
 
 __all__ = ["Group", "Takes", "groups_for", "split_groups"]
 
 
-def groups_for(records: Sequence[Record], takes: Takes) -> tuple[list[Group], list[str]]:
-    """(contexts with the kind of feedback that a method takes, notes on every conversion).
+def groups_for(records: Sequence[Record], takes: Takes) -> tuple[Sequence[Group], list[str]]:
+    """(contexts with the kind of feedback that a method takes, notes on every conversion). The contexts lie on disk.
 
     A context of labels has one completion. Scores, pairs and rankings of one identical prompt (and split) form one
     context of at most `MAX_ACTIONS` completions. Further ones form further contexts of the same prompt, so that ten
@@ -30,10 +31,10 @@ def groups_for(records: Sequence[Record], takes: Takes) -> tuple[list[Group], li
         UserError: nothing can be converted; the message has the notes.
     """
     notes = Notes()
-    judged = [record for record in records if record.shape != "prompt"]
+    judged = picked(records, (place for place, record in enumerate(records) if record.shape != "prompt"))
     notes.add("{n} rows with only a prompt were dropped (valence improve uses them)", len(records) - len(judged))
     convert = {"labels": to_labels, "rewards": to_rewards, "preferences": to_preferences}[takes]
-    groups = convert(judged, notes)
+    groups = Stored(Group, convert(judged, notes))
     if not groups:
         why = "; ".join(notes.lines())
         raise UserError(f"no feedback can become {takes}" + (f": {why}" if why else ""))

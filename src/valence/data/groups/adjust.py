@@ -5,6 +5,7 @@ Each raises UserError where the method could not learn anything from the groups.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -13,12 +14,16 @@ import torch
 
 from valence.data.groups.group import Group, Takes
 from valence.data.records import Record
+from valence.data.stored import Stored, picked
 from valence.errors import UserError
 from valence.feedback.conversions import reward_statistics, standardize
 from valence.objectives.dro import DRO
 from valence.objectives.fitting import ClassCounts
 from valence.objectives.pmpo import PMPO
 from valence.types import Rewards
+
+Adjusted = tuple[Sequence[Group], list[str]]
+"""(groups, notes)."""
 
 
 def scores_if_weighted(records: Sequence[Record], objective: PMPO) -> Takes:
@@ -33,27 +38,27 @@ def pairs_or_scores(records: Sequence[Record], objective: object) -> Takes:
 
 def count_classes(groups: Sequence[Group]) -> ClassCounts:
     """The classes of groups of labels."""
-    signs = [sign for group in groups for sign in group.sign or ()]
-    return ClassCounts(signs.count(1), signs.count(-1), len(signs))
+    signs = Counter(sign for group in groups for sign in group.sign or ())
+    return ClassCounts(signs[1], signs[-1], signs.total())
 
 
-def with_two_scores(groups: list[Group], options: object, objective: object) -> tuple[list[Group], list[str]]:
+def with_two_scores(groups: Sequence[Group], options: object, objective: object) -> Adjusted:
     """Scores of one prompt are compared: prompts with one completion are dropped."""
     if groups[0].reward is None:
         return groups, []
     return _with_two(groups, type(objective).__name__, "use dro for single scores")
 
 
-def _with_two(groups: list[Group], what: str, instead: str) -> tuple[list[Group], list[str]]:
+def _with_two(groups: Sequence[Group], what: str, instead: str) -> Adjusted:
     """The groups with two completions or more, and a note of how many were dropped."""
-    several = [group for group in groups if len(group.completions) > 1]
+    several = picked(groups, (place for place, group in enumerate(groups) if len(group.completions) > 1))
     if not several:
         raise UserError(f"{what} compares the scores of one prompt, and no prompt has two: {instead}")
     alone = len(groups) - len(several)
     return several, [f"{alone} prompts with one completion were dropped: {what} compares"] if alone else []
 
 
-def dro_groups(groups: list[Group], options: Any, objective: DRO) -> tuple[list[Group], list[str]]:
+def dro_groups(groups: Sequence[Group], options: Any, objective: DRO) -> Adjusted:
     """Rewards standardised over the data set; a mean over each prompt needs two completions of it."""
     notes: list[str] = []
     if objective.value == "prompt-mean":
@@ -67,16 +72,16 @@ def dro_groups(groups: list[Group], options: Any, objective: DRO) -> tuple[list[
     if not any(scaled):
         raise UserError(f"all {len(scaled)} rewards are {mean:g}: there is nothing to learn from them")
     rest = iter(scaled)
-    groups = [replace(group, reward=tuple(next(rest) for _ in group.reward or ())) for group in groups]
+    groups = Stored(Group, (replace(group, reward=tuple(next(rest) for _ in group.reward or ())) for group in groups))
     return groups, [*notes, f"rewards standardised over the data set: mean {mean:.4g}, deviation {deviation:.4g}"]
 
 
-def supervised_groups(groups: list[Group], options: object, objective: object) -> tuple[list[Group], list[str]]:
+def supervised_groups(groups: Sequence[Group], options: object, objective: object) -> Adjusted:
     """Accepted completions alone; where no row is labelled, all are demonstrations."""
     if all(group.sign == (0,) for group in groups):
-        shown = [replace(group, sign=(1,)) for group in groups]
+        shown = Stored(Group, (replace(group, sign=(1,)) for group in groups))
         return shown, [f"none of the {len(groups)} rows is labelled: all are taken as accepted"]
-    accepted = [group for group in groups if (group.sign or (0,))[0] > 0]
+    accepted = picked(groups, (place for place, group in enumerate(groups) if (group.sign or (0,))[0] > 0))
     if not accepted:
         raise UserError("supervised learns from accepted completions, and there are none")
     dropped = len(groups) - len(accepted)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from valence.data.records import Record, Text
+from valence.data.stored import digest
 
 Takes = Literal["labels", "rewards", "preferences"]
 MAX_ACTIONS = 32
@@ -63,29 +64,37 @@ class Notes:
         if count:
             self.counts[what] += count
 
+    def merge(self, others: Notes) -> None:
+        """Add the counts of others behind these."""
+        for what, count in others.counts.items():
+            self.add(what, count)
+
     def lines(self) -> list[str]:
         """A line for each note."""
         return [what.replace("{n}", str(count)) for what, count in self.counts.items()]
 
 
-def contexts(records: Sequence[Record], notes: Notes) -> list[list[Record]]:
-    """The records of each prompt and split, in lists of at most `MAX_ACTIONS` completions.
+def contexts(records: Iterable[tuple[int, Record]], notes: Notes) -> list[list[int]]:
+    """The places of the records of each prompt and split, in lists of at most `MAX_ACTIONS` completions.
 
-    A record is never split: a larger ranking forms a list of its own.
+    A record is never split: a larger ranking forms a list of its own. Prompts are compared by their digests.
     """
-    by_prompt: defaultdict[tuple[Text, str | None], list[Record]] = defaultdict(list)
-    for record in records:
-        by_prompt[record.prompt, record.split].append(record)
+    by_prompt: defaultdict[bytes, list[int]] = defaultdict(list)
+    sizes: dict[int, int] = {}
+    for place, record in records:
+        by_prompt[digest((record.prompt, record.split))].append(place)
+        if len(record.completions) != 1:
+            sizes[place] = len(record.completions)
     exceeded = f"{{n}} contexts were added for prompts with more than {MAX_ACTIONS} completions"
-    groups: list[list[Record]] = []
+    groups: list[list[int]] = []
     for same in by_prompt.values():
         groups.append([])
         size = 0
-        for record in same:
-            if groups[-1] and size + len(record.completions) > MAX_ACTIONS:
+        for place in same:
+            if groups[-1] and size + sizes.get(place, 1) > MAX_ACTIONS:
                 notes.add(f"{exceeded} (contexts are not compared)")
                 groups.append([])
                 size = 0
-            groups[-1].append(record)
-            size += len(record.completions)
+            groups[-1].append(place)
+            size += sizes.get(place, 1)
     return groups

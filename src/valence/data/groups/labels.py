@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from statistics import median
 
 from valence.data.groups.group import PAIRS_TIED, RANKINGS_TIED, Group, Notes
 from valence.data.groups.stacked import signs
-from valence.data.records import Record, Text
+from valence.data.records import Record
+from valence.data.stored import blocks, digest
 from valence.feedback.labelling import label_group_mean, label_threshold
 
 Signs = tuple[int, ...] | None
 """+1, -1 or 0 for each completion of a record; None if the record is dropped."""
 
 
-def to_labels(records: Sequence[Record], notes: Notes) -> list[Group]:
+def to_labels(records: Sequence[Record], notes: Notes) -> Iterator[Group]:
     """Accepted and rejected completions, in the records' order.
 
     pair, ranking: a completion that beats at least half of the others is accepted (`feedback.label_halves`). score:
@@ -24,22 +26,21 @@ def to_labels(records: Sequence[Record], notes: Notes) -> list[Group]:
     pairs and rankings, and scores that are all equal.
     """
     _note_unlabelled(records, notes)
-    scored = iter(_of_scores([record for record in records if record.shape == "score"], notes))
-    # Of a pair without scores, the first completion is better.
-    compared = iter(signs([record.values or (1.0, 0.0) for record in records if record.shape in ("pair", "ranking")]))
-    groups: list[Group] = []
-    for record in records:
-        match record.shape:
-            case "label":
-                verdict: Signs = (int(record.values[0]),)
-            case "score":
-                verdict = next(scored)
-            case _:
-                verdict = next(compared)
-                _note_halves(record, verdict, notes)
-        signed = zip(record.completions, verdict, strict=True) if verdict else ()
-        groups += [Group.of(record, (completion,), sign=(sign,)) for completion, sign in signed]
-    return groups
+    scored = iter(_of_scores((record for record in records if record.shape == "score"), notes))
+    for block in blocks(records):
+        # Of a pair without scores, the first completion is better.
+        compared = iter(signs([one.values or (1.0, 0.0) for one in block if one.shape in ("pair", "ranking")]))
+        for record in block:
+            match record.shape:
+                case "label":
+                    verdict: Signs = (int(record.values[0]),)
+                case "score":
+                    verdict = next(scored)
+                case _:
+                    verdict = next(compared)
+                    _note_halves(record, verdict, notes)
+            signed = zip(record.completions, verdict, strict=True) if verdict else ()
+            yield from (Group.of(record, (completion,), sign=(sign,)) for completion, sign in signed)
 
 
 def _note_unlabelled(records: Sequence[Record], notes: Notes) -> None:
@@ -50,16 +51,17 @@ def _note_unlabelled(records: Sequence[Record], notes: Notes) -> None:
         notes.add("{n} unlabelled completions were kept (for the KL or behaviour-cloning term only)", silent)
 
 
-def _of_scores(scores: Sequence[Record], notes: Notes) -> list[Signs]:
+def _of_scores(scores: Iterable[Record], notes: Notes) -> list[Signs]:
     """The sign of each score by the mean of its prompt or the median of the data set."""
-    verdicts: list[Signs] = [None] * len(scores)
-    everything = [record.values[0] for record in scores]
-    if len(set(everything)) < 2:
-        notes.add("{n} scores were dropped: they are all equal", len(scores))
-        return verdicts
-    by_prompt: defaultdict[Text, list[int]] = defaultdict(list)
+    everything = array("d")
+    by_prompt: defaultdict[bytes, list[int]] = defaultdict(list)
     for place, record in enumerate(scores):
-        by_prompt[record.prompt].append(place)
+        everything.append(record.values[0])
+        by_prompt[digest(record.prompt)].append(place)
+    verdicts: list[Signs] = [None] * len(everything)
+    if len(set(everything)) < 2:
+        notes.add("{n} scores were dropped: they are all equal", len(everything))
+        return verdicts
     prompts = list(by_prompt.values())
     own = signs([[everything[place] for place in places] for places in prompts], label_group_mean)
     middle = median(everything)

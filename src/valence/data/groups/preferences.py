@@ -11,6 +11,7 @@ from typing import NamedTuple
 from valence.data.groups.group import PAIRS_TIED, RANKINGS_TIED, Group, Notes, Win, contexts
 from valence.data.groups.stacked import ordered
 from valence.data.records import Record, Text
+from valence.data.stored import blocks, digest
 from valence.errors import UserError
 
 
@@ -32,7 +33,7 @@ class Judged(NamedTuple):
     scored: bool
 
 
-def to_preferences(records: Sequence[Record], notes: Notes) -> list[Group]:
+def to_preferences(records: Sequence[Record], notes: Notes) -> Iterator[Group]:
     """Comparisons of the completions of each context; identical completions of a context are one action.
 
     Pairs: unchanged. Rankings: every pair of distinct values (`feedback.rewards_to_pairs`). Scores of one prompt: every
@@ -42,38 +43,49 @@ def to_preferences(records: Sequence[Record], notes: Notes) -> list[Group]:
     Raises:
         UserError: there are only labels, and no prompt has both signs.
     """
-    groups: list[Group] = []
-    grouped = contexts(_alternated(records), notes)
-    judged = [list(_judged(context, notes)) for context in grouped]
-    # One call of torch for each context would take most of the time.
-    pairs = iter(ordered([one.values for several in judged for one in several]))
-    for context, several in zip(grouped, judged, strict=True):
-        comparisons = list(_of_pairs(context, notes))
-        for one in several:
-            for better, worse, gap in next(pairs):
-                margin = gap if one.scored else None
-                comparisons.append(Comparison(one.completions[better], one.completions[worse], margin))
-        merged = _merged(comparisons, notes)
-        # Texts without a prompt have no common context: one context of them all would have too many pairs.
-        parts = [merged] if context[0].prompt else _connected(*merged)
-        groups += [Group.of(context[0], completions, wins=wins) for completions, wins in parts if wins]
-    return groups
+    later = Notes()
+    grouped = contexts(((place, records[place]) for place in _alternated(records)), notes)
+    for block in blocks(grouped):
+        several = [[records[place] for place in places] for places in block]
+        judged = [list(_judged(context, notes)) for context in several]
+        # One call of torch for each context would take most of the time.
+        pairs = iter(ordered([one.values for each in judged for one in each]))
+        for context, judgements in zip(several, judged, strict=True):
+            comparisons = list(_of_pairs(context, later))
+            for one in judgements:
+                for better, worse, gap in next(pairs):
+                    margin = gap if one.scored else None
+                    comparisons.append(Comparison(one.completions[better], one.completions[worse], margin))
+            merged = _merged(comparisons, later)
+            # Texts without a prompt have no common context: one context of them all would have too many pairs.
+            parts = [merged] if context[0].prompt else _connected(*merged)
+            yield from (Group.of(context[0], completions, wins=wins) for completions, wins in parts if wins)
+    notes.merge(later)
 
 
-def _alternated(records: Sequence[Record]) -> list[Record]:
-    """Each prompt's labels, accepted and rejected ones in turn, so that a full context has both; then the others."""
-    labels = [record for record in records if record.shape == "label" and record.values[0]]
-    others = [record for record in records if record.shape != "label" or not record.values[0]]
-    by_prompt: defaultdict[tuple[Text, str | None], tuple[list[Record], list[Record]]] = defaultdict(lambda: ([], []))
-    for record in sorted(labels, key=lambda record: -record.values[0]):
-        by_prompt[record.prompt, record.split][record.values[0] < 0].append(record)
-    if records and all(record.shape == "label" for record in records) and not any(map(all, by_prompt.values())):
+def _alternated(records: Sequence[Record]) -> list[int]:
+    """The places of each prompt's labels, accepted and rejected ones in turn, so that a full context has both; then
+    those of the others."""
+    labels: dict[bool, list[tuple[bytes, int]]] = {False: [], True: []}
+    others: list[int] = []
+    alone = True
+    for place, record in enumerate(records):
+        alone = alone and record.shape == "label"
+        if record.shape == "label" and record.values[0]:
+            labels[record.values[0] < 0].append((digest((record.prompt, record.split)), place))
+        else:
+            others.append(place)
+    by_prompt: defaultdict[bytes, tuple[list[int], list[int]]] = defaultdict(lambda: ([], []))
+    for rejected, found in labels.items():
+        for prompt, place in found:
+            by_prompt[prompt][rejected].append(place)
+    if records and alone and not any(map(all, by_prompt.values())):
         raise UserError(
             "labels cannot become pairs here: no prompt has both an accepted and a rejected completion, and answers to"
             ' different prompts cannot be compared; use `method="pmpo"` or `method="kto"`, which take labels'
         )
     turns = chain.from_iterable(zip_longest(*sides) for sides in by_prompt.values())
-    return [*(record for turn in turns for record in turn if record is not None), *others]
+    return [*(place for turn in turns for place in turn if place is not None), *others]
 
 
 def _judged(context: Sequence[Record], notes: Notes) -> Iterator[Judged]:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+from array import array
 from collections.abc import Sequence
 
 import torch
 
 from valence.data.groups.group import Group
 from valence.data.records import Record, Text
+from valence.data.stored import Lazy, picked
 
 HELDOUT = frozenset(("heldout", "held_out", "held-out", "test", "validation", "valid", "val", "eval", "dev"))
 FEW_PROMPTS = 20
 
 
-def split_groups(groups: Sequence[Group], *, fraction: float, seed: int = 0) -> tuple[list[Group], list[Group]]:
+def split_groups(groups: Sequence[Group], *, fraction: float, seed: int = 0) -> tuple[Lazy[Group], Lazy[Group]]:
     """Train and held-out groups, each in their order. `fraction` is about the share to hold out.
 
     If any row is marked as held out (or test, validation, eval), the marks decide. Otherwise the SHA-256 of the prompt
@@ -30,8 +32,8 @@ def split_groups(groups: Sequence[Group], *, fraction: float, seed: int = 0) -> 
     out = [is_heldout(group) for group in groups]
     if not any(out):
         out = _chosen(groups, fraction, seed)
-    train = [group for group, held in zip(groups, out, strict=True) if not held]
-    return train, [group for group, held in zip(groups, out, strict=True) if held]
+    train = picked(groups, (place for place, held in enumerate(out) if not held))
+    return train, picked(groups, (place for place, held in enumerate(out) if held))
 
 
 def split_records(records: Sequence[Record], *, fraction: float, seed: int) -> tuple[list[Record], list[Record]]:
@@ -56,13 +58,26 @@ def is_heldout(group: Group | Record) -> bool:
 
 def _chosen(groups: Sequence[Group], fraction: float, seed: int) -> list[bool]:
     """Which groups to hold out: those whose hash, a number in [0, 1), is at most `fraction`."""
-    few = len({group.prompt for group in groups}) < FEW_PROMPTS
-    places = [_place((group.prompt, group.completions if few else ()), seed) for group in groups]
-    ordered = sorted(set(places))
-    if not fraction or len(ordered) < 2:
+    if not fraction:
         return [False] * len(groups)
-    bound = min(max(fraction, ordered[0]), ordered[-2])
+    few = _are_few(groups)
+    places = array("d", (_place((group.prompt, group.completions if few else ()), seed) for group in groups))
+    last = max(places, default=0.0)
+    second = max((place for place in places if place < last), default=None)
+    if second is None:
+        return [False] * len(groups)
+    bound = min(max(fraction, min(places)), second)
     return [place <= bound for place in places]
+
+
+def _are_few(groups: Sequence[Group]) -> bool:
+    """Whether there are fewer than `FEW_PROMPTS` prompts."""
+    prompts: set[Text] = set()
+    for group in groups:
+        prompts.add(group.prompt)
+        if len(prompts) == FEW_PROMPTS:
+            return False
+    return True
 
 
 def _place(key: object, seed: int) -> float:

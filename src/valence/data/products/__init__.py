@@ -5,7 +5,7 @@ A product's module has `NAME`, `matches(row)` and `rows(row)`. To add one, write
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, ItemsView, Iterable, Iterator, Mapping, Sequence, ValuesView
 from dataclasses import dataclass
 
 from valence.data.formats.row import Skipped
@@ -72,9 +72,55 @@ repair = gradio.repair
 """(header, cells of another number) -> the cells by their names, or None."""
 
 
-def product_of(row: Fields) -> Product | None:
-    """The product whose export a row is of, or None."""
-    return next((product for product in PRODUCTS if product.matches(row)), None)
+class _Watched(dict[str, object]):
+    """A row that notes whether a value of it is looked at, and not only its names."""
+
+    looked = False
+
+    def get(self, name: str, default: object = None) -> object:  # type: ignore[override]
+        self.looked = self.looked or name in self
+        return super().get(name, default)
+
+    def __getitem__(self, name: str) -> object:
+        self.looked = True
+        return super().__getitem__(name)
+
+    def values(self) -> ValuesView[object]:  # type: ignore[override]
+        self.looked = True
+        return super().values()
+
+    def items(self) -> ItemsView[str, object]:  # type: ignore[override]
+        self.looked = True
+        return super().items()
+
+
+class Products:
+    """Finds the product of each row. A product that a row is not of, and that has looked at no value to see that, has
+    no row with the same names: it is not asked again."""
+
+    MOST_KNOWN = 1000
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, ...], list[Product]] = {}
+
+    def of(self, row: Fields) -> Product | None:
+        """The product whose export a row is of, or None."""
+        names = tuple(row)
+        possible = self._known.get(names)
+        if possible is None:
+            possible = [each for each in PRODUCTS if _may_match(each, row)]
+            if len(self._known) < self.MOST_KNOWN:
+                self._known[names] = possible
+        for product in possible:
+            if product.matches(row):
+                return product
+        return None
+
+
+def _may_match(product: Product, row: Fields) -> bool:
+    """Whether a row with the names of this one can be of the product."""
+    watched = _Watched(row)
+    return product.matches(watched) or watched.looked
 
 
 def joinable(rows: list[dict[str, object]]) -> list[dict[str, object]]:
