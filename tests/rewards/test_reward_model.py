@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from jinja2 import TemplateError
 
 from valence.data.load import load_feedback
+from valence.data.prompting import Prompting
 from valence.errors import UserError
 from valence.objectives.bradley_terry import bradley_terry_loss, score_loss
 from valence.rewards.loading import load_reward
+from valence.rewards.reward_model import RewardModel, row_text
 from valence.rewards.training import Comparison, comparisons, scored
 from valence.runs.reward_model import reward_model
 
@@ -76,6 +80,59 @@ def test_it_tells_better_from_worse_and_judges_as_it_was_trained(pairs: str, tin
     alone = judge(["p99"], ["aaa99"])[0]
     beside = judge(["p99", "p99"], ["aaa99", "zzz99" * 9])[0]
     assert alone == pytest.approx(good, abs=1e-5) and beside == pytest.approx(good, abs=1e-4)
+
+
+class Chatty:
+    """Renders roles and contents; refuses an empty conversation of a user."""
+
+    chat_template, name_or_path = "there is one", "chatty"
+
+    def apply_chat_template(self, rows: list[dict[str, str]], **_: Any) -> str:
+        if rows[-1]["content"] == "no":
+            raise TemplateError("never")
+        return "".join(f"<{row['role']}>{row['content']}" for row in rows)
+
+
+def test_how_prompt_and_completion_become_one_text() -> None:
+    messages = [{"role": "user", "content": "p"}], [{"role": "assistant", "content": "c"}]
+    text = "<user>p<assistant>c"
+    assert row_text(Chatty(), "p", "c", Prompting()) == row_text(Chatty(), *messages, Prompting()) == text
+    assert row_text(Chatty(), "p", "c", Prompting(system="s")) == f"<system>s{text}"
+    assert row_text(Chatty(), "p", "c", Prompting(chat_template=False)) == "pc"
+    assert row_text(Chatty(), *messages, Prompting(chat_template=False)) == text
+    assert row_text(Chatty(), "", "c", Prompting()) == row_text(Plain(), "", "c", Prompting()) == "c"
+    assert row_text(Plain(), "p", "c", Prompting()) == "p\nc" and row_text(Plain(), "p", " c", Prompting()) == "p c"
+    assert row_text(Plain(), "p", "c", Prompting("")) == "pc" and row_text(Plain(), *messages, Prompting()) == "p\n\nc"
+    with pytest.raises(UserError, match=r"^the reward model's chat template rejects 'user: p assistant: no' \(never"):
+        row_text(Chatty(), "p", "no", Prompting())
+
+
+def test_a_judge_reads_prompts_as_in_training(pairs: str, tiny_llama: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "rm"
+    fit(pairs, tiny_llama, folder, max_steps=1, separator="\\n--\\n")
+    assert RewardModel(str(folder)).texts(["p"], ["c"]) == ["p\n--\nc"]
+    kept = json.loads((folder / "reward_model.json").read_text())
+    assert kept.pop("prompting") == {"separator": "\n--\n", "chat_template": True, "system": None}
+    # Models of earlier versions were trained without anything between the two; a model of somebody else's is not ours.
+    for figures, text in ((kept, "pc"), (None, "p\nc")):
+        (folder / "reward_model.json").unlink()
+        if figures:
+            (folder / "reward_model.json").write_text(json.dumps(figures))
+        assert RewardModel(str(folder)).texts(["p"], ["c"]) == [text]
+    (folder / "reward_model.json").write_text(json.dumps({"prompting": {"odd": 1}}))
+    with pytest.raises(UserError, match=r"has an entry 'prompting' that cannot be read: .*odd"):
+        RewardModel(str(folder))
+
+
+def test_it_tells_what_is_cut_and_what_stands_between(
+    pairs: str, tiny_llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reward_model(pairs, model=tiny_llama, out=tmp_path / "rm", max_steps=1, max_length=10)
+    printed = capsys.readouterr().out
+    assert re.search(r"^`max_length=10` cuts the beginning of 8\d% of the rows \(512: 0%, 1,024: 0%", printed, re.M)
+    assert "a newline was put between prompt and completion of 72 of 72 plain-text rows" in printed
+    with pytest.raises(UserError, match=r"^`system` needs a chat template, and .*llama.* has none"):
+        fit(pairs, tiny_llama, tmp_path / "no", system="be kind")
 
 
 def test_scores_are_regressed_on(tiny_llama: Path, tmp_path: Path) -> None:

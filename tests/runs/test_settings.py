@@ -188,7 +188,7 @@ def test_texts_are_texts(name: str) -> None:
         assert f"`{name}`" in refused(**{name: wrong})
     assert align_config(model="m", out=2024).out == "2024"
     assert align_config(model=Path("a") / "b").model == "a/b"
-    assert "`separator`" in refused(separator=None)
+    assert "`model`" in refused(model=None) and align_config(separator=None).data.separator is None
     for odd in ("", "\n", "--lr", "-- x", "=", " ", "--method=dpo"):
         assert align_config(separator=odd).data.separator == odd
 

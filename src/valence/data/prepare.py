@@ -114,8 +114,6 @@ def length_lines(lengths: Sequence[int], limit: int, positions: int | None = Non
         found = sum(length > bound for length in lengths) / len(lengths)
         return f"{100 * found:.0f}%" if found == 0 or found >= 0.01 else f"{100 * max(found, 0.001):.1f}%"
 
-    others = [
-        f"{bound:,}: {share(bound)}" for bound in USUAL_LIMITS if bound != limit and bound <= (positions or bound)
-    ]
-    compared = f" ({', '.join(others)})" if others else ""
+    others = [bound for bound in USUAL_LIMITS if bound != limit and bound <= (positions or bound)]
+    compared = f" ({', '.join(f'{bound:,}: {share(bound)}' for bound in others)})" if others else ""
     return [f"`max_length={limit}` {cuts} {share(limit)} of the rows{compared}; the longest has {longest:,} tokens"]

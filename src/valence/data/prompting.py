@@ -38,7 +38,8 @@ class Prompting:
         """Raise UserError where there is a system message and the model cannot read it."""
         if self.system is None:
             return
-        name, advice = getattr(tokenizer, "name_or_path", "this model"), "leave it out, or put the text into the prompts"
+        name = getattr(tokenizer, "name_or_path", "this model")
+        advice = "leave it out, or put the text into the prompts"
         if not tokenizer.chat_template:
             raise UserError(f"`system` needs a chat template, and {name} has none: {advice}")
         rows = [{"role": "system", "content": self.system}, {"role": "user", "content": "?"}]
@@ -88,13 +89,14 @@ class Prompting:
             if self.separator is not None or encoder_decoder or not joined:
                 return []
             return [
-                f"a newline was put between prompt and completion of {joined:,} of {len(plain):,} plain-text rows, which "
-                'have no white space there; `separator` takes another text, and `separator=""` none'
+                f"a newline was put between prompt and completion of {joined:,} of {len(plain):,} plain-text rows, "
+                'which have no white space there; `separator` takes another text, and `separator=""` none'
             ]
         if not self.chat_template:
             return ["plain prompts are used as they are, without the model's chat template"]
         unused = "" if self.separator is None else ", and `separator` is not used"
-        lines = [f"plain prompts go through the model's chat template{unused}; `chat_template=False` uses them as they are"]
+        advice = "`chat_template=False` uses them as they are"
+        lines = [f"plain prompts go through the model's chat template{unused}; {advice}"]
         marks = special_tokens(tokenizer)
         marked = next((mark for prompt, _ in plain[:LOOKED_AT] for mark in marks if mark in prompt), None)
         if marked:

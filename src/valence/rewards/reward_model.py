@@ -31,8 +31,9 @@ TOGETHER = 64
 
 
 class TextModel:
-    """A frozen `AutoModelForSequenceClassification` with its tokenizer and the attributes of a `Judge`. It reads prompts
-    as it did in training, where Valence trained it.
+    """A frozen `AutoModelForSequenceClassification` with its tokenizer and the attributes of a `Judge`.
+
+    A model that Valence trained is given prompts as it was in training.
 
     Args:
         path: a folder or hub id.

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import tyro
 
 from valence.data.groups.split import split_records
+from valence.data.prepare import length_lines
 from valence.data.records import Record
 from valence.errors import UserError
 from valence.evaluation.samples import Evaluation
@@ -89,11 +90,14 @@ def run_language_improvement(
     policy.max_new_tokens = config.sampling.max_new_tokens or MAX_NEW_TOKENS
     given = IMPROVE[config.method].part(GivenCompletions, config.options).num_given
     encoder = make_encoder(policy, config.data)
-    prompts, dropped = encode_prompts(encoder, records, longest_sample=policy.max_new_tokens, num_given=given)
-    held, more = encode_prompts(encoder, heldout, longest_sample=policy.max_new_tokens)
+    prompts, dropped, lengths = encode_prompts(
+        encoder, records, longest_sample=policy.max_new_tokens, num_given=given
+    )  # fmt: skip
+    held, more, _ = encode_prompts(encoder, heldout, longest_sample=policy.max_new_tokens)
     for reason, count in (*dropped.items(), *more.items()):
         log(f"{count:,} prompts were dropped: {reason}")
-    for line in encoder.notes((row.prompt, row.completions) for row in records):
+    notes = encoder.notes((row.prompt, row.completions) for row in records)
+    for line in [*length_lines(lengths, encoder.max_length, encoder.positions, cuts="drops"), *notes]:
         log(line)
     if not prompts:
         raise UserError(f"no prompt fits `max_length={config.data.max_length}`: raise it")

@@ -103,14 +103,14 @@ class ReadOptions(Options):
 
 @dataclass(frozen=True)
 class PromptOptions(Options):
-    """How prompts are given to the model."""
+    """How prompts are given to the model; see `valence.data.prompting`."""
 
     separator: str | None = None
-    """Text between a plain prompt and its completion; \\n is a newline, the default where no white space is there."""
+    """Text between a plain prompt and its completion; a newline by default."""
     chat_template: bool = True
-    """Without the template, plain prompts go to a chat model as they are. Messages always use the template."""
+    """Without the template, plain prompts go to a chat model as they are."""
     system: str | None = None
-    """System message for conversations that have none; the model needs a chat template."""
+    """System message for conversations that have none."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -122,9 +122,9 @@ class DataOptions(PromptOptions, ReadOptions):
     """How the files are read."""
 
     max_length: TwoOrMore = 512
-    """Longest prompt plus completion, in tokens. Truncated rows are counted, and do not count as ended."""
+    """Longest prompt plus completion, in tokens; cut rows are counted."""
     eval_feedback: tuple[str, ...] = ()
-    """Files of held-out rows. Without them the rows marked held-out, or a fraction, are held out."""
+    """Files of held-out rows; by default the rows marked held-out, or a fraction."""
     eval_fraction: Fraction = 0.05
     """Share of the prompts that is held out where no row is marked."""
 

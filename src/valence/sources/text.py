@@ -71,8 +71,9 @@ def merged(records: Sequence[Record]) -> list[Record]:
 
 def encode_prompts(
     encoder: Encoder, records: Sequence[Record], *, longest_sample: int, num_given: int = 0
-) -> tuple[list[EncodedPrompt], dict[str, int]]:
-    """(prompts as token ids with the given completions of their rows, reason -> number of dropped rows).
+) -> tuple[list[EncodedPrompt], dict[str, int], list[int]]:
+    """(prompts as token ids with the given completions of their rows, reason -> number of dropped rows, tokens of the
+    longest sequence that each row may need).
 
     A row is dropped where it leaves no room for a sample, or where the model's template refuses it.
 
@@ -82,7 +83,7 @@ def encode_prompts(
     Raises:
         UserError: a row has fewer completions.
     """
-    rows, dropped = [], Counter[str]()
+    rows, dropped, lengths = [], Counter[str](), list[int]()
     for record in records:
         if len(record.completions) < num_given:
             raise UserError(f"`num_given={num_given}` takes completions from each row, and some rows have fewer")
@@ -92,10 +93,11 @@ def encode_prompts(
         except TemplateError as error:
             dropped[f"the model's chat template refuses them ({error})"] += 1
             continue
-        room = encoder.max_length - (0 if encoder.encoder_decoder else len(ids))
-        if len(ids) > encoder.max_length or room < max([longest_sample, *map(len, given)]):
+        longest = max([longest_sample, *map(len, given)])
+        lengths.append(max(len(ids), longest) if encoder.encoder_decoder else len(ids) + longest)
+        if lengths[-1] > encoder.max_length:
             reason = f"they are longer than {encoder.max_length} tokens with their completion: raise `max_length`"
             dropped[reason] += 1
             continue
         rows.append(EncodedPrompt(ids, record.prompt, record.columns, given))
-    return rows, dict(dropped)
+    return rows, dict(dropped), lengths
