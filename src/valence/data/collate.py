@@ -124,9 +124,15 @@ class Encoder:
         encoded = EncodedGroup(prompt, [ids[:room] for ids in completions], alone)
         return encoded, problem("; ".join(reasons)) if reasons else None
 
-    def groups(self, groups: Sequence[Group]) -> tuple[list[EncodedGroup], list[Problem]]:
-        """Encode all; every dropped or truncated row is a problem with its line and reason."""
-        results = [self.group(group) for group in groups]
+    def groups(
+        self, groups: Sequence[Group], progress: Callable[[int], object] = lambda contexts: None
+    ) -> tuple[list[EncodedGroup], list[Problem]]:
+        """Encode all; every dropped or truncated row is a problem with its line and reason. `progress` is called with
+        the number of contexts encoded so far."""
+        results: list[tuple[EncodedGroup | None, Problem | None]] = []
+        for group in groups:
+            results.append(self.group(group))
+            progress(len(results))
         return [good for good, _ in results if good is not None], [bad for _, bad in results if bad is not None]
 
 

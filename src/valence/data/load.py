@@ -50,6 +50,7 @@ def load_feedback(
     paths: Sequence[str | Path], *, columns: Mapping[str, str] | None = None, labels: str | None = None,
     join: Sequence[str] = (), map_row: MapRow | None = None, prompt_template: str | None = None,
     split: str | None = None, subset: str | None = None, strict: bool = False,
+    progress: Callable[[int], object] = lambda rows: None,
 ) -> Loaded:  # fmt: skip
     """Read feedback of any shape from JSON, JSONL, CSV, Parquet (the text ones also gzipped), exports of products,
     saved data sets, or data sets of the hub.
@@ -64,6 +65,7 @@ def load_feedback(
         prompt_template: a text file with {column} where a column's text belongs.
         split, subset: of a data set of the hub.
         strict: raise a UserError for the first row that cannot be used.
+        progress: called with the number of rows read so far.
     Raises:
         UserError: a file cannot be read, has no usable row, or has a column whose values have no clear meaning;
             `columns` has an unknown field, a column that no row has, or a field that no layout reads.
@@ -83,6 +85,7 @@ def load_feedback(
                 records.append(replace(found, file=path, line=line))
             else:
                 problems.append(Problem(path, line, str(found)))
+            progress(len(records) + len(problems))
         reader.check_names(path)
         reader.verdicts.check(path)
         if len(records) == before and not reader.skipped:

@@ -48,14 +48,19 @@ def log_problems(problems: Sequence[Problem], log: Log, *, of: str = "rows", mos
         log(f"  … and {len(problems) - most:,} more, all in problems.jsonl")
 
 
-def encode_feedback(feedback: Feedback, encoder: Encoder, out: Path, *, strict: bool, log: Log) -> Encoded:
+def encode_feedback(
+    feedback: Feedback, encoder: Encoder, out: Path, *, strict: bool, log: Log,
+    progress: Callable[[int], object] = lambda contexts: None,
+) -> Encoded:  # fmt: skip
     """Token ids of all groups; every problem so far is written to `out/problems.jsonl`.
 
+    Args:
+        progress: called with the number of contexts encoded so far.
     Raises:
         UserError: no row fits, or with `strict` one was truncated or dropped.
     """
-    train, problems = encoder.groups(feedback.train)
-    heldout, more = encoder.groups(feedback.heldout)
+    train, problems = encoder.groups(feedback.train, progress)
+    heldout, more = encoder.groups(feedback.heldout, progress)
     problems += more
     log_problems(problems, log)
     lines = [json.dumps(vars(problem), ensure_ascii=False) + "\n" for problem in [*feedback.problems, *problems]]

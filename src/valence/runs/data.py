@@ -12,23 +12,29 @@ from valence.data.inspect import summarize
 from valence.data.load import Loaded, load_feedback
 from valence.data.prepare import Feedback, Log, log_problems
 from valence.errors import UserError
-from valence.rewards.loading import load_function
+from valence.rewards.loading import about, load_function
 from valence.runs.methods import Method
 from valence.runs.options import DataOptions, ReadOptions
+from valence.training.progress import Busy
 
 
-def read_feedback(paths: Sequence[str], read: ReadOptions) -> Loaded:
+def read_feedback(paths: Sequence[str], read: ReadOptions, *, show: bool = True) -> Loaded:
     """Read files of feedback as the options say."""
-    return load_feedback(
-        paths, columns=parse_columns(read.columns), labels=read.labels, join=read.join,
-        map_row=load_function(read.map, "") if read.map else None, prompt_template=read.prompt_template,
-        split=read.split, subset=read.subset, strict=read.strict,
-    )  # fmt: skip
+    with about("map"):
+        map_row = load_function(read.map, "no option of its own") if read.map else None
+    with Busy("reading", show=show) as progress:
+        return load_feedback(
+            paths, columns=parse_columns(read.columns), labels=read.labels, join=read.join, map_row=map_row,
+            prompt_template=read.prompt_template,
+            split=read.split, subset=read.subset, strict=read.strict, progress=progress,
+        )  # fmt: skip
 
 
-def load_rows(paths: Sequence[str], read: ReadOptions, log: Log, *, of: str = "rows", describe: bool = False) -> Loaded:
+def load_rows(
+    paths: Sequence[str], read: ReadOptions, log: Log, *, of: str = "rows", describe: bool = False, show: bool = True
+) -> Loaded:
     """Read files and log their problems; with `describe` also what they hold, and how an example of each side reads."""
-    loaded = read_feedback(paths, read)
+    loaded = read_feedback(paths, read, show=show)
     if describe:
         found = summarize(loaded)
         sides = "" if found.accepted is None else f", {found.accepted:,} accepted, {found.rejected:,} rejected"
@@ -42,8 +48,9 @@ def load_rows(paths: Sequence[str], read: ReadOptions, log: Log, *, of: str = "r
 
 
 def convert(
-    loaded: Loaded, row: Method, options: Any, objective: Any, data: DataOptions, seed: int, log: Log
-) -> Feedback:
+    loaded: Loaded, row: Method, options: Any, objective: Any, data: DataOptions, seed: int, log: Log, *,
+    show: bool = True,
+) -> Feedback:  # fmt: skip
     """Convert rows to the method's feedback and hold some out; conversions are logged.
 
     Raises:
@@ -53,7 +60,7 @@ def convert(
     groups, notes = groups_for(loaded.records, kind)
     problems = list(loaded.problems)
     if data.eval_feedback:
-        other = load_rows(data.eval_feedback, data, log, of="held-out rows")
+        other = load_rows(data.eval_feedback, data, log, of="held-out rows", show=show)
         problems += other.problems
         heldout, more = groups_for(other.records, kind)
         notes += [f"held-out: {note}" for note in more]

@@ -34,7 +34,7 @@ def inspect(config: InspectConfig, *, log: Log = print, show: bool = True) -> No
     """Read the files and print a summary."""
     if not config.files:
         raise UserError(f"no file given: {config.usage}")
-    summary = summarize(read_feedback(config.files, config.read))
+    summary = summarize(read_feedback(config.files, config.read, show=show))
     if config.json:
         print(json.dumps(summary.to_json(), ensure_ascii=False))
         return
