@@ -84,7 +84,11 @@ def test_a_run_that_is_broken_off_is_saved_and_goes_on_to_the_same_bits(
 
 
 def test_before_the_first_step_there_is_nothing_to_save(
-    tiny_llama: Path, feedback: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tiny_llama: Path,
+    feedback: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def interrupt(*_: object) -> None:
         signal.raise_signal(signal.SIGTERM)
@@ -139,7 +143,7 @@ def test_a_search_without_anything_to_save_says_so(
 @pytest.mark.parametrize(
     ("place", "words"),
     [
-        ("valence.runs.offline_control.train_policy", ["offline-control", "pick_place", "--labels", "given"]),
+        ("valence.runs.offline_control.train_policy", ["offline-control", "pick_place"]),
         ("valence.runs.reward_model.fit", ["reward-model", "labels.jsonl", "--model", "tiny"]),
     ],
 )
@@ -151,6 +155,7 @@ def test_what_cannot_go_on_says_so(
     (tmp_path / "tiny").symlink_to(tiny_llama)
     assets = Path(__file__).parents[2] / "src" / "valence" / "assets"
     (tmp_path / "pick_place").symlink_to(assets / "pick_place")
+    monkeypatch.setattr("valence.runs.offline_control.VALUE_STEPS", 1)
     monkeypatch.setattr(place, lambda *_, **__: signal.raise_signal(signal.SIGTERM))
     with pytest.raises(SystemExit) as stop:
         main([*words, "--out", "o"])
@@ -163,6 +168,7 @@ def test_the_demo_names_the_command_that_goes_on(
 ) -> None:
     def align(*_: object, out: Path, **__: object) -> None:
         (out / "checkpoints" / "step-00000003").mkdir(parents=True)
+        (out / "checkpoints" / "step-00000003" / "state.json").write_text("{}")
         raise Interrupted(signal.SIGINT, "step 3 is saved in its folder: go on with `resume`")
 
     monkeypatch.chdir(tmp_path)

@@ -66,7 +66,10 @@ def test_what_cannot_be_learned_is_warned_of_and_what_can_is_not(
             if shape == "pairs":
                 rows.append({"prompt": "", "chosen": good, "rejected": bad})
             else:
-                rows += [{"prompt": "p", "completion": good, "score": 1}, {"prompt": "p", "completion": bad, "score": 0}]
+                rows += [
+                    {"prompt": "p", "completion": good, "score": 1},
+                    {"prompt": "p", "completion": bad, "score": 0},
+                ]
         path = tmp_path / f"{name}.jsonl"
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         reward_model(

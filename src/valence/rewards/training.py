@@ -179,7 +179,9 @@ def check_learnable(rows: Rows, records: Sequence[Record]) -> None:
             f"all {len(rows):,} labels to train on are {side}: a reward model needs {other} rows too, or it learns one number for "
             "every text"
         )
-    raise UserError(f"all {len(rows):,} scores to train on are {value:g}: a reward model needs rows that differ in their score")
+    raise UserError(
+        f"all {len(rows):,} scores to train on are {value:g}: a reward model needs rows that differ in their score"
+    )
 
 
 def doubt(figures: Mapping[str, float], held_out: int) -> str:
