@@ -8,5 +8,8 @@ class UserError(Exception):
 
 
 def one_line(error: object, most: int = 200) -> str:
-    """The text of an exception, or of anything else, on one line of at most `most` characters."""
-    return " ".join(str(error).split())[:most]
+    """The text of an exception, or of anything else, on one line of at most `most` characters.
+
+    Its backquotes become plain quotes: in our messages they stand around arguments.
+    """
+    return " ".join(str(error).split())[:most].replace("`", "'")

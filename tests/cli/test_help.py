@@ -42,7 +42,7 @@ def shared(kind: Any) -> set[str]:
 
 def listed(text: str) -> list[str]:
     """The options that a help lists, in order."""
-    flags = re.findall(r"^  --(?:no-)?([a-z][a-z0-9-]*)", text, flags=re.MULTILINE)
+    flags = re.findall(r"^  --([a-z][a-z0-9-]*)", text, flags=re.MULTILINE)
     return [flag.replace("-", "_") for flag in flags]
 
 
@@ -69,7 +69,9 @@ def test_it_fits_and_lists_every_option_of_the_method_and_no_other(
 def test_it_shows_what_an_option_may_be_its_default_and_what_it_does(capsys: pytest.CaptureFixture[str]) -> None:
     text = shown(capsys, "align", "--help", "--method", "dro")
     assert re.search(r"^  --tau FLOAT +Temperature: .*", text, flags=re.MULTILINE) and "above 0. (1)" in text
-    assert "--value token|prompt|batch|prompt-mean|batch-mean" in text and "--no-standardize" in text
+    assert "--value token|prompt|batch|prompt-mean|batch-mean" in text
+    assert re.search(r"^  --standardize, --no-standardize\n? +Bring .* 1\. \(on\)$", text, flags=re.MULTILINE)
+    assert not re.search(r"^  --no-", text, flags=re.MULTILINE), "no option is shown by its negative alone"
     assert re.search(r"^  --batch-size INT .*\(32\)$", text, flags=re.MULTILINE)
     assert re.search(r"^  --strict  ", text, flags=re.MULTILINE), "a flag takes no value"
     assert "--label-smoothing" not in text and "--label-smoothing" in shown(capsys, "align", "--help", "--method=dpo")

@@ -106,7 +106,7 @@ class TestMessages:
                 seen.append(text)
                 return inner(text, **options)
 
-        encoder.tokenizer = Spy()
+        encoder.tokenizer = encoder.tokens.tokenizer = Spy()
         assert encoder.prompt(turns(("user", "a"), ("assistant", "b"))) == [START, A, B]
         assert encoder.completion(turns(("user", "a")), turns(("assistant", "c"), ("user", "d"))) == [C, D, END]
         assert seen == ["a\n\nb\n\n", "c\n\nd"]

@@ -54,21 +54,23 @@ class TestSpool:
 class TestStored:
     def test_items_are_equal_to_those_put_in(self) -> None:
         items = [Record("prompt", "p"), ODD, Record("label", "", ("c",), (1.0,))]
-        stored = Stored(Record, items)
+        stored = Stored(Record.restored, items)
         assert stored == items and list(stored) == items and stored[-2] == ODD and stored[1:] == items[1:]
         assert repr(stored) == repr(items)
         assert stored != items[:2] and stored != "text"
         with pytest.raises(IndexError, match="3 of 3 items"):
             stored[3]
 
-    def test_an_item_that_cannot_be_pickled_stays_in_memory(self) -> None:
+    def test_an_item_that_json_would_change_stays_in_memory(self) -> None:
         kept = Record("prompt", "p", columns={"f": lambda: 1})
-        stored = Stored(Record, [ODD, kept, ODD])
+        stored = Stored(Record.restored, [ODD, kept, ODD])
         assert stored[1] is kept and stored[2] == ODD
+        tuples = Record("prompt", "p", columns={"a": (1,), "b": {2: 3}})
+        assert Stored(Record.restored, [tuples])[0] == tuples
 
     def test_parts_and_blocks(self) -> None:
         items = [Record("prompt", str(n)) for n in range(5)]
-        part = picked(Stored(Record, items), [3, 0])
+        part = picked(Stored(Record.restored, items), [3, 0])
         assert part == [items[3], items[0]] and picked(part, [1])[0] == items[0]
         assert [len(block) for block in blocks(part, 1)] == [1, 1] and list(blocks([])) == []
 
@@ -110,7 +112,7 @@ def test_contexts_notes_and_held_out_rows_are_those_of_lists_of_any_block(
     records = [record(draw, draw.choice(shapes)) for _ in range(300)]
     expected, notes = groups_for(records, takes)
     monkeypatch.setattr("valence.data.stored.blocks.__defaults__", (7,))
-    groups, others = groups_for(Stored(Record, records), takes)
+    groups, others = groups_for(Stored(Record.restored, records), takes)
     assert groups == expected and others == notes
     assert split_groups(groups, fraction=0.2, seed=1) == split_groups(list(expected), fraction=0.2, seed=1)
 
@@ -121,7 +123,8 @@ NAMES = (
 )  # fmt: skip
 VALUES: dict[str, list[Any]] = {
     "label": [True, False, None], "score": [1, "2", None], "completions": [["x", "y"], ["x"], "x"],
-    "winner": ["a", "b"], "scores": [[1, 2], [1, 1]], "type": ["binary_feedback", "x"], "labels": [[True], True], "response_0_reward": [1],
+    "winner": ["a", "b"], "scores": [[1, 2], [1, 1]], "type": ["binary_feedback", "x"],
+    "labels": [[True], True], "response_0_reward": [1],
     "messages": [[{"role": "user", "content": "u"}], [{"role": "assistant", "content": "v"}], "t"],
 }  # fmt: skip
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from valence.errors import UserError
 from valence.rewards.functions import RewardFunction, last_number, rouge_l
@@ -48,12 +49,30 @@ def test_what_is_no_number_is_none(bad: Any) -> None:
     assert judge.failures == {"no finite number": 1}
 
 
-def test_too_few_numbers_are_asked_for_one_by_one() -> None:
-    judge = RewardFunction(lambda completions, **_: [0.5])
-    assert judge(PROMPTS, TEXTS) == [0.5, 0.5, 0.5] and not judge.failures
-    never = RewardFunction(lambda completions, **_: [0.5, 0.5])
-    with pytest.raises(UserError, match="2 numbers for 3 completions"):
-        never(PROMPTS, TEXTS)
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ([0.5], "gave 1 number for 3 completions: [0.5]"),
+        ([0.5] * 4, "gave 4 numbers for 3 completions: [0.5, 0.5, 0.5] …"),
+        (0.5, "gave a float for 3 completions: 0.5"),
+        (None, "gave a NoneType for 3 completions: None"),
+        ({"a": 1}, "gave a dict for 3 completions: {'a': 1}"),
+        ("123", "gave a str for 3 completions: '123'"),
+        (torch.tensor(1.0), "gave a Tensor for 3 completions: tensor(1.)"),
+    ],
+)
+def test_another_number_of_values_is_told_with_what_it_gave_and_an_example(given: Any, said: str) -> None:
+    wanted = "it must give a list with a number, or None, for each of them, such as [0.5, 1.0, None]"
+    with pytest.raises(UserError) as stop:
+        RewardFunction(lambda completions, **_: given, name="few")(PROMPTS, TEXTS)
+    assert str(stop.value) == f"the reward few {said}; {wanted}"
+
+
+def test_later_on_it_costs_the_rows_and_not_the_run() -> None:
+    judge = RewardFunction(lambda completions, **_: [1.0] * (len(completions) + ("c" in completions)))
+    assert judge(["p"], ["a"]) == [1.0]
+    assert judge(PROMPTS, TEXTS) == [1.0, None, 1.0]
+    assert judge.failures == {"gave 2 numbers for 1 completions": 1}
 
 
 def test_a_call_that_hangs_is_left_behind() -> None:

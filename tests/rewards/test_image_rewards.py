@@ -64,7 +64,6 @@ def test_images_come_as_rgb_copies_and_rows_may_be_missing(tmp_path: Path) -> No
          "ZeroDivisionError: no such"),
         ("return [float('nan') if row.get('bad') else 1 for row in metadata]", "no finite number"),
         ("return [None if row.get('bad') else 1 for row in metadata]", "no finite number"),
-        ("return [1.0] * (len(images) + any(row.get('bad', False) for row in metadata))", "2 numbers for 1 images"),
         ("if any(row.get('bad') for row in metadata): time.sleep(30)\nreturn [1.0] * len(images)",
          "no answer in 0.3 s"),
     ],

@@ -356,6 +356,19 @@ def test_eta_has_a_schedule_over_whole_data_sets_and_goes_on(
     assert all(torch.equal(ours[name], part) for name, part in theirs.items())
 
 
+def test_steps_that_are_not_those_asked_for_are_said(
+    prompts: Path, tiny_llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A collected batch is learned from as a whole: rebel's takes four steps by default."""
+    shared: dict[str, Any] = {"model": tiny_llama, "reward": "length", "batch_size": 4, "max_new_tokens": 4}
+    shared |= {"eval_every": 0, "eval_samples": 2, "save_every": 0, "tracker": "none", "max_steps": 2}
+    assert improve(prompts, out=tmp_path / "four", **shared).steps == 4
+    said = "note: 4 steps and not 2: a collected batch is learned from as a whole, which takes 4 (`num_epochs=4`)"
+    assert said in capsys.readouterr().out
+    assert improve(prompts, out=tmp_path / "two", num_epochs=1, **shared).steps == 2
+    assert "note:" not in capsys.readouterr().out
+
+
 def test_a_fixed_bar_labels_by_itself(prompts: Path, tiny_llama: Path, tmp_path: Path) -> None:
     """Everything below the bar: rejected alone, and the policy still moves."""
     options = QUICK | {"method": "pmpo", "labels": "threshold", "threshold": 5.0, "beta": 2}

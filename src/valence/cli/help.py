@@ -45,7 +45,7 @@ def _group(group: Any, width: int) -> list[str]:
         if name in without_flag:
             head = name.upper()
         elif isinstance(value, bool):
-            head = f"--{'no-' if value else ''}{flag}"
+            head, text = (f"--{flag}, --no-{flag}", f"{text} (on)") if value else (f"--{flag}", text)
         else:
             head = f"--{flag} {_values(hints[name])}".rstrip()
             if value not in (None, "", ()):

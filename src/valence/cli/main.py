@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import shlex
 import signal
@@ -16,6 +17,8 @@ import valence
 from valence.errors import UserError
 
 RUNS = "valence.runs"
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+"""Errors of a full or protected disk, which no check at the start can foresee."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         # The reader of our output (head, less) has gone; print nothing more.
         sys.stderr.close()
         sys.exit(0)
+    except OSError as error:
+        if error.errno not in DISK:
+            raise
+        fail(f"{error.filename or 'the disk'} cannot be written to: {error.strerror}")
 
 
 def call(name: str, words: Sequence[str]) -> None:

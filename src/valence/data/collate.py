@@ -29,6 +29,12 @@ class EncodedGroup:
     completions: list[list[int]]
     group: Group
 
+    @classmethod
+    def restored(cls, values: list[Any]) -> EncodedGroup:
+        """The encoded group with these values of its fields, as JSON gives them back."""
+        prompt, completions, group = values
+        return cls(prompt, completions, Group.restored(group))
+
     @property
     def num_tokens(self) -> int:
         """Tokens without padding; the prompt counts once for each completion."""
@@ -178,7 +184,7 @@ class Encoder:
 
     def groups(self, groups: Iterable[Group]) -> tuple[Stored[EncodedGroup], list[Problem]]:
         """Encode all; every dropped or truncated row is a problem with its line and reason."""
-        rows, problems = Stored(EncodedGroup), list[Problem]()
+        rows, problems = Stored(EncodedGroup.restored), list[Problem]()
         for one in self.encode_all(groups):
             if one.row is not None:
                 rows.append(one.row)

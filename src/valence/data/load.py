@@ -86,7 +86,7 @@ def load_feedback(
     joined = Join.parse(join, joinable) if join else iter
     template = Template(prompt_template) if prompt_template else None
     reader = _Reader(columns or {}, LabelRule.parse(labels), map_row, template)
-    records, tally = Stored(Record), Tally()
+    records, tally = Stored(Record.restored), Tally()
     problems: list[Problem] = []
     good = 0
     for path in map(str, paths):

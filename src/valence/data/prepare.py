@@ -77,8 +77,8 @@ def encode_feedback(
             if progress is not None:
                 progress(len(lengths))
 
-    train = Stored(EncodedGroup, encoded(feedback.train))
-    held = Stored(EncodedGroup, encoded(feedback.heldout))
+    train = Stored(EncodedGroup.restored, encoded(feedback.train))
+    held = Stored(EncodedGroup.restored, encoded(feedback.heldout))
     log_problems(problems, log)
     lines = [json.dumps(vars(problem), ensure_ascii=False) + "\n" for problem in [*feedback.problems, *problems]]
     (out / "problems.jsonl").write_text("".join(lines), encoding="utf-8")

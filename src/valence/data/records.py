@@ -61,6 +61,17 @@ class Record:
             split, file, line, columns,
         )  # fmt: skip
 
+    @classmethod
+    def restored(cls, values: list[Any]) -> Record:
+        """The record with these values of its fields, as JSON gives them back."""
+        shape, prompt, completions, numbers, *rest = values
+        return cls(shape, text_of(prompt), tuple(map(text_of, completions)), tuple(numbers), *rest)
+
+
+def text_of(value: Any) -> Text:
+    """A text as JSON gives it back: a string, or messages as lists of role and content."""
+    return value if isinstance(value, str) else tuple(Message(*turn) for turn in value)
+
 
 @dataclass(frozen=True)
 class Problem:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import json
 import os
-import pickle
 import tempfile
 import weakref
 from array import array
@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import fields
 from hashlib import blake2b
 from itertools import islice
-from operator import attrgetter
 from typing import Any, Generic, TypeVar, overload
 
 from valence.errors import UserError
@@ -102,12 +101,16 @@ class Lazy(Sequence[T], Generic[T]):
 
 
 class Stored(Lazy[T]):
-    """Items of one dataclass in a `Spool`; they compare equal to those that were appended. An item that cannot be
-    pickled, which a user's own function may make, stays in memory."""
+    """Items of one dataclass in a `Spool`, as JSON; they compare equal to those that were appended. An item that JSON
+    would change, such as a row with a date that a user's own function made, stays in memory.
 
-    def __init__(self, kind: type[T], items: Iterable[T] = ()) -> None:
-        names = tuple(each.name for each in fields(kind))  # type: ignore[arg-type]
-        self._kind, self._names, self._values = kind, names, attrgetter(*names)
+    Args:
+        restored: the values of an item's fields, as JSON gives them back -> the item.
+        items: the first items.
+    """
+
+    def __init__(self, restored: Callable[[list[Any]], T], items: Iterable[T] = ()) -> None:
+        self._restored = restored
         self._spool = Spool()
         self._kept: dict[int, T] = {}
         super().__init__(0, self._made)
@@ -119,18 +122,32 @@ class Stored(Lazy[T]):
 
     def append(self, item: T) -> None:
         """Add an item."""
+        piece = b""
         try:
-            piece = pickle.dumps(self._values(item), pickle.HIGHEST_PROTOCOL)
-        except Exception:  # pickle raises errors of many kinds, and objects those of their own
-            self._kept[len(self)], piece = item, b""
+            if is_plain(getattr(item, "columns", None)):
+                piece = json.dumps(_values(item), default=_values, separators=(",", ":")).encode()
+        except (TypeError, ValueError, RecursionError):
+            piece = b""
+        if not piece:
+            self._kept[len(self)] = item
         self._spool.append(piece)
 
     def _made(self, place: int) -> T:
-        if place in self._kept:
-            return self._kept[place]
-        made: Any = object.__new__(self._kind)
-        made.__dict__.update(zip(self._names, pickle.loads(self._spool[place]), strict=True))
-        return made
+        return self._kept[place] if place in self._kept else self._restored(json.loads(self._spool[place]))
+
+
+def _values(item: Any) -> list[object]:
+    """The values of a dataclass's fields."""
+    return [getattr(item, each.name) for each in fields(item)]
+
+
+def is_plain(value: object) -> bool:
+    """Whether JSON gives a value back as it was."""
+    if isinstance(value, dict):
+        return all(type(name) is str and is_plain(part) for name, part in value.items())
+    if type(value) is list:
+        return all(map(is_plain, value))
+    return value is None or type(value) in (str, int, float, bool)
 
 
 def picked(items: Sequence[T], places: Iterable[int]) -> Lazy[T]:

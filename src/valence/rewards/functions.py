@@ -1,7 +1,8 @@
 """Reward functions: `(prompts, completions, **columns) -> list[float | None]`, TRL's signature.
 
-If a function raises, hangs, or returns NaN, None or too few numbers, the rows that it failed on have no score and are
-counted. The other rows keep their scores, and the run goes on.
+If a function raises, hangs, or returns NaN or None, the rows that it failed on have no score and are counted. The other
+rows keep their scores, and the run goes on. A function that gives another number of values than there are completions
+on its first call is wrong: that is an error, since it cannot be known whose values they are.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ Chat = str | Sequence[Mapping[str, str]]
 """A text, or messages with "role" and "content"."""
 LARGEST = 3e38
 """The largest reward: they are stored in single precision."""
+WRONG_SHAPE = "gave"
+"""Begins the reason where a function gave another number of values than it should."""
 PATIENCE = 3
 """Successive rows that may hang before the rest of the batch is skipped."""
 
@@ -55,6 +58,8 @@ class RewardFunction:
         self.calls += 1
         taken = self._taken(columns)
         values, why = self._ask(prompts, completions, taken)
+        if why is not None and self.calls == 1 and why.startswith(WRONG_SHAPE):
+            raise UserError(f"the reward {self.name} {why}")
         if values is None:
             self.repeated += 1
             values = self._one_by_one(prompts, completions, taken)
@@ -81,22 +86,20 @@ class RewardFunction:
         self, prompts: Sequence[Any], completions: Sequence[Any], columns: Mapping[str, Any]
     ) -> tuple[list[Any] | None, str | None]:
         """(its values for all completions, None), or (None, the reason of the failure)."""
-        answer: queue.Queue[tuple[Any, str | None]] = queue.Queue()
+        answer: queue.Queue[tuple[list[Any] | None, str | None]] = queue.Queue()
 
         def work() -> None:
             try:
-                answer.put((list(self.judge(prompts=prompts, completions=completions, **columns)), None))
+                values = self.judge(prompts=prompts, completions=completions, **columns)
+                answer.put(_as_many(values, len(completions), self.what))
             except BaseException as error:  # a user's function may raise anything, SystemExit too
                 answer.put((None, f"{type(error).__name__}: {one_line(error)}"))
 
         threading.Thread(target=work, daemon=True, name=f"reward {self.name}").start()
         try:
-            values, why = answer.get(timeout=None if self.timeout == math.inf else self.timeout)
+            return answer.get(timeout=None if self.timeout == math.inf else self.timeout)
         except queue.Empty:
             return None, f"no answer in {self.timeout:g} s"
-        if values is not None and len(values) != len(completions):
-            return None, f"{len(values)} numbers for {len(completions)} {self.what}"
-        return values, why
 
     def _one_by_one(
         self, prompts: Sequence[Any], completions: Sequence[Any], columns: Mapping[str, Sequence[Any]]
@@ -111,11 +114,29 @@ class RewardFunction:
             one, why = self._ask(prompts[row : row + 1], completions[row : row + 1], own)
             values.append(None if one is None else one[0])
             if why is not None:
-                self.failures[why] += 1
+                self.failures[why.partition(":")[0] if why.startswith(WRONG_SHAPE) else why] += 1
             elif _finite(values[-1]) is None:
                 self.failures["no finite number"] += 1
             hung = hung + 1 if why is not None and why.startswith("no answer") else 0
         return values
+
+
+def _as_many(values: Any, number: int, what: str) -> tuple[list[Any] | None, str | None]:
+    """(the values as a list, None), or (None, what was given in place of one value for each of so many, an example)."""
+    wanted = f"it must give a list with a number, or None, for each of them, such as {[0.5, 1.0, None][:number]}"
+    wanted += " and so on" * (number > 3)
+    try:
+        found = None if isinstance(values, str | bytes | Mapping) else list(values)
+    except TypeError:
+        found = None
+    if found is None:
+        kind = type(values).__name__
+        return None, f"{WRONG_SHAPE} a {kind} for {number} {what}: {one_line(repr(values), 60)}; {wanted}"
+    if len(found) != number:
+        shown = one_line(repr(found[:3]), 60) + " …" * (len(found) > 3)
+        numbers = "1 number" if len(found) == 1 else f"{len(found)} numbers"
+        return None, f"{WRONG_SHAPE} {numbers} for {number} {what}: {shown}; {wanted}"
+    return found, None
 
 
 def name_of(judge: Any) -> str:

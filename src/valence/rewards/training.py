@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +21,8 @@ from valence.rewards.reward_model import loading, outputs_by_batch, outputs_of, 
 Gap = Callable[[Tensor, Tensor], Tensor]
 """A model's outputs for the first and the second texts, each `[P, outputs]` -> log-odds that the first is better,
 `[P]`, nats."""
+SURE = 1.645
+"""Standard errors above chance from which on a held-out figure counts as better."""
 SCORED = ("score", "label")
 """The shapes of records that regression learns from."""
 USUAL = Prompting()
@@ -182,6 +185,44 @@ def held_out_figures(model: Any, tokenizer: Any, rows: Rows, *, max_length: int,
     if len(score) > 2 and float(predicted.std()) > 0 and float(score.std()) > 0:
         figures["correlation"] = torch.corrcoef(torch.stack([predicted, score]))[0, 1].item()
     return figures
+
+
+def check_learnable(rows: Rows, records: Sequence[Record]) -> None:
+    """Raise UserError where the scores of all rows are equal: nothing tells a better row from a worse one."""
+    scores = {row.score for row in rows if isinstance(row, Scored)}
+    if len(scores) != 1:
+        return
+    value = scores.pop()
+    if all(record.shape == "label" for record in records if record.shape in SCORED):
+        side, other = ("accepted", "rejected") if value > 0 else ("rejected", "accepted")
+        raise UserError(
+            f"all {len(rows):,} labels to train on are {side}: a reward model needs {other} rows too, or it learns one "
+            "number for every text"
+        )
+    raise UserError(
+        f"all {len(rows):,} scores to train on are {value:g}: a reward model needs rows that differ in their score"
+    )
+
+
+def doubt(figures: Mapping[str, float], held_out: int) -> str:
+    """Why held-out rows do not show that a reward model learned anything; "" where they do, by a one-sided test at 5%.
+
+    Args:
+        figures: of `held_out_figures`.
+        held_out: number of held-out rows.
+    """
+    rows = f"{held_out:,} held-out rows"
+    if not held_out:
+        return "no rows are held out, so nothing shows whether it learned anything: raise `eval_fraction`"
+    if "accuracy" in figures:
+        found, effect = f"its accuracy on {rows} is {figures['accuracy']:.2f}", 2 * figures["accuracy"] - 1
+    elif "correlation" in figures:
+        found, effect = f"its correlation with {rows} is {figures['correlation']:.2f}", figures["correlation"]
+    else:
+        found, effect = f"it gives {rows} one score, or they have one", 0.0
+    if effect * math.sqrt(held_out) > SURE:
+        return ""
+    return f"{found}, no better than chance: give it more rows or steps (`max_steps`), and do not use it as a reward"
 
 
 def unused_rows(kind: str, records: Sequence[Record], tokenizer: Any) -> list[str]:

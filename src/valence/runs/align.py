@@ -34,6 +34,7 @@ from valence.runs.run import Job, Log, RunResult, begin, claim, make_schedule, r
 from valence.runs.settings import configure, settings_of, to_words
 from valence.sources.offline import OfflineSource
 from valence.training.learner import Learner
+from valence.training.progress import Busy
 from valence.training.reference_cache import CachedHidden, CachedLogProbs, cache_reference
 
 
@@ -79,7 +80,7 @@ def align_from_words(words: Sequence[str], positional: dict[str, Any], *, log: L
     loaded: list[Loaded] = []
 
     def choose(config: AlignConfig) -> str:
-        loaded.append(load_rows(config.feedback, config.data, log, describe=True))
+        loaded.append(load_rows(config.feedback, config.data, log, describe=True, show=show))
         chosen, why = choose_method(loaded[0])
         if chosen is None:
             raise UserError(why)
@@ -99,12 +100,15 @@ def run_alignment(
     settings = settings_of(config)
     out = claim(Path(config.out), settings, resume=config.run.resume)
     if loaded is None:
-        loaded = load_rows(config.feedback, data, log, describe=True)
+        loaded = load_rows(config.feedback, data, log, describe=True, show=show)
         log(f"method: {config.method} (asked for)")
     objective = row.make(options)
-    feedback = convert(loaded, row, options, objective, data, config.train.seed, log)
+    feedback = convert(loaded, row, options, objective, data, config.train.seed, log, show=show)
     policy = load_policy(config.model, config.network, temperature=config.sampling.temperature)
-    rows = encode_feedback(feedback, make_encoder(policy, data), out, strict=data.strict, log=log)
+    with Busy("turning text into tokens", show=show, unit="contexts") as progress:
+        rows = encode_feedback(
+            feedback, make_encoder(policy, data), out, strict=data.strict, log=log, progress=progress
+        )  # fmt: skip
     policy.max_new_tokens = _longest_sample(config, policy, rows)
     if row.fit is not None:
         objective, notes = row.fit(objective, count_classes(rows.groups))
@@ -117,10 +121,11 @@ def run_alignment(
         resume(out, learner, source, schedule, log)
     pool = rows.heldout or rows.train
     assert learner.reference is not None
-    evaluation = Evaluation(
-        policy, learner.reference, Lazy(len(pool), lambda place: pool[place].prompt), rows=rows.heldout,
-        num_samples=config.run.eval_samples, num_rows=config.run.eval_rows, seed=config.train.seed,
-    )  # fmt: skip
+    with Busy("sampling from the initial policy", show=show):
+        evaluation = Evaluation(
+            policy, learner.reference, Lazy(len(pool), lambda place: pool[place].prompt), rows=rows.heldout,
+            num_samples=config.run.eval_samples, num_rows=config.run.eval_rows, seed=config.train.seed,
+        )  # fmt: skip
     facts = {
         "objective": describe(objective), "model": config.model,
         "feedback": ", ".join(Path(path).name for path in config.feedback),

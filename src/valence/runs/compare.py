@@ -23,6 +23,7 @@ from valence.runs.options import Count, ModelOptions, Options, Positive, PromptO
 from valence.runs.run import Log, begin, claim, write_settings
 from valence.runs.settings import RunConfig, configure, settings_of, to_words
 from valence.sources.prompts import EncodedPrompt, plain_prompt, verdicts
+from valence.training.progress import Busy
 
 
 @dataclass(frozen=True)
@@ -96,13 +97,14 @@ def run_comparison(config: CompareConfig, *, log: Log = print, show: bool = True
         config.judge, device=device_of(options.device), cache=out / "judge.sqlite", template=options.judge_template,
         argument="judge",
     )  # fmt: skip
-    loaded = load_rows([config.prompts], config.read, log)
+    loaded = load_rows([config.prompts], config.read, log, show=show)
     order = torch.randperm(len(loaded.records), generator=torch.Generator().manual_seed(options.seed)).tolist()
     records = [loaded.records[place] for place in order[: options.max_prompts]]
-    texts, fitting = _completions(config, records, log)
+    texts, fitting = _completions(config, records, log, show=show)
     rows = [EncodedPrompt([], records[place].prompt, records[place].columns) for place in sorted(fitting)]
     first, second = ([part[place] for place in sorted(fitting)] for part in texts)
-    judged = verdicts(judge, rows, first, second)
+    with Busy("asking the judge", show=show):
+        judged = verdicts(judge, rows, first, second)
     known = [place for place, verdict in enumerate(judged) if verdict is not None]
     if not known:
         raise UserError(f"{config.judge} judged none of the {len(rows)} pairs")
@@ -122,7 +124,9 @@ def run_comparison(config: CompareConfig, *, log: Log = print, show: bool = True
     return found
 
 
-def _completions(config: CompareConfig, records: list[Record], log: Log) -> tuple[list[list[str]], set[int]]:
+def _completions(
+    config: CompareConfig, records: list[Record], log: Log, *, show: bool
+) -> tuple[list[list[str]], set[int]]:
     """(each model's completion of every prompt, the indices of the prompts that fit both models).
 
     Raises:
@@ -145,7 +149,8 @@ def _completions(config: CompareConfig, records: list[Record], log: Log) -> tupl
         )  # fmt: skip
         for line in encoder.notes((row.prompt, row.completions) for row in records):
             log(f"{model}: {line}")
-        found, fits = complete_records(policy, records, encoder, room=room, seed=options.seed)
+        with Busy(f"sampling from {model}", show=show):
+            found, fits = complete_records(policy, records, encoder, room=room, seed=options.seed)
         texts.append(found)
         fitting &= fits
         log(f"{model}: {len(records)} completions")

@@ -17,9 +17,11 @@ from valence.runs.options import DataOptions, ReadOptions
 from valence.runs.reading import read_feedback
 
 
-def load_rows(paths: Sequence[str], read: ReadOptions, log: Log, *, of: str = "rows", describe: bool = False) -> Loaded:
+def load_rows(
+    paths: Sequence[str], read: ReadOptions, log: Log, *, of: str = "rows", describe: bool = False, show: bool = True
+) -> Loaded:
     """Read files and log their problems; with `describe` also what they hold, and how an example of each side reads."""
-    loaded = read_feedback(paths, read)
+    loaded = read_feedback(paths, read, show=show)
     if describe:
         found = summarize(loaded)
         sides = "" if found.accepted is None else f", {found.accepted:,} accepted, {found.rejected:,} rejected"
@@ -33,8 +35,9 @@ def load_rows(paths: Sequence[str], read: ReadOptions, log: Log, *, of: str = "r
 
 
 def convert(
-    loaded: Loaded, row: Method, options: Any, objective: Any, data: DataOptions, seed: int, log: Log
-) -> Feedback:
+    loaded: Loaded, row: Method, options: Any, objective: Any, data: DataOptions, seed: int, log: Log, *,
+    show: bool = True,
+) -> Feedback:  # fmt: skip
     """Convert rows to the method's feedback and hold some out; conversions are logged.
 
     Raises:
@@ -44,7 +47,7 @@ def convert(
     groups, notes = groups_for(loaded.records, kind)
     problems = list(loaded.problems)
     if data.eval_feedback:
-        other = load_rows(data.eval_feedback, data, log, of="held-out rows")
+        other = load_rows(data.eval_feedback, data, log, of="held-out rows", show=show)
         problems += other.problems
         heldout, more = groups_for(other.records, kind)
         notes += [f"held-out: {note}" for note in more]

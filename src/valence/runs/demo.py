@@ -14,8 +14,12 @@ from valence.evaluation import language as measures
 from valence.policies.loading import load_language_policy
 from valence.rewards.sentences import SentenceJudge, read_sentences, split_sentences
 from valence.runs.align import align
-from valence.runs.run import Log
-from valence.runs.settings import RunConfig
+from valence.runs.options import Count, Options
+from valence.runs.run import Log, claim
+from valence.runs.settings import CONFIG_FILE, RunConfig
+from valence.training.checkpoint import checkpoints
+from valence.training.interrupt import Interrupted
+from valence.training.progress import Busy
 from valence.training.reference import FrozenCopy
 
 OPTIONS: dict[str, Any] = {
@@ -26,16 +30,16 @@ OPTIONS: dict[str, Any] = {
 
 
 @dataclass(frozen=True)
-class DemoConfig(RunConfig):
+class DemoConfig(RunConfig, Options):
     """Align the small model that Valence carries with real human thumbs, and show what changed."""
 
     command: ClassVar[str] = "demo"
 
     out: str = "demo-out"
     """Folder to write into."""
-    max_steps: int | None = None
+    max_steps: Count | None = None
     """Optimizer steps; one pass over the thumbs by default."""
-    samples: int = 500
+    samples: Count = 500
     """Fresh samples judged before and after."""
 
 
@@ -52,8 +56,10 @@ def demo(config: DemoConfig, *, log: Log = print, show: bool = True) -> dict[str
     Raises:
         UserError: the folder already holds a demo.
     """
-    began, out = time.monotonic(), Path(config.out)
-    out.mkdir(parents=True, exist_ok=True)
+    began = time.monotonic()
+    out = claim(Path(config.out), {}, can_resume=False)
+    # The run's own folder is claimed by `align`; here before the judge is fitted.
+    claim(out / "run", {}, can_resume=False)
     write_feedback(out / "thumbs.jsonl")
     halves = split_sentences(read_sentences())
     judge = SentenceJudge(halves.judge)
@@ -62,17 +68,23 @@ def demo(config: DemoConfig, *, log: Log = print, show: bool = True) -> dict[str
         f"result is a classifier fitted on {len(halves.judge):,} other sentences; it gets "
         f"{100 * judge.accuracy(halves.heldout):.0f}% of unseen ones right.\n"
     )
-    result = align(
-        out / "thumbs.jsonl", model="small-lm", out=out / "run", max_steps=config.max_steps, eval_every=25,
-        max_new_tokens=64, quiet=not show, **OPTIONS,
-    )  # fmt: skip
+    try:
+        result = align(
+            out / "thumbs.jsonl", model="small-lm", out=out / "run", max_steps=config.max_steps, eval_every=25,
+            max_new_tokens=64, quiet=not show, **OPTIONS,
+        )  # fmt: skip
+    except Interrupted as error:
+        # The demo is one piece; its training is a run of align's, which can go on.
+        on = f"{error}: valence align --config {out / 'run' / CONFIG_FILE} --resume"
+        raise Interrupted(error.number, on if checkpoints(out / "run" / "checkpoints") else str(error)) from None
     torch.manual_seed(0)
     before = load_language_policy("small-lm", max_new_tokens=64)
     after = load_language_policy(str(result.model), max_new_tokens=64)
     prompts = [[before.tokenizer.bos_token_id]] * config.samples
     texts, figures = {}, {}
     for name, policy in (("before", before), ("after", after)):
-        texts[name], chunks = measures.sample_texts(policy, prompts, seed=11)
+        with Busy(f"sampling from the model {name}", show=show):
+            texts[name], chunks = measures.sample_texts(policy, prompts, seed=11)
         figures[name] = {
             "judged positive, %": 100 * judge.positive(texts[name]),
             "KL(π‖π_ref), nats": measures.sampled_kl(policy, FrozenCopy(before), chunks, "policy_kl"),

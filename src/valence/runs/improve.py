@@ -26,6 +26,7 @@ from valence.sources.online import OnlineSource
 from valence.sources.prompts import EncodedPrompt
 from valence.training.learner import Learner
 from valence.training.loop import Schedule
+from valence.training.progress import Busy
 from valence.training.reference import FrozenCopy
 
 
@@ -112,6 +113,12 @@ def run_improvement(
         f"{len(adapter.prompts):,} prompts"
     )
     log(adapter.describe(plan))
+    asked = config.train.max_steps
+    if asked and asked < schedule.steps:
+        log(
+            f"note: {schedule.steps} steps and not {asked}: a collected batch is learned from as a whole, which takes "
+            f"{schedule.batch_steps} (`num_epochs={schedule.num_epochs}`)"
+        )
     if config.run.resume:
         resume(out, learner, source, schedule, log)
     watch = Watch(adapter.policy, adapter.pool, adapter.judge, adapter.gold, out, resumed_at=learner.step)
@@ -119,9 +126,11 @@ def run_improvement(
         "objective": describe(learner.objective), "reward": adapter.judge.name,
         "gold": adapter.gold.name if adapter.gold else "none",
     }  # fmt: skip
+    with Busy("sampling from the initial policy", show=show):
+        evaluation = adapter.evaluation(watch)
     job = Job(
         method=config.method, learner=learner, source=source, schedule=schedule,
-        evaluation=adapter.evaluation(watch), facts=facts | dict(adapter.facts), section=watch.section,
+        evaluation=evaluation, facts=facts | dict(adapter.facts), section=watch.section,
         before_batch=_eta_changes(learner.objective, _etas(row, config.options), schedule.batch_steps),
         save=lambda folder: adapter.policy.save(folder / "model"), show=show,
     )  # fmt: skip

@@ -25,6 +25,7 @@ from valence.runs.options import GivenCompletions, JudgeOptions
 from valence.runs.run import Log, RunResult, begin, claim
 from valence.runs.settings import configure, settings_of, to_words
 from valence.sources.text import TextModality, encode_prompts, merged
+from valence.training.progress import Busy
 
 MAX_NEW_TOKENS = 64
 """Longest sample where none is given."""
@@ -85,15 +86,16 @@ def run_language_improvement(
     begin(config.run.threads, config.train.seed)
     settings = settings_of(config)
     out = claim(Path(config.out), settings, resume=config.run.resume)
-    records, heldout = _read(config, log)
+    records, heldout = _read(config, log, show=show)
     policy = load_policy(config.model, config.network, temperature=config.sampling.temperature)
     policy.max_new_tokens = config.sampling.max_new_tokens or MAX_NEW_TOKENS
     given = IMPROVE[config.method].part(GivenCompletions, config.options).num_given
     encoder = make_encoder(policy, config.data)
-    prompts, dropped, lengths = encode_prompts(
-        encoder, records, longest_sample=policy.max_new_tokens, num_given=given
-    )  # fmt: skip
-    held, more, _ = encode_prompts(encoder, heldout, longest_sample=policy.max_new_tokens)
+    with Busy("turning text into tokens", show=show):
+        prompts, dropped, lengths = encode_prompts(
+            encoder, records, longest_sample=policy.max_new_tokens, num_given=given
+        )  # fmt: skip
+        held, more, _ = encode_prompts(encoder, heldout, longest_sample=policy.max_new_tokens)
     for reason, count in (*dropped.items(), *more.items()):
         log(f"{count:,} prompts were dropped: {reason}")
     notes = encoder.notes((row.prompt, row.completions) for row in records)
@@ -124,12 +126,12 @@ def run_language_improvement(
     return run_improvement(config, out, settings, adapter, log, show=show)
 
 
-def _read(config: ImproveConfig, log: Log) -> tuple[list[Record], list[Record]]:
+def _read(config: ImproveConfig, log: Log, *, show: bool) -> tuple[list[Record], list[Record]]:
     """(prompts to learn on, prompts to evaluate on)."""
-    rows = load_rows(config.prompts, config.data, log).records
+    rows = load_rows(config.prompts, config.data, log, show=show).records
     records = merged(rows)
     if len(records) < len(rows):
         log(f"{len(rows):,} rows hold {len(records):,} different prompts")
     if config.data.eval_feedback:
-        return records, merged(load_rows(config.data.eval_feedback, config.data, log).records)
+        return records, merged(load_rows(config.data.eval_feedback, config.data, log, show=show).records)
     return split_records(records, fraction=config.data.eval_fraction, seed=config.train.seed)

@@ -34,7 +34,7 @@ def inspect(config: InspectConfig, *, log: Callable[[str], None] = print, show: 
     """Read the files and print a summary."""
     if not config.files:
         raise UserError(f"no file given: {config.usage}")
-    summary = summarize(read_feedback(config.files, config.read, keep=False))
+    summary = summarize(read_feedback(config.files, config.read, keep=False, show=show))
     if config.json:
         print(json.dumps(summary.to_json(), ensure_ascii=False))
         return

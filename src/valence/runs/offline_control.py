@@ -28,7 +28,8 @@ from valence.runs.run import Log, RunResult, begin, claim, write_settings
 from valence.runs.settings import NoOptions, RunConfig, configure, settings_of, to_words
 from valence.sources.episodes import Rows, mixture, tabulate, unscale
 from valence.training.episodes import make_labels, train_policy
-from valence.training.progress import TRAINING, Progress
+from valence.training.interrupt import NOTHING_SAVED, Interrupted, Signals
+from valence.training.progress import TRAINING, Busy, Progress
 
 VALUE_STEPS = 150
 """Regression steps of the value in each round."""
@@ -116,19 +117,23 @@ def run_offline_control(config: OfflineControlConfig, *, log: Log = print, show:
     table = tabulate(found)
     scaled = (table.action - torch.tensor((high + low) / 2)) / torch.tensor((high - low) / 2)
     table = replace(table, action=scaled.float())
-    sign = make_labels(
-        table, options.labels, seed=options.seed, steps=VALUE_STEPS, discount=options.discount,
-        gae_lambda=options.gae_lambda, expectile=options.expectile, hidden=options.hidden,
-    )  # fmt: skip
+    with Busy("learning the value that makes labels", show=show and not options.quiet):
+        sign = make_labels(
+            table, options.labels, seed=options.seed, steps=VALUE_STEPS, discount=options.discount,
+            gae_lambda=options.gae_lambda, expectile=options.expectile, hidden=options.hidden,
+        )  # fmt: skip
     rows = mixture(table, sign, **{loss: loss in options.use for loss in LOSSES})
     alpha, beta = class_weights(rows, sign, config)
     write_settings(out, settings)
     progress = Progress(options.steps, show=show and not options.quiet, columns=COLUMNS)
     try:
-        policy, figures = train_policy(
-            rows, alpha=alpha, beta=beta, lr=options.lr, steps=options.steps, seed=options.seed,
-            batch_size=options.batch_size, hidden=options.hidden, min_scale=options.min_scale, on_step=progress,
-        )  # fmt: skip
+        with Signals():
+            policy, figures = train_policy(
+                rows, alpha=alpha, beta=beta, lr=options.lr, steps=options.steps, seed=options.seed,
+                batch_size=options.batch_size, hidden=options.hidden, min_scale=options.min_scale, on_step=progress,
+            )  # fmt: skip
+    except Interrupted as error:
+        raise Interrupted(error.number, NOTHING_SAVED) from None
     finally:
         progress.close()
     unscale(policy, table)

@@ -18,7 +18,9 @@ from valence.policies.loading import carried, check_device
 from valence.rewards.preference_model import preference_score
 from valence.rewards.reward_model import FIGURES, PREFERENCE, PROMPTING
 from valence.rewards.training import (
+    check_learnable,
     comparisons,
+    doubt,
     fit,
     held_out_figures,
     load_classifier,
@@ -32,6 +34,8 @@ from valence.runs.language import SMALL_NETWORK, device_of, prompting_of
 from valence.runs.options import Count, Fraction, Options, Positive, PromptOptions, ReadOptions, TwoOrMore, Whole, check
 from valence.runs.run import Log, begin, claim, write_settings
 from valence.runs.settings import RunConfig, configure, settings_of, to_words
+from valence.training.interrupt import NOTHING_SAVED, Interrupted, Signals
+from valence.training.progress import Busy
 
 
 @dataclass(frozen=True)
@@ -101,7 +105,7 @@ def reward_model(
     config = configure(
         RewardModelConfig, *to_words(RewardModelConfig, {"feedback": feedback, "model": model, "out": out} | options)
     )
-    return train_reward_model(config, log=(lambda line: None) if quiet else print)
+    return train_reward_model(config, log=(lambda line: None) if quiet else print, show=not quiet)
 
 
 def train_reward_model(config: RewardModelConfig, *, log: Log = print, show: bool = True) -> dict[str, Any]:
@@ -110,7 +114,7 @@ def train_reward_model(config: RewardModelConfig, *, log: Log = print, show: boo
     settings = settings_of(config)
     out = claim(Path(config.out), settings, can_resume=False)
     begin(options.threads, options.seed)
-    loaded = load_rows(config.feedback, config.read, log)
+    loaded = load_rows(config.feedback, config.read, log, show=show)
     preference = options.kind == PREFERENCE
     device = device_of(options.device)
     check_device(device)
@@ -133,6 +137,7 @@ def train_reward_model(config: RewardModelConfig, *, log: Log = print, show: boo
         raise UserError(f"{len(train)} {what}{' or labels' * (kind == 'scores')} are too few to learn from")
     for line in length_lines(text_lengths(train, tokenizer), options.max_length, cuts="cuts the beginning of"):
         log(line)
+    check_learnable(train, records)
     steps = options.max_steps or max(1, math.ceil(options.epochs * len(train) / options.batch_size))
     size = sum(part.numel() for part in model.parameters())
     lr = options.lr or (1e-4 if size < SMALL_NETWORK else 1e-5)
@@ -146,20 +151,30 @@ def train_reward_model(config: RewardModelConfig, *, log: Log = print, show: boo
         if step % max(1, steps // 10) == 0:
             log(f"  step {step:6,} loss {loss:.4f}")
 
-    fit(
-        model, tokenizer, train, steps=steps, batch_size=options.batch_size, lr=lr, seed=options.seed,
-        max_length=options.max_length, gap=gap, on_step=on_step,
-    )  # fmt: skip
+    try:
+        with Signals():
+            fit(
+                model, tokenizer, train, steps=steps, batch_size=options.batch_size, lr=lr, seed=options.seed,
+                max_length=options.max_length, gap=gap, on_step=on_step,
+            )  # fmt: skip
+    except Interrupted as error:
+        raise Interrupted(error.number, NOTHING_SAVED) from None
     figures: dict[str, Any] = {
         "kind": kind, "rows": len(train), "held_out": len(heldout), "steps": steps, "max_length": options.max_length,
     }  # fmt: skip
+    measured: dict[str, float] = {}
     if heldout:
-        figures |= held_out_figures(model, tokenizer, heldout, max_length=options.max_length, gap=gap)
+        with Busy("evaluating held-out rows", show=show):
+            measured = held_out_figures(model, tokenizer, heldout, max_length=options.max_length, gap=gap)
+    figures |= measured
+    unsure = doubt(measured, len(heldout))
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
     (out / FIGURES).write_text(json.dumps(figures | {PROMPTING: asdict(prompting)}, indent=1) + "\n")
     write_settings(out, settings)
     shown = ", ".join(f"{name} {value:.3f}" for name, value in figures.items() if isinstance(value, float))
     method = " --method spo" if preference else ""
+    if unsure:
+        log(f"warning: the {name} model may be worthless: {unsure}")
     log(f"held out: {shown or 'nothing'}\nwritten: {out}; valence improve PROMPTS --reward {out}{method}")
     return figures

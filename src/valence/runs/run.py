@@ -20,13 +20,13 @@ from valence.errors import UserError
 from valence.evaluation.write import figures_of, write_run
 from valence.protocols import Source
 from valence.runs.options import RunOptions
-from valence.runs.settings import CONFIG_FILE
+from valence.runs.settings import CONFIG_FILE, read_config
 from valence.training.checkpoint import PREFIX, REPLACED, checkpoints, load_checkpoint, save_checkpoint
 from valence.training.interrupt import Interrupted, Signals
 from valence.training.learner import Learner
 from valence.training.loop import Schedule, train
 from valence.training.profiling import open_profiler
-from valence.training.progress import TRAINING, Column, Progress
+from valence.training.progress import TRAINING, Busy, Column, Progress
 from valence.training.tracking import open_trackers, read_metrics
 
 Log = Callable[[str], None]
@@ -82,15 +82,21 @@ def claim(out: Path, settings: Mapping[str, object], *, resume: bool = False, ca
     Raises:
         UserError: the folder holds a run, the settings differ, or the folder cannot be written to.
     """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if not os.access(out, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise UserError(f"`out` {out} cannot be written to ({error.strerror}): give another folder") from error
     metrics = out / "metrics.jsonl"
     # A run that failed before its first step left nothing to lose.
-    learned = metrics.exists() and any(row["step"] for row in read_metrics(metrics))
+    learned = metrics.exists() and any(row.get("step") for row in read_metrics(metrics))
     holds = learned or any((out / name).exists() for name in PRODUCTS) or bool(checkpoints(out / "checkpoints"))
     if holds and not resume:
         advice = "continue it with `resume`, or " if can_resume else ""
         raise UserError(f"{out} already holds a run: {advice}give another `out`")
     if resume and (out / CONFIG_FILE).is_file():
-        was = yaml.safe_load((out / CONFIG_FILE).read_text(encoding="utf-8"))
+        was = read_config(str(out / CONFIG_FILE))
         changed = [name for name, now in settings.items() if name not in MAY_CHANGE and was.get(name, now) != now]
         if changed:
             name = changed[0]
@@ -98,12 +104,6 @@ def claim(out: Path, settings: Mapping[str, object], *, resume: bool = False, ca
                 f"`resume` needs the run's own settings, and {', '.join(changed)} changed ({name} was {was[name]!r}, "
                 f"is {settings[name]!r}): give what {out / CONFIG_FILE} holds, or another `out`"
             )
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        if not os.access(out, os.W_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-    except OSError as error:
-        raise UserError(f"`out` {out} cannot be written to ({error.strerror}): give another folder") from error
     return out
 
 
@@ -190,7 +190,8 @@ def run_job(out: Path, job: Job, run: RunOptions, settings: Mapping[str, object]
         progress(step, figures)
 
     def evaluate(step: int) -> dict[str, float]:
-        figures = job.evaluation(step)
+        with Busy(f"evaluating at {job.unit} {step:,}", show=job.show):
+            figures = job.evaluation(step)
         progress.note({f"eval/{name}": value for name, value in figures.items()})
         return figures
 
@@ -205,9 +206,10 @@ def run_job(out: Path, job: Job, run: RunOptions, settings: Mapping[str, object]
                 measure_kl=job.evaluation.kl if run.kl_budget is not None else None, signals=signals,
                 checkpoint_folder=folder if run.save_every else None, on_step=on_step, before_batch=job.before_batch,
             )  # fmt: skip
-        # After a budget stop the weights were restored: the optimizer's state belongs to other weights.
-        if run.save_every and outcome.stopped is None:
-            save_checkpoint(folder, learner, job.source)
+            # After a budget stop the weights were restored: the optimizer's state belongs to other weights.
+            if run.save_every and outcome.stopped is None:
+                with signals.unbroken():
+                    save_checkpoint(folder, learner, job.source)
     except Interrupted as error:
         if not learner.step:
             raise Interrupted(error.number, "before the first step: there is nothing to save") from None

@@ -19,6 +19,7 @@ from valence.runs.settings import NoOptions, RunConfig, settings_of
 from valence.search.minimize import Curve, find_function, minimize, plot_curve
 from valence.search.search import PreferenceSearch
 from valence.search.space import Box
+from valence.training.interrupt import Interrupted, Signals
 from valence.training.progress import Column, Progress
 
 SAVE_EVERY = 2.0
@@ -113,9 +114,13 @@ def run_search(config: SearchConfig, *, log: Log = print, show: bool = True) -> 
     )
     saved = time.monotonic()
 
+    judged = search.num_judged
+
     def save(state: PreferenceSearch) -> None:
+        nonlocal judged
         if out is not None:
             state.save(out / STATE, extra={"curve": curve})
+            judged = state.num_judged
 
     def on_step(ended: str | None) -> None:
         nonlocal saved
@@ -127,10 +132,13 @@ def run_search(config: SearchConfig, *, log: Log = print, show: bool = True) -> 
         progress(search.num_judged, figures, last=ended is not None)
 
     try:
-        ended = minimize(
-            function, search, curve, budget=options.budget, target=options.target, on_step=on_step,
-            save=None if out is None else save,
-        )  # fmt: skip
+        with Signals():
+            ended = minimize(
+                function, search, curve, budget=options.budget, target=options.target, on_step=on_step,
+                save=None if out is None else save,
+            )  # fmt: skip
+    except Interrupted as error:
+        raise Interrupted(error.number, _rest(out, judged)) from None
     finally:
         progress.close()
     result = search.result
@@ -149,6 +157,15 @@ def run_search(config: SearchConfig, *, log: Log = print, show: bool = True) -> 
         plot_curve(curve, search.num_judged, out / PICTURE)
         log(f"written: {out / RESULTS}")
     return RunResult(out or Path(), config.method, search.steps, ended, details=details)
+
+
+def _rest(out: Path | None, judged: int) -> str:
+    """What an interrupted search leaves behind, and how to go on."""
+    if out is None:
+        return "nothing is saved: give `out` to go on later with `resume`"
+    if not judged:
+        return "within the first step: there is nothing to save"
+    return f"{judged:,} evaluations are saved in {out / STATE}: go on with `resume`"
 
 
 def _make(config: SearchConfig, low: float, high: float, dim: int) -> PreferenceSearch:

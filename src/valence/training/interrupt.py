@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -9,6 +10,9 @@ from contextlib import contextmanager
 from types import FrameType
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+WAIT = b"interrupted: this step is finished first; a second signal ends at once\n"
+
+NOTHING_SAVED = "a run of this kind saves nothing on the way: give the command again"
 
 
 class Interrupted(KeyboardInterrupt):
@@ -48,6 +52,8 @@ class Signals:
         self.received = number
         if not self._busy:
             raise Interrupted(number)
+        # Not by print: a signal may come while the stream is in use.
+        os.write(2, WAIT)
 
     @contextmanager
     def unbroken(self) -> Iterator[None]:

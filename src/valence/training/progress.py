@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+import threading
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +15,45 @@ TRAINING: tuple[Column, ...] = (
     ("KL(ref‖π)", "kl_ref_policy_on_rows", "{:.2f}"), ("accepted", "accepted_drift", "{:+.2f}"),
     ("rejected", "rejected_drift", "{:+.2f}"), ("tok/s", "tokens_per_second", "{:,.0f}"),
 )  # fmt: skip
+
+
+EVERY = 3.0
+"""Seconds between the lines about a part that has no steps."""
+
+
+class Busy:
+    """Shows that a part of a run goes on: a line on standard error every few seconds, from a thread of its own.
+
+    `count`, if it is set, is how much of it is done.
+
+    Args:
+        what: the part, such as "reading thumbs.jsonl".
+        show: False shows nothing.
+        unit: what `count` counts.
+    """
+
+    def __init__(self, what: str, *, show: bool = True, unit: str = "rows") -> None:
+        self.what, self.show, self.unit, self.count = what, show, unit, 0
+        self._done = threading.Event()
+
+    def __call__(self, count: int) -> None:
+        """So much is done."""
+        self.count = count
+
+    def __enter__(self) -> Busy:
+        if self.show:
+            self._done.clear()
+            threading.Thread(target=self._tell, daemon=True, name="progress").start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+
+    def _tell(self) -> None:
+        began = time.monotonic()
+        while not self._done.wait(EVERY):
+            amount = f"{self.count:,} {self.unit}, " if self.count else ""
+            print(f"  {self.what}: {amount}{time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
 
 
 class Progress:

@@ -34,7 +34,7 @@ def groups_for(records: Sequence[Record], takes: Takes) -> tuple[Sequence[Group]
     judged = picked(records, (place for place, record in enumerate(records) if record.shape != "prompt"))
     notes.add("{n} rows with only a prompt were dropped (valence improve uses them)", len(records) - len(judged))
     convert = {"labels": to_labels, "rewards": to_rewards, "preferences": to_preferences}[takes]
-    groups = Stored(Group, convert(judged, notes))
+    groups = Stored(Group.restored, convert(judged, notes))
     if not groups:
         why = "; ".join(notes.lines())
         raise UserError(f"no feedback can become {takes}" + (f": {why}" if why else ""))

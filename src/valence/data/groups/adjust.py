@@ -72,14 +72,14 @@ def dro_groups(groups: Sequence[Group], options: Any, objective: DRO) -> Adjuste
     if not any(scaled):
         raise UserError(f"all {len(scaled)} rewards are {mean:g}: there is nothing to learn from them")
     rest = iter(scaled)
-    groups = Stored(Group, (replace(group, reward=tuple(next(rest) for _ in group.reward or ())) for group in groups))
+    groups = Stored(Group.restored, (replace(group, reward=tuple(next(rest) for _ in group.reward or ())) for group in groups))
     return groups, [*notes, f"rewards standardised over the data set: mean {mean:.4g}, deviation {deviation:.4g}"]
 
 
 def supervised_groups(groups: Sequence[Group], options: object, objective: object) -> Adjusted:
     """Accepted completions alone; where no row is labelled, all are demonstrations."""
     if all(group.sign == (0,) for group in groups):
-        shown = Stored(Group, (replace(group, sign=(1,)) for group in groups))
+        shown = Stored(Group.restored, (replace(group, sign=(1,)) for group in groups))
         return shown, [f"none of the {len(groups)} rows is labelled: all are taken as accepted"]
     accepted = picked(groups, (place for place, group in enumerate(groups) if (group.sign or (0,))[0] > 0))
     if not accepted:

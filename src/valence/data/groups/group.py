@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from valence.data.records import Record, Text
+from valence.data.records import Record, Text, text_of
 from valence.data.stored import digest
 
 Takes = Literal["labels", "rewards", "preferences"]
@@ -44,6 +44,13 @@ class Group:
     def of(cls, record: Record, completions: tuple[Text, ...], **feedback: Any) -> Group:
         """A group with the prompt, file, line and split of a record."""
         return cls(record.prompt, completions, file=record.file, line=record.line, split=record.split, **feedback)
+
+    @classmethod
+    def restored(cls, values: list[Any]) -> Group:
+        """The group with these values of its fields, as JSON gives them back."""
+        prompt, completions, sign, reward, wins, *place = values
+        feedback = (None if part is None else tuple(part) for part in (sign, reward, wins and map(tuple, wins)))
+        return cls(text_of(prompt), tuple(map(text_of, completions)), *feedback, *place)
 
     def __post_init__(self) -> None:
         if sum(feedback is not None for feedback in (self.sign, self.reward, self.wins)) != 1:
