@@ -26,7 +26,7 @@ def of_shape(shape: Any, number: int) -> list[Record]:
 def test_rows_that_are_all_alike_are_refused_before_training() -> None:
     with pytest.raises(UserError, match=r"^all 3 labels to train on are rejected: .* needs accepted rows too"):
         check_learnable(scored(-1, -1, -1), of_shape("label", 3))
-    with pytest.raises(UserError, match="labels to train on are accepted: .* needs rejected rows too"):
+    with pytest.raises(UserError, match=r"labels to train on are accepted: .* needs rejected rows too"):
         check_learnable(scored(1, 1), of_shape("label", 2))
     with pytest.raises(UserError, match=r"^all 2 scores to train on are 0\.5"):
         check_learnable(scored(0.5, 0.5), of_shape("score", 2))
