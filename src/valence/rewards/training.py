@@ -196,8 +196,8 @@ def check_learnable(rows: Rows, records: Sequence[Record]) -> None:
     if all(record.shape == "label" for record in records if record.shape in SCORED):
         side, other = ("accepted", "rejected") if value > 0 else ("rejected", "accepted")
         raise UserError(
-            f"all {len(rows):,} labels to train on are {side}: a reward model needs {other} rows too, or it learns one "
-            "number for every text"
+            f"all {len(rows):,} labels to train on are {side}: a reward model needs {other} rows too, or it "
+            "learns one number for every text"
         )
     raise UserError(
         f"all {len(rows):,} scores to train on are {value:g}: a reward model needs rows that differ in their score"
