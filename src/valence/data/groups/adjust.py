@@ -72,7 +72,8 @@ def dro_groups(groups: Sequence[Group], options: Any, objective: DRO) -> Adjuste
     if not any(scaled):
         raise UserError(f"all {len(scaled)} rewards are {mean:g}: there is nothing to learn from them")
     rest = iter(scaled)
-    groups = Stored(Group.restored, (replace(group, reward=tuple(next(rest) for _ in group.reward or ())) for group in groups))
+    scaled_groups = (replace(group, reward=tuple(next(rest) for _ in group.reward or ())) for group in groups)
+    groups = Stored(Group.restored, scaled_groups)
     return groups, [*notes, f"rewards standardised over the data set: mean {mean:.4g}, deviation {deviation:.4g}"]
 
 
