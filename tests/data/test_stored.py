@@ -121,7 +121,8 @@ NAMES = (
 )  # fmt: skip
 VALUES: dict[str, list[Any]] = {
     "label": [True, False, None], "score": [1, "2", None], "completions": [["x", "y"], ["x"], "x"],
-    "winner": ["a", "b"], "scores": [[1, 2], [1, 1]], "type": ["binary_feedback", "x"], "labels": [[True], True], "response_0_reward": [1],
+    "winner": ["a", "b"], "scores": [[1, 2], [1, 1]],
+    "type": ["binary_feedback", "x"], "labels": [[True], True], "response_0_reward": [1],
     "messages": [[{"role": "user", "content": "u"}], [{"role": "assistant", "content": "v"}], "t"],
 }  # fmt: skip
 

@@ -150,11 +150,13 @@ def shared_text(chosen: str, rejected: str) -> tuple[str, str, str]:
 def _parts(prompt: object, completions: Sequence[object], fields: Sequence[str]) -> tuple[Text, tuple[Text, ...]]:
     """(prompt, completions), all plain text or all messages. The turns that conversations share are the prompt."""
     context: Text = "" if prompt is None or prompt == [] else text(prompt, "prompt")
-    texts = tuple(text(value, name) for value, name in zip(completions, fields, strict=True))
+    texts = tuple([text(value, name) for value, name in zip(completions, fields, strict=True)])
+    plain = isinstance(context, str)
     for value, name in zip(texts, fields, strict=True):
+        plain = plain and isinstance(value, str)
         if is_blank(value):
             raise Refused(f"{name} is empty")
-    if isinstance(context, str) and all(isinstance(value, str) for value in texts):
+    if plain:
         return context, texts
     turns = [(Message("assistant", value),) if isinstance(value, str) else value for value in texts]
     # The last turn of a conversation is never shared.

@@ -35,9 +35,10 @@ Answer = tuple[str, object, object, object]
 def matches(row: Mapping[str, object]) -> bool:
     if "_server_id" in row:
         return ("fields" in row and "responses" in row) or any(str(name).endswith(USERS) for name in row)
-    return bool(row) and all(
-        isinstance(each, Mapping) and "_server_id" in each and matches(each) for each in row.values()
-    )
+    for each in row.values():
+        if not isinstance(each, Mapping) or "_server_id" not in each or not matches(each):
+            return False
+    return bool(row)
 
 
 def rows(row: Mapping[str, object]) -> Iterator[dict[str, object] | Skipped]:
