@@ -17,11 +17,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-WORDS = (
+WORDS = (  # noqa: SIM905
     "the of and to in is that it was for on are as with they be at one have this from or had by hot but some what "
     "there we can out other were all your when up use word how said an each she which do their time if will way "
     "about many then them would write like so these her long make thing see him two has look more day could go come"
-).split()  # noqa: SIM905
+).split()
 PROMPT, COMPLETION = 140, 410
 """Characters of a prompt and of a completion, about."""
 
