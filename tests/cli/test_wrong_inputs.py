@@ -21,7 +21,10 @@ def drops(row): return None
 def number_of(row): return 3
 number = 3
 """
-ALIGN, IMPROVE = "align labels.jsonl --model tiny --out o", "improve prompts.jsonl --model tiny --out o"
+ALIGN, IMPROVE = (
+    "align labels.jsonl --model tiny --out o",
+    "improve prompts.jsonl --model tiny --out o --eval-samples 4",
+)
 IMAGES = "improve-images --pipeline small-digits --out o"
 REWARD_MODEL, COMPARE = "reward-model pairs.jsonl --model tiny --out o", "compare tiny tiny --prompts prompts.jsonl"
 SEARCH, CONTROL, OFFLINE = "search sphere --dim 2", "control worlds:Point-v0 --out o", "offline-control"
@@ -229,6 +232,8 @@ def test_one_line_that_names_what_is_wrong(
     words: str, said: str, files: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(files)
+    # On a slow machine lines of progress would stand before it.
+    monkeypatch.setattr("valence.training.progress.EVERY", 3600.0)
     with pytest.raises(SystemExit) as stop:
         main(shlex.split(words))
     line, *notes = capfd.readouterr().err.splitlines()
