@@ -36,7 +36,7 @@ _HOMES = {
     "control": "valence.runs.control",
     "improve": "valence.runs.improve_language",
     "improve_images": "valence.runs.improve_images",
-    "load_feedback": "valence.data.formats",
+    "load_feedback": "valence.data.load",
     "PolicyRunner": "valence.policies.runner",
     "PreferenceSearch": "valence.search.search",
     "UserError": "valence.errors",

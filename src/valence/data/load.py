@@ -252,7 +252,10 @@ class _Reader:
             fields[PROMPT[0]] = self.template.of(row)
         view = Row(fields, aside, self.verdicts)
         name, record = detect(view, self.fitting)
-        split = view.take("split") if isinstance(view.peek("split"), str) else None
+        mark = view.peek("split")
+        split = mark if isinstance(mark, str) else None
+        if split is not None:
+            view.take("split")
         self.used |= view.used
         for ours in view.used:
             self.read_columns.update(origin.get(ours, ()))

@@ -29,7 +29,7 @@ from valence.runs.language import (
     positions_of,
 )
 from valence.runs.methods import ALIGN, describe
-from valence.runs.options import CachedReferenceOptions
+from valence.runs.options import CachedReferenceOptions, FeedbackOptions
 from valence.runs.run import Job, Log, RunResult, begin, claim, make_schedule, resume, run_job
 from valence.runs.settings import configure, settings_of, to_words
 from valence.sources.offline import OfflineSource
@@ -52,6 +52,7 @@ class AlignConfig(LanguageConfig):
     """The method; auto chooses by the feedback. Its options: valence align --method NAME --help."""
     preset: str | None = None
     """pmpo: ar (accepted and rejected), a (accepted only) or r (rejected only), with the paper's alpha and beta."""
+    data: FeedbackOptions = field(default_factory=FeedbackOptions)
     reference: CachedReferenceOptions = field(default_factory=CachedReferenceOptions)
 
 

@@ -11,7 +11,7 @@ import tyro
 
 from valence.data.inspect import render, summarize
 from valence.errors import UserError
-from valence.runs.options import ReadOptions
+from valence.runs.options import VerdictOptions
 from valence.runs.reading import read_feedback
 from valence.runs.settings import RunConfig
 
@@ -27,7 +27,7 @@ class InspectConfig(RunConfig):
     """Files or folders of feedback."""
     json: bool = False
     """Print JSON."""
-    read: ReadOptions = field(default_factory=ReadOptions)
+    read: VerdictOptions = field(default_factory=VerdictOptions)
 
 
 def inspect(config: InspectConfig, *, log: Callable[[str], None] = print, show: bool = True) -> None:

@@ -36,7 +36,7 @@ class LanguageConfig(RunConfig):
     """What the configurations of `align` and `improve` share."""
 
     model: str = ""
-    """A folder that transformers can load, a hub id, or small-lm for the model that Valence carries."""
+    """A folder that transformers can load, a hub id, or small-lm, which Valence carries."""
     out: str = ""
     """Folder to write into."""
     options: Any = field(default_factory=NoOptions)

@@ -84,9 +84,7 @@ class ReadOptions(Options):
     """How the files are read."""
 
     columns: str | None = None
-    """Your columns: prompt=question,completion=turns[-1].text; also sums (a+b) and lists (a|b|c) of columns."""
-    labels: str | None = None
-    """What verdicts mean: accept=VALUES,reject=VALUES,ignore=VALUES; accept>=4,reject<=2; invert; or as-is."""
+    """Your columns: prompt=question,completion=a.b[-1]; sums (a+b) and lists (a|b|c)."""
     join: tuple[str, ...] = ()
     """Columns of another file: FILE on=KEY, or FILE on=KEY=KEY_OF_FILE."""
     map: str | None = None
@@ -99,6 +97,14 @@ class ReadOptions(Options):
     """Subset of a data set of the hub."""
     strict: bool = False
     """End the run at the first row that cannot be used."""
+
+
+@dataclass(frozen=True)
+class VerdictOptions(ReadOptions):
+    """How the files are read."""
+
+    labels: str | None = None
+    """What verdicts mean: accept=VALUES,reject=VALUES,ignore=VALUES; accept>=4,reject<=2; invert; or as-is."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +136,11 @@ class DataOptions(PromptOptions, ReadOptions):
 
 
 @dataclass(frozen=True)
+class FeedbackOptions(DataOptions, VerdictOptions):
+    """How the files are read."""
+
+
+@dataclass(frozen=True)
 class ModelOptions(Options):
     """How the model is loaded."""
 
@@ -146,11 +157,11 @@ class ModelOptions(Options):
     gradient_checkpointing: bool = False
     """Use less memory and about a third more time."""
     head: Literal["fused", "plain"] = "fused"
-    """fused holds no full row of logits; plain is the slow, obvious head, for comparison."""
+    """fused holds no full row of logits; plain is slow and obvious."""
     attention: str = ""
-    """transformers' name of an attention implementation, such as sdpa or flash_attention_2."""
+    """Attention implementation of transformers, such as flash_attention_2."""
     batching: Literal["auto", "rows"] = "auto"
-    """auto reads a prompt once for all its completions, and packs rows under flash attention."""
+    """auto reads a prompt once for all completions; packs with flash attention."""
     micro_batch_tokens: Whole = 0
     """Tokens measured at a time; 0 sets no limit. The gradient is the same."""
     trust_remote_code: bool = False
@@ -196,7 +207,7 @@ class TrainOptions(Options):
     batch_size: Count = 32
     """Contexts in an optimizer step, or in a collected batch."""
     micro_batch_size: Whole = 0
-    """Contexts measured at a time; 0 takes the whole batch. The gradient is the same."""
+    """Contexts measured at a time; 0 takes all. The gradient is the same."""
     epochs: Annotated[float, FINITE, ABOVE_ZERO, most(1_000_000)] = 1.0
     """Passes over the data where max-steps is not given."""
     max_steps: Count | None = None
@@ -204,7 +215,7 @@ class TrainOptions(Options):
     lr_schedule: Literal["constant", "linear"] = "constant"
     """After the warm-up: constant, or linear to 0 at the last step."""
     warmup_steps: Whole | None = None
-    """Steps of linear warm-up; by default a tenth of the steps, at most 150 (images: none)."""
+    """Steps of linear warm-up; a tenth, at most 150, by default (images: none)."""
     max_grad_norm: NonNegative = 1.0
     """Norm that gradients are clipped to; 0 does not clip."""
     weight_decay: NonNegative = 0.0
@@ -232,7 +243,7 @@ class RunOptions(Options):
     log_every: Count = 5
     """Steps between measurements of the exact KL and of drift."""
     kl_budget: Positive | None = None
-    """Stop when KL(pi || pi_ref) on fresh samples passes so many nats, and restore the last model within it."""
+    """Stop when KL(pi || pi_ref) passes so many nats; restore the last model within."""
     resume: bool = False
     """Continue from the last checkpoint in the output folder."""
     tracker: Literal["tensorboard", "wandb", "trackio", "none"] = "tensorboard"
@@ -250,7 +261,7 @@ class JudgeOptions(Options):
     num_samples: Count = 4
     """Completions drawn for each prompt."""
     unfinished_reward: Finite | None = None
-    """Reward of a completion that does not end within max-new-tokens; judged like others by default."""
+    """Reward of a completion cut at max-new-tokens; judged like others by default."""
     full_batch: bool = False
     """Collect all prompts in each batch."""
     reward_timeout: Positive = 60.0

@@ -31,7 +31,17 @@ from valence.rewards.training import (
 )
 from valence.runs.data import load_rows
 from valence.runs.language import SMALL_NETWORK, device_of, prompting_of
-from valence.runs.options import Count, Fraction, Options, Positive, PromptOptions, ReadOptions, TwoOrMore, Whole, check
+from valence.runs.options import (
+    Count,
+    Fraction,
+    Options,
+    Positive,
+    PromptOptions,
+    TwoOrMore,
+    VerdictOptions,
+    Whole,
+    check,
+)
 from valence.runs.run import Log, begin, claim, write_settings
 from valence.runs.settings import RunConfig, configure, settings_of, to_words
 from valence.training.interrupt import NOTHING_SAVED, Interrupted, Signals
@@ -88,7 +98,7 @@ class RewardModelConfig(RunConfig):
     """The backbone: a folder that transformers can load, a hub id, or small-lm."""
     out: str = ""
     """Folder to write into."""
-    read: ReadOptions = field(default_factory=ReadOptions)
+    read: VerdictOptions = field(default_factory=VerdictOptions)
     prompting: PromptOptions = field(default_factory=PromptOptions)
     training: RewardModelOptions = field(default_factory=RewardModelOptions)
 

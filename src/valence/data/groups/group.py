@@ -49,8 +49,9 @@ class Group:
     def restored(cls, values: list[Any]) -> Group:
         """The group with these values of its fields, as JSON gives them back."""
         prompt, completions, sign, reward, wins, *place = values
-        feedback = (None if part is None else tuple(part) for part in (sign, reward, wins and map(tuple, wins)))
-        return cls(text_of(prompt), tuple(map(text_of, completions)), *feedback, *place)
+        sign, reward = (None if part is None else tuple(part) for part in (sign, reward))
+        wins = None if wins is None else tuple(map(tuple, wins))
+        return cls(text_of(prompt), tuple(map(text_of, completions)), sign, reward, wins, *place)
 
     def __post_init__(self) -> None:
         if sum(feedback is not None for feedback in (self.sign, self.reward, self.wins)) != 1:
