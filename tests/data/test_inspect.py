@@ -25,6 +25,7 @@ def test_json_of_labels_with_a_problem(load_rows: Any) -> None:
     assert summarize(loaded).to_json() == {
         "skipped": {},
         "verdict_like_columns": {},
+        "agreement": None,
         "examples": {"accepted": "'a' → 'bb'", "rejected": "'c' → 'dddd'"},
         "shape": "labels",
         "rows": 5,
@@ -71,7 +72,7 @@ def test_shape_counts_method_and_why(
     load_rows: Any, rows: list[Any], shape: str, accepted: int | None, rejected: int | None, method: str, why: str
 ) -> None:
     found = summarize(load_rows(*rows)).to_json()
-    assert (found.pop("skipped"), found.pop("verdict_like_columns")) == ({}, {})
+    assert (found.pop("skipped"), found.pop("verdict_like_columns"), found.pop("agreement")) == ({}, {}, None)
     assert bool(found.pop("examples")) == any(row not in (PROMPT, SILENT) for row in rows)
     assert found == {
         "shape": shape,
@@ -133,6 +134,21 @@ def test_named_and_displaced_columns_go_by_the_files_names(load_rows: Any) -> No
     row = {"prompt": "old", "asked": "2+2?", "completion": "4", "label": 1}
     assert summarize(load_rows(row, columns={"prompt": "asked"})).loaded.unread == {"prompt": 1}
     assert summarize(load_rows(row)).loaded.unread == {"asked": 1}
+
+
+def test_agreement_of_annotators(load_rows: Any) -> None:
+    """Two verdicts each on three answers: both up, one of each, both down. Alpha by hand: 1 - (2/6) / (18/30)."""
+    verdicts = [("a", 1), ("a", 1), ("b", 1), ("b", 0), ("c", 0), ("c", 0)]
+    rows = [
+        {"prompt": "p", "completion": answer, "label": label, "annotator": name}
+        for name, (answer, label) in enumerate(verdicts)
+    ]
+    summary = summarize(load_rows(*rows))
+    assert summary.agreement == (3, pytest.approx(2 / 3), pytest.approx(4 / 9))
+    assert "67% of annotators' pairs on 3 answers" in printed(summary)
+    two = [{"prompt": "p", "chosen": one, "rejected": other, "annotator": one} for one, other in ("xy", "yx")]
+    assert summarize(load_rows(*two)).agreement == (1, 0.0, pytest.approx(0.0))
+    assert summarize(load_rows(UP, UP)).agreement is None
 
 
 def test_no_more_than_a_few_unread_columns_are_printed(load_rows: Any) -> None:

@@ -87,7 +87,9 @@ def test_folder_holds_what_is_promised(tiny_llama: Path, labels: Path, tmp_path:
     assert set(samples[0]) == {"prompt", "before", "after"}
     rows = read_metrics(out / "metrics.jsonl")
     assert [row["step"] for row in rows if "loss" in row] == [1, 2, 3, 4]
-    assert (out / "report.html").read_text().count("data:image/png;base64,") == 1
+    report = (out / "report.html").read_text()
+    assert report.count("data:image/png;base64,") == 1
+    assert "read as accepted" in report and "read as rejected" in report
     assert list((out / "tensorboard").glob("events.*"))
 
 

@@ -27,6 +27,7 @@ class Summary:
         score_range: lowest and highest score, if there are scores.
         mean_length: mean length of a completion, in characters.
         conflicts: number of completions of a prompt that are both accepted and rejected.
+        agreement: how far annotators agree (`Tally.agreement`), or None.
         ties: number of pairs with equal scores.
         empty_prompts: number of rows with a completion and no prompt.
         examples: side, such as "accepted" or "better" -> a completion that was read so, shortened.
@@ -44,6 +45,7 @@ class Summary:
     score_range: tuple[float, float] | None
     mean_length: float
     conflicts: int
+    agreement: tuple[int, float, float] | None
     ties: int
     empty_prompts: int
     examples: dict[str, str]
@@ -56,6 +58,7 @@ class Summary:
             "method": self.method, "why": self.why, "empty_prompts": self.empty_prompts,
             "unread_columns": self.loaded.unread, "skipped": self.loaded.skipped,
             "verdict_like_columns": self.loaded.verdict_like, "examples": self.examples,
+            "agreement": self.agreement,
         }  # fmt: skip
 
 
@@ -78,6 +81,7 @@ def summarize(loaded: Loaded) -> Summary:
         score_range=tally.score_range,
         mean_length=tally.mean_length,
         conflicts=tally.conflicts,
+        agreement=tally.agreement,
         ties=tally.ties,
         empty_prompts=tally.empty_prompts,
         examples=tally.examples,
@@ -183,12 +187,21 @@ def _facts(summary: Summary) -> list[tuple[str, str]]:
         ("scores", f"{scores} (`labels` such as {_bounds(low, high)} makes verdicts of them)" if scores else ""),
         ("length", f"{summary.mean_length:.0f} characters a completion" if summary.mean_length else ""),
         ("splits", splits if set(summary.splits) != {""} else ""),
+        ("agreement", agreed(summary)),
         ("conflicts", f"{summary.conflicts} completions both accepted and rejected" if summary.conflicts else ""),
         ("ties", f"{summary.ties} pairs with equal scores" if summary.ties else ""),
         ("method", f"{summary.method or 'none'}: {summary.why}"),
         ("problems", f"{len(loaded.problems)} rows cannot be used" if loaded.problems else "none"),
     ]
     return [(name, value) for name, value in facts if value]
+
+
+def agreed(summary: Summary) -> str:
+    """How far several annotators agree, in words; "" where no two judged the same."""
+    if summary.agreement is None:
+        return ""
+    several, share, alpha = summary.agreement
+    return f"{share:.0%} of annotators' pairs on {several} answers or pairs agree (Krippendorff's alpha {alpha:.2f})"
 
 
 def _bounds(low: float, high: float) -> str:

@@ -29,6 +29,7 @@ class Tally:
         self.orders = self.ties = self.empty_prompts = self._completions = self._letters = 0
         self._prompts = array("q")
         self._signed = {1: array("q"), -1: array("q")}
+        self._judged: dict[int, Counter[bool]] = {}
         self._sides: dict[str, Record] = {}
         self._best: tuple[float, Record] | None = None
         self._worst: tuple[float, Record] | None = None
@@ -44,6 +45,8 @@ class Tally:
             self._letters += len(text) if isinstance(text, str) else sum(map(len, contents(text)))
         if shape != "prompt" and not (prompt if isinstance(prompt, str) else any(contents(prompt))):
             self.empty_prompts += 1
+        if "annotator" in record.columns and shape in ("label", "pair"):
+            self._judge(record)
         if shape == "label":
             sign = int(values[0])
             self.signs[sign] += 1
@@ -63,6 +66,32 @@ class Tally:
                 self._best = max(values), record
             if self._worst is None or min(values) < self._worst[0]:
                 self._worst = min(values), record
+
+    def _judge(self, record: Record) -> None:
+        """Count one annotator's verdict on a completion, or on two of them."""
+        if record.shape == "pair":
+            first, second = map(hash, record.completions)
+            what, verdict = (record.prompt, min(first, second), max(first, second)), first < second
+        elif record.values[0]:
+            what, verdict = (record.prompt, *record.completions), record.values[0] > 0
+        else:
+            return
+        self._judged.setdefault(hash(what), Counter())[verdict] += 1
+
+    @property
+    def agreement(self) -> tuple[int, float, float] | None:
+        """(what several annotators judged, the share of their pairs that agree, Krippendorff's alpha for nominal
+        data), or None where no two annotators judged the same."""
+        several = [counts for counts in self._judged.values() if counts.total() > 1]
+        if not several:
+            return None
+        total = sum(counts.total() for counts in several)
+        apart = sum(2 * counts[True] * counts[False] / (counts.total() - 1) for counts in several) / total
+        pairs = sum(counts.total() * (counts.total() - 1) for counts in several)
+        agreed = sum(each * (each - 1) for counts in several for each in counts.values()) / pairs
+        up = sum(counts[True] for counts in several)
+        by_chance = 2 * up * (total - up) / (total * (total - 1))
+        return len(several), agreed, 1 - apart / by_chance if by_chance else 1.0
 
     @property
     def prompts(self) -> int:

@@ -130,6 +130,7 @@ def run_alignment(
     facts = {
         "objective": describe(objective), "model": config.model,
         "feedback": ", ".join(Path(path).name for path in config.feedback),
+        **{f"read as {side}": example for side, example in loaded.tally.examples.items()},
     }  # fmt: skip
     job = Job(
         method=config.method, learner=learner, source=source, schedule=schedule, evaluation=evaluation, facts=facts,

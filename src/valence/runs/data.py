@@ -7,7 +7,7 @@ from typing import Any
 
 from valence.data.groups import groups_for, split_groups
 from valence.data.groups.split import is_heldout
-from valence.data.inspect import summarize
+from valence.data.inspect import agreed, summarize
 from valence.data.load import Loaded
 from valence.data.prepare import Feedback, Log, log_problems
 from valence.data.stored import picked
@@ -28,6 +28,8 @@ def load_rows(
         log(f"feedback: {loaded.rows:,} rows, {found.prompts:,} prompts, shape {found.shape}{sides}")
         for side, example in found.examples.items():
             log(f"  read as {side}: {example}")
+        if agreement := agreed(found):
+            log(f"annotators: {agreement}")
     for reason, count in loaded.skipped.items():
         log(f"skipped: {count:,} {of}: {reason}")
     log_problems(loaded.problems, log, of=of)
