@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -130,14 +129,15 @@ def matches_alone() -> Callable[[ModuleType], None]:
 
 
 def mutants(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Copies of a row with one value in it, at any depth, replaced by another kind of value, or left out."""
+    """Copies of a row with one value in it, at any depth, replaced by another kind of value, or left out. They share
+    with the row what is not on the way to that value."""
     for path in _paths(row):
         for value in (None, 3, "x", [], {}, True, [None], {"x": []}):
-            spoiled = copy.deepcopy(row)
-            _parent(spoiled, path)[path[-1]] = value
+            spoiled, parent = _copied_to(row, path)
+            parent[path[-1]] = value
             yield spoiled
-        spoiled = copy.deepcopy(row)
-        del _parent(spoiled, path)[path[-1]]
+        spoiled, parent = _copied_to(row, path)
+        del parent[path[-1]]
         yield spoiled
 
 
@@ -183,7 +183,12 @@ def _paths(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
         yield from _paths(inner, (*path, key))
 
 
-def _parent(value: Any, path: tuple[Any, ...]) -> Any:
+def _copied_to(row: dict[str, Any], path: tuple[Any, ...]) -> tuple[dict[str, Any], Any]:
+    """(a copy of the row in which everything on the way to `path` is copied, the holder of the path's last step)."""
+    copied = dict(row)
+    holder: Any = copied
     for key in path[:-1]:
-        value = value[key]
-    return value
+        inner = holder[key]
+        holder[key] = inner = list(inner) if isinstance(inner, list) else dict(inner)
+        holder = inner
+    return copied, holder
