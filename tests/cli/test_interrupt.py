@@ -61,7 +61,7 @@ def broken_off(words: list[str], number: int, ready: Callable[[], bool], folder:
     return process.returncode, said.splitlines()[-1]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
 def test_a_run_that_is_broken_off_is_saved_and_goes_on_to_the_same_bits(
     number: signal.Signals, tiny_llama: Path, feedback: Path, tmp_path: Path
 ) -> None:
@@ -199,11 +199,14 @@ class TestSignals:
 
     def test_a_second_one_ends_at_once(self) -> None:
         done: list[str] = []
+        # A worker of pytest-xdist ignores it.
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
         with pytest.raises(KeyboardInterrupt) as stop, Signals() as signals, signals.unbroken():
             signal.raise_signal(signal.SIGINT)
             done.append("still within the step")
             signal.raise_signal(signal.SIGINT)
             done.append("never")
+        signal.signal(signal.SIGINT, before)
         assert not isinstance(stop.value, Interrupted) and done == ["still within the step"]
 
     def test_the_handlers_of_before_come_back(self) -> None:

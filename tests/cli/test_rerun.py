@@ -49,7 +49,9 @@ def test_every_command_that_writes_one_is_tried() -> None:
     assert RUNS.keys() == COMMANDS.keys() - {"inspect", "demo"}, "these two write none"
 
 
-@pytest.mark.parametrize("command", RUNS)
+@pytest.mark.parametrize(
+    "command", [pytest.param(name, marks=() if name in ("align", "search") else pytest.mark.slow) for name in RUNS]
+)
 def test_the_second_run_is_the_first(command: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words, weights = RUNS[command]
     main([*shlex.split(words), "--out", "first"])

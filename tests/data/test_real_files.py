@@ -39,6 +39,7 @@ def real(name: str) -> Loaded:
     return load_feedback([DATA / f"{name}.jsonl.gz"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "shape", "rows", "heldout", "problems"), FILES)
 def test_every_row_is_used_or_told(name: str, shape: str, rows: int, heldout: int, problems: dict[str, int]) -> None:
     loaded = real(name)
@@ -70,6 +71,7 @@ def test_the_two_ultrafeedback_files_together_are_mixed_and_ties_are_counted() -
     assert {group.split for group in train} == {"train"} and {group.split for group in heldout} == {"heldout"}
 
 
+@pytest.mark.slow
 def test_rt_polarity_is_ten_thousand_labels_of_no_prompt() -> None:
     loaded = real("rt_polarity/thumbs")
     summary = summarize(loaded)

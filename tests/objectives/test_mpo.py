@@ -246,6 +246,7 @@ def test_not_decoupled_it_bounds_the_whole_kl_of_any_policy() -> None:
     assert_close(loss, expected.detach(), 1e-5)
 
 
+@pytest.mark.slow
 def test_a_loose_bound_lets_the_policy_reach_the_e_step() -> None:
     """One context, every action once: sum_k w_k log pi(k) is largest at pi = w, the E-step's q."""
     policy, value = Table(torch.zeros(1, 1, 4)), torch.tensor([[1.0, 0.0, -0.5, 0.3]])
@@ -260,6 +261,7 @@ def test_a_loose_bound_lets_the_policy_reach_the_e_step() -> None:
     assert q.max() > 0.45
 
 
+@pytest.mark.slow
 def test_a_tight_bound_is_kept() -> None:
     """With a bound between 0 and what the E-step asks for, KL(pi_ref || pi) settles on it."""
     policy, value = Table(torch.zeros(1, 1, 4)), torch.tensor([[1.0, 0.0, -0.5, 0.3]])

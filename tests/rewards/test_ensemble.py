@@ -78,6 +78,6 @@ def test_a_judge_stays_and_a_function_is_made_safe() -> None:
     assert as_judge(play) is play and image_judge(play) is play
     # What failed as a whole and was repeated row by row is counted.
     assert safe(["p", "q"], ["a", "b"]) == [1.0, 1.0] and safe.repeated == 1
-    twice = PairFunction(lambda prompts, first, second: [1.0] if len(prompts) == 1 else [])
+    twice = PairFunction(lambda prompts, first, second: [1.0 / (len(prompts) == 1)])
     assert twice(["p"] * 2, ["a"] * 2, ["b"] * 2) == [1.0, 1.0] and twice.repeated == 1
     assert SelfPlay(twice).repeated == 1 and SelfPlay(half).repeated == 0

@@ -68,6 +68,7 @@ def test_the_other_halfs_scans_are_named_in_any_colours(which: int, least: float
     assert (seen(which, [painted(scan, paper, ink) for scan in scans[:450]]) == digits[:450]).mean() >= least
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", [REWARD_HALF, JUDGE_HALF])
 @pytest.mark.parametrize("side", [8, 100])
 def test_images_of_any_size_are_named(which: int, side: int) -> None:

@@ -118,6 +118,7 @@ def test_bradley_terry_cannot(pairs: str, tiny_llama: Path, tmp_path: Path) -> N
     assert torch.nn.functional.softplus(-gap).mean().item() > math.log(2) - 0.02
 
 
+@pytest.mark.slow
 def test_the_folder_is_a_pairwise_judge_by_its_name(
     trained: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

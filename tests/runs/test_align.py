@@ -244,7 +244,13 @@ def test_a_folder_with_a_run_is_not_overwritten(tiny_llama: Path, labels: Path, 
     assert (tmp_path / "out" / "metrics.jsonl").read_text() == before
 
 
-@pytest.mark.parametrize("method, shape", [("dpo", "pairs"), ("kto", "labels"), ("dro", "scores"), ("pmpo", "labels")])
+@pytest.mark.parametrize(
+    "method, shape",
+    [
+        ("dpo", "pairs"), ("pmpo", "labels"), pytest.param("kto", "labels", marks=pytest.mark.slow),
+        pytest.param("dro", "scores", marks=pytest.mark.slow),
+    ],
+)  # fmt: skip
 def test_a_reference_cache_changes_no_figure_and_is_used(
     method: str, shape: str, tiny_llama: Path, tmp_path: Path, request: pytest.FixtureRequest,
     monkeypatch: pytest.MonkeyPatch,
@@ -277,7 +283,7 @@ def test_the_two_heads_give_the_same_run(tiny_llama: Path, labels: Path, tmp_pat
         torch.testing.assert_close(ours[name], part, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("steps", [9, 4])
+@pytest.mark.parametrize("steps", [9, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_profile_is_a_trace_and_a_table(steps: int, tiny_llama: Path, labels: Path, tmp_path: Path) -> None:
     align(labels, model=tiny_llama, out=tmp_path / "out", **(QUICK | {"profile": True, "max_steps": steps}))
     events = json.loads((tmp_path / "out" / "profile.json").read_text())["traceEvents"]

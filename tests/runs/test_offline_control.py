@@ -54,6 +54,7 @@ def test_actions_beyond_one_are_scaled_and_come_back(tmp_path: Path) -> None:
     assert runner.high[0] > 3 and 1.5 < runner.act(np.array([50.0, 50.0]))[0] < runner.high[0]
 
 
+@pytest.mark.slow
 def test_labels_are_made_from_rewards_where_none_are_given(tmp_path: Path) -> None:
     data = bandit(tmp_path / "data", label=False)
     found = offline_control(data, tmp_path / "out", expectile=0.5, **LEARNING).details

@@ -25,8 +25,6 @@ Origin = dict[str, list[str]]
 MapRow = Callable[[dict[str, object]], "Mapping[str, object] | None"]
 SAMPLED = 200
 """Rows of each file that a message about its columns is made from."""
-TICK = 1000
-"""Rows between two calls of `progress`."""
 MOST_KNOWN = 1000
 
 
@@ -76,7 +74,7 @@ def load_feedback(
         split, subset: of a data set of the hub.
         strict: raise a UserError for the first row that cannot be used.
         keep: whether the records are kept. Without it they are only counted.
-        progress: called with the number of rows read so far, at every `TICK` rows.
+        progress: called with the number of rows read so far.
     Raises:
         UserError: a file cannot be read, has no usable row, or has a column whose values have no clear meaning;
             `columns` has an unknown field, a column that no row has, or a field that no layout reads.
@@ -100,7 +98,7 @@ def load_feedback(
                     records.append(found)
             else:
                 problems.append(Problem(path, line, str(found)))
-            if progress is not None and (good + len(problems)) % TICK == 0:
+            if progress is not None:
                 progress(good + len(problems))
         reader.check_names(path)
         reader.verdicts.check(path)

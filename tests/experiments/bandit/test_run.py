@@ -51,6 +51,7 @@ def test_random_search_counts_to_its_limit() -> None:
     assert product("random search", 50) == math.inf
 
 
+@pytest.mark.slow
 def test_rejections_without_a_kl_run_away_in_the_papers_protocol() -> None:
     setting = Setting("PMPO-R", 100, part="paper", problem=SPHERE, limit=200)
     kept, lost = (run_setting(one) for one in (setting, replace(setting, name="PMPO-R beta=0")))
