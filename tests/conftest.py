@@ -19,10 +19,10 @@ if not Path("/dev/nvidia0").exists():
     # Read when Triton is first imported: its kernels then run on CPU tensors.
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-# `valence.data.formats` has no tensors, and its many small calls per row of text would be ten times as slow.
+# The rooms that read rows have no tensors, and their many small calls per row of text would be ten times as slow.
 PACKAGE = Path(__file__).parents[1] / "src" / "valence"
-UNCHECKED = PACKAGE / "data" / "formats"
-CHECKED = [path.relative_to(PACKAGE.parent) for path in PACKAGE.rglob("*.py") if UNCHECKED not in path.parents]
+UNCHECKED = (PACKAGE / "data" / "formats", PACKAGE / "data" / "products")
+CHECKED = [path.relative_to(PACKAGE.parent) for path in PACKAGE.rglob("*.py") if not {*path.parents} & {*UNCHECKED}]
 install_import_hook([*(".".join(path.with_suffix("").parts) for path in CHECKED), "experiments"], "beartype.beartype")
 
 

@@ -61,7 +61,8 @@ def broken_off(words: list[str], number: int, ready: Callable[[], bool], folder:
     return process.returncode, said.splitlines()[-1]
 
 
-@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_run_that_is_broken_off_is_saved_and_goes_on_to_the_same_bits(
     number: signal.Signals, tiny_llama: Path, feedback: Path, tmp_path: Path
 ) -> None:
@@ -140,6 +141,7 @@ def test_a_search_without_anything_to_save_says_so(
     assert stop.value.code == 130 and capsys.readouterr().err == f"valence: interrupted; {said}\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("place", "words"),
     [

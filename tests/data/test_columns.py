@@ -36,6 +36,11 @@ def test_names_without_regard_to_case_blanks_and_underscores(load_rows: Load, ro
     assert only(load_rows(row)) == ("q", ("a",), (1.0,))
 
 
+def test_of_two_columns_with_one_meaning_the_first_is_read(load_rows: Load) -> None:
+    loaded = load_rows({"prompt": "q", "completion": "a", "Label": 1, "LABEL": 0})
+    assert only(loaded) == ("q", ("a",), (1.0,)) and loaded.unread == {"LABEL": 1}
+
+
 @pytest.mark.parametrize(
     ("row", "columns"),
     [

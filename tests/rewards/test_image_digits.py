@@ -77,6 +77,7 @@ def test_images_of_any_size_are_named(which: int, side: int) -> None:
     assert (seen(which, few) == digits[:200]).mean() >= 0.9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", [REWARD_HALF, JUDGE_HALF])
 def test_what_shows_no_digit_is_none(which: int) -> None:
     scans, _ = half_of_digits(1 - which)

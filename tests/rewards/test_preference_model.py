@@ -137,6 +137,7 @@ def test_the_folder_is_a_pairwise_judge_by_its_name(
     assert worse == pytest.approx(-better) and better > 0
 
 
+@pytest.mark.slow
 def test_where_a_score_is_asked_it_is_refused(trained: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     folder = str(trained[0])
     with pytest.raises(UserError, match="compares two completions and gives none a score of its own"):

@@ -60,7 +60,15 @@ CASES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("method, shape, options", CASES)
+def slow_variant(method: str, options: dict[str, Any]) -> bool:
+    """Whether another case trains the same objective with the same kind of rows."""
+    return (method == "dro" and options.get("value") in ("batch", "batch-mean")) or "preset" in options
+
+
+@pytest.mark.parametrize(
+    "method, shape, options",
+    [pytest.param(*case, marks=pytest.mark.slow if slow_variant(case[0], case[2]) else ()) for case in CASES],
+)
 def test_every_method_learns_its_training_rows(
     method: str, shape: str, options: dict[str, Any], tiny_llama: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:

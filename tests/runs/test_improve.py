@@ -76,7 +76,10 @@ def test_settings_that_change_the_way(options: dict[str, Any], prompts: Path, ti
     assert result.steps >= 4 and result.after["kl_policy_ref"] > 0
 
 
-@pytest.mark.parametrize("method", ["rebel", "pmpo", "rloo"])
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("pmpo", "rloo")]
+
+
+@pytest.mark.parametrize("method", ["rebel", *SLOW])
 def test_the_reward_rises(method: str, prompts: Path, tiny_llama: Path, tmp_path: Path) -> None:
     options = QUICK | {"max_steps": 20 if method == "rloo" else 32, "batch_size": 16, "eval_samples": 128, "lr": 2e-2}
 
@@ -285,6 +288,7 @@ def test_a_pairwise_gold_counts_wins_against_the_start(prompts: Path, tiny_llama
     assert result.before["gold"] == 0.5 and 0 <= result.after["gold"] <= 1 and "gold_win_rate" not in result.after
 
 
+@pytest.mark.slow
 def test_the_evaluations_go_on_with_the_run(prompts: Path, tiny_llama: Path, tmp_path: Path) -> None:
     options = QUICK | {"save_every": 4, "eval_every": 4, "num_epochs": 1}
     longer = options | {"max_steps": 12}

@@ -272,8 +272,12 @@ class _Reader:
         known = self.named.get(names)
         if known is None:
             self.seen.update(dict.fromkeys(names))
-            ours = {name: self._field(name, row) for name in names}
-            known = ours, {field: [name] for name, field in reversed(ours.items())}
+            ours: dict[str, str] = {}
+            for name in names:
+                # Of two columns with one meaning, such as Label and LABEL, the first is read.
+                field = self._field(name, row)
+                ours[name] = name if field in ours.values() else field
+            known = ours, {field: [name] for name, field in ours.items()}
             if len(self.named) < MOST_KNOWN:
                 self.named[names] = known
         return known
