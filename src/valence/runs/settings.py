@@ -236,9 +236,8 @@ def take(words: Sequence[str], *names: str) -> tuple[dict[str, str | None], list
 
 def fields_for_method(kind: type[RunConfig], values: Mapping[str, Any], method: str | None) -> dict[str, Any]:
     """The fields of a config.yaml; where another method is asked for, without the options of the file's own."""
-    table, before = methods_of(kind.command), values.get("method")
-    other = before is not None and before in table and method not in (None, before)
-    own = get_type_hints(table[before].options) if other else {}
+    table, before = methods_of(kind.command), str(values.get("method"))
+    own = get_type_hints(table[before].options) if before in table and method not in (None, before) else {}
     return {name: value for name, value in values.items() if name not in own}
 
 
