@@ -160,6 +160,12 @@ def test_pmpos_beta_is_a_finite_number_or_auto(value: Any) -> None:
     assert align_config(beta="auto").options.beta == "auto" and align_config(beta=0).options.beta == 0.0
 
 
+def test_a_preset_leaves_beta_to_the_bound_where_weights_come_from_scores() -> None:
+    assert align_config(method="pmpo", preset="ar").options.beta == 0.5
+    assert align_config(method="pmpo", preset="ar", score_temperature=1.0).options.beta == "auto"
+    assert align_config(method="pmpo", preset="ar", score_temperature=1.0, beta=2.0).options.beta == 2.0
+
+
 @pytest.mark.parametrize(("preset", "alpha"), [("ar", 0.5), ("a", 1.0), ("r", 0.0)])
 def test_a_preset_and_an_alpha_clash(preset: str, alpha: float) -> None:
     assert align_config(preset=preset).options.alpha == alpha

@@ -126,9 +126,11 @@ class Method:
         """The fields of the objective that a preset sets beside those that are given; {} where there is none."""
         if preset not in self.presets:
             return {}
-        made, usual = self.presets[preset](**given), self.objective()
+        # What the preset sets by itself may be taken back beside a given field.
+        usual, alone, made = self.objective(), self.presets[preset](), self.presets[preset](**given)
         names = self.objective_fields - set(given)
-        return {name: getattr(made, name) for name in names if getattr(made, name) != getattr(usual, name)}
+        changed = {name for name in names for one in (alone, made) if getattr(one, name) != getattr(usual, name)}
+        return {name: getattr(made, name) for name in changed}
 
     def make(self, options: Any) -> Any:
         """The objective; checks the parts too.
